@@ -1,0 +1,184 @@
+//! What an owner wants served: nodes and backend sets named once, services that refer to them.
+//! The config file is one owner, each Kubernetes cluster another. A snapshot is always whole.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// One owner's whole wish. `PUT /v1/desired/{owner}` carries it as JSON; the config file carries
+/// the same tables as TOML.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Desired {
+    /// Grows with every change the owner makes; the dataplane acknowledges it by this number.
+    pub generation: u64,
+    /// Where leaders are elected: the leader's term. A snapshot of an older term is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub term: Option<u64>,
+    #[serde(rename = "node", skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Node>,
+    #[serde(rename = "set", skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<BackendSet>,
+    #[serde(rename = "service", skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Service>,
+}
+
+/// A cluster node: a name and at most one address per family.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    pub name: String,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A named list of backends, shared by every service that names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendSet {
+    pub name: String,
+    pub backends: Vec<Backend>,
+}
+
+/// Where packets can go: a node by name, or an address. The port is the backend's own or, where it
+/// has none, the service's `target_port`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Share of new flows relative to the others of the set; 0 takes none.
+    #[serde(default = "default_weight", skip_serializing_if = "is_default_weight")]
+    pub weight: u16,
+    #[serde(default, skip_serializing_if = "BackendState::is_active")]
+    pub state: BackendState,
+}
+
+/// What the owner wants of a backend; health is an overlay of its own ([`Health`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    #[default]
+    Active,
+    /// Keeps its flows, takes no new ones.
+    Draining,
+    /// Takes no new flows; flows it had are dropped.
+    Down,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// For people and metrics; unique within the owner. Kubernetes: `namespace/name:port-name`.
+    pub name: String,
+    pub vip: IpAddr,
+    pub port: u16,
+    pub protocol: Protocol,
+    #[serde(default)]
+    pub mode: Mode,
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// A set by name, or `backends` inline, never both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backends: Vec<Backend>,
+    /// The port of backends that name none: in Kubernetes the nodePort.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<u16>,
+    /// Clients allowed; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_ranges: Vec<IpNet>,
+    /// Whether the box answers ARP/ND for the VIP; default: `box.announce`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<Announce>,
+    /// Overrides of `[timeouts]` for this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<ServiceTimeouts>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// How a packet reaches the node and its reply the client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Full NAT: the node sees a SNAT address and answers to the box. Needs nothing of the nodes.
+    #[default]
+    Nat,
+    /// The node sees the client; it must route its replies through the box.
+    Dnat,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// Weighted Maglev (NSDI'16): every box with the same snapshot makes the same choice.
+    #[default]
+    Maglev,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    /// Answer ARP and neighbour solicitations for the VIP on every port.
+    #[default]
+    L2,
+    /// Somebody else routes the VIP here (BGP, a static route).
+    None,
+}
+
+/// Seconds; a missing field takes the box's `[timeouts]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceTimeouts {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_established: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp: Option<u32>,
+}
+
+/// `PUT /v1/health`: what the checker knows, for every owner's backends. A backend not named is up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    pub backends: Vec<BackendHealth>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackendHealth {
+    pub address: IpAddr,
+    /// Missing: every port of the address, in other words the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    pub state: BackendState,
+    /// Last result in words, shown by `penstock status`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+fn default_weight() -> u16 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_default_weight(weight: &u16) -> bool {
+    *weight == 1
+}
+
+impl BackendState {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_active(&self) -> bool {
+        *self == Self::Active
+    }
+}

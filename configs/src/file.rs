@@ -1,0 +1,248 @@
+//! The config file: the box itself, and the services of the owner `file`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::desired::{Announce, BackendSet, Desired, Node, Service};
+
+/// The version this build reads and writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    pub version: u32,
+    #[serde(default, rename = "box")]
+    pub the_box: BoxConfig,
+    /// Network interfaces the workers serve.
+    #[serde(rename = "port")]
+    pub ports: Vec<PortConfig>,
+    #[serde(default)]
+    pub workers: WorkersConfig,
+    #[serde(default, rename = "snat")]
+    pub snat: Vec<SnatAddress>,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    #[serde(default, rename = "node")]
+    pub nodes: Vec<Node>,
+    #[serde(default, rename = "set")]
+    pub sets: Vec<BackendSet>,
+    #[serde(default, rename = "service")]
+    pub services: Vec<Service>,
+}
+
+impl ConfigFile {
+    /// The part of the file that is a snapshot of the owner `file`.
+    #[must_use]
+    pub fn desired(&self, generation: u64) -> Desired {
+        Desired {
+            generation,
+            term: None,
+            nodes: self.nodes.clone(),
+            sets: self.sets.clone(),
+            services: self.services.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BoxConfig {
+    /// Shown in status and metrics.
+    pub name: String,
+    /// Sockets, flow state and the pinned XDP program; on a tmpfs.
+    pub run_dir: PathBuf,
+    /// The last good snapshot of each owner; on a disk.
+    pub state_dir: PathBuf,
+    /// Default of each service's `announce`.
+    pub announce: Announce,
+    /// Routed ranges VIPs come from: an address of them that no service uses is unreachable,
+    /// instead of circling between the box and its gateway.
+    pub vip_ranges: Vec<IpNet>,
+}
+
+impl Default for BoxConfig {
+    fn default() -> Self {
+        Self {
+            name: "penstock".into(),
+            run_dir: "/run/penstock".into(),
+            state_dir: "/var/lib/penstock".into(),
+            announce: Announce::L2,
+            vip_ranges: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    pub interface: String,
+    /// Receive queues to serve; default: all the interface has. Packets of the rest pass to the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    #[serde(default)]
+    pub xdp: XdpMode,
+    #[serde(default)]
+    pub zero_copy: ZeroCopy,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, and generic with a warning where the driver has no XDP.
+    #[default]
+    Auto,
+    Native,
+    Generic,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ZeroCopy {
+    /// Where the driver has it; the outcome is reported.
+    #[default]
+    Auto,
+    Require,
+    Off,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersConfig {
+    /// Default: one per queue of the port with the fewest queues, at most one per core.
+    pub count: Option<u16>,
+    /// Cores to pin to, one per worker; default: the last ones of the machine.
+    pub cores: Vec<u16>,
+    pub poll: PollMode,
+    /// Frames of packet memory per worker.
+    pub frames: u32,
+    /// 2048 or 4096 bytes.
+    pub frame_size: u32,
+    pub huge_pages: HugePages,
+    /// Descriptors per receive and transmit ring; a power of two.
+    pub ring_size: u32,
+    /// Kernel busy polling (`SO_PREFER_BUSY_POLL`) budget per call; 0: off.
+    pub busy_poll_budget: u16,
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        Self {
+            count: None,
+            cores: Vec::new(),
+            poll: PollMode::Adaptive,
+            frames: 8192,
+            frame_size: 2048,
+            huge_pages: HugePages::Auto,
+            ring_size: 1024,
+            busy_poll_budget: 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Spins while packets come, sleeps when they don't.
+    #[default]
+    Adaptive,
+    /// Always spins: lowest latency, a whole core.
+    Busy,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HugePages {
+    #[default]
+    Auto,
+    Require,
+    Off,
+}
+
+/// An address packets to nodes leave from in `nat` mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnatAddress {
+    pub address: IpAddr,
+    /// First and last port, both included.
+    #[serde(default = "all_ports")]
+    pub ports: [u16; 2],
+    /// The address is also one of the kernel's: only `ports` of it come to the dataplane, and they
+    /// must be disjoint from `net.ipv4.ip_local_port_range` and every listener.
+    #[serde(default)]
+    pub shared: bool,
+}
+
+fn all_ports() -> [u16; 2] {
+    [1024, 65535]
+}
+
+/// Capacities, fixed at start: nothing is allocated on the packet path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Established flows per worker, IPv4.
+    pub flows_ipv4: u32,
+    /// Established flows per worker, IPv6.
+    pub flows_ipv6: u32,
+    /// Embryonic flows per worker and family (SYN seen, no answer yet; one-way UDP).
+    pub embryonic: u32,
+    pub services: u32,
+    pub nodes: u32,
+    /// Largest Maglev table; a prime.
+    pub maglev_size: u32,
+    /// ICMP errors the box generates, per second and worker.
+    pub icmp_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            flows_ipv4: 1 << 20,
+            flows_ipv6: 1 << 18,
+            embryonic: 1 << 17,
+            services: 16_384,
+            nodes: 8_192,
+            maglev_size: 65_537,
+            icmp_per_second: 1_000,
+        }
+    }
+}
+
+/// Seconds without a packet until a flow is forgotten.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// SYN seen, no answer yet.
+    pub tcp_syn: u32,
+    pub tcp_established: u32,
+    /// One side has sent FIN.
+    pub tcp_fin: u32,
+    /// Both have, or a RST was seen: the SNAT port rests this long.
+    pub tcp_time_wait: u32,
+    pub tcp_rst: u32,
+    /// Only the client has spoken.
+    pub udp_one_way: u32,
+    pub udp: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_syn: 15,
+            // RFC 5382: not less than 2 hours 4 minutes.
+            tcp_established: 7_440,
+            tcp_fin: 240,
+            tcp_time_wait: 60,
+            tcp_rst: 10,
+            udp_one_way: 15,
+            // RFC 4787: not less than 2 minutes, 5 recommended.
+            udp: 300,
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Ports: where frames come from and go to. The worker owns the ports, the pipeline never sees
+//! them, so it runs the same over AF_XDP, memory rings, a pcap file and a fault injector.
+
+pub mod frame;
+
+pub use frame::{Frame, FramePool, PacketMemory};
+
+/// Frames moved per burst: large enough to hide memory latency behind prefetches, small enough
+/// that a burst of metadata stays in the L1 cache.
+pub const BURST: usize = 64;
+
+/// A burst of frames on its way through the pipeline.
+pub type Burst = arrayvec::ArrayVec<Frame, BURST>;
+
+/// Counters of a port's sockets as the kernel keeps them, beside the worker's ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames the kernel dropped before the receive ring (no fill descriptor, too large).
+    pub rx_dropped: u64,
+    pub rx_ring_full: u64,
+    pub rx_fill_empty: u64,
+    pub tx_invalid: u64,
+}
+
+/// One receive and transmit queue. Implementations: [`xsk`], [`mem`], [`pcap`], [`fault`], [`tap`].
+///
+/// Frames are owned: what `rx_burst` hands out the worker must give to some port's `tx_burst` or
+/// back to the pool; what `tx_burst` did not take stays in the burst.
+pub trait Port {
+    /// Appends received frames to `out`, at most its remaining room. Returns how many.
+    fn rx_burst(&mut self, pool: &mut FramePool, out: &mut Burst) -> usize;
+
+    /// Takes frames from the front of `frames` for transmission; those left did not fit the ring.
+    fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize;
+
+    /// Per loop turn, also on idle ones: reap completions into the pool, refill the fill ring from
+    /// it, wake the kernel if it asked for it.
+    fn service(&mut self, pool: &mut FramePool);
+
+    /// Frames the port (its rings and the kernel behind them) holds now; with the pool's free
+    /// frames and those in flight in the worker they make up the whole packet memory.
+    fn frames_held(&self) -> usize;
+
+    /// The descriptor to sleep on when idle; `None`: this port needs no sleeping.
+    fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        None
+    }
+
+    fn stats(&self) -> PortStats {
+        PortStats::default()
+    }
+}

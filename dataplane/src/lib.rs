@@ -1,0 +1,4 @@
+//! A packet's journey, module by module in the order it meets them.
+
+pub mod io;
+pub mod verdict;

@@ -1,0 +1,84 @@
+//! Where packets end. Every packet ends in exactly one [`Verdict`], and the ledger balances:
+//! rx + generated + handoff_in = tx + handoff_out + kernel + drops + held.
+
+/// An interface the box serves, by its place in the config's list of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PortId(pub u8);
+
+/// A worker thread, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkerId(pub u16);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Tx(PortId),
+    /// Another worker owns the flow.
+    Handoff(WorkerId),
+    /// Not ours after all: back to the kernel by the TAP.
+    Kernel,
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($variant:ident = $name:literal: $help:literal,)*) => {
+        /// Why a packet was dropped. Closed, and the index of a counter array.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason { $(#[doc = $help] $variant,)* }
+
+        impl DropReason {
+            pub const ALL: &[DropReason] = &[$(DropReason::$variant,)*];
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name in metrics and `penstock explain`.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One sentence for the operator.
+            #[must_use]
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    TruncatedEthernet = "truncated_ethernet": "the frame ends before its Ethernet or VLAN header does",
+    TooManyTags = "too_many_tags": "more than two VLAN tags",
+    TruncatedIp = "truncated_ip": "the frame ends before its IP header does",
+    BadIpVersion = "bad_ip_version": "the IP version does not match the EtherType",
+    BadHeaderLength = "bad_header_length": "the IPv4 header length is below 20 or beyond the packet",
+    BadTotalLength = "bad_total_length": "the IP total length is beyond the frame or shorter than the headers",
+    BadExtensionHeaders = "bad_extension_headers": "IPv6 extension headers are broken or more than the box reads",
+    TruncatedTransport = "truncated_transport": "the packet ends before its TCP, UDP or ICMP header does",
+    BadTcpOffset = "bad_tcp_offset": "the TCP data offset is below 5 or beyond the packet",
+    BadUdpLength = "bad_udp_length": "the UDP length is below 8 or beyond the packet",
+    BadTcpFlags = "bad_tcp_flags": "the TCP flags contradict each other (SYN with FIN or RST, or none at all)",
+    PortZero = "port_zero": "port 0 as source or destination",
+    Martian = "martian": "a source address no packet on a wire may have (loopback, multicast, unspecified, broadcast)",
+    SpoofedSource = "spoofed_source": "the packet claims one of the box's VIPs or SNAT addresses as its source",
+    Fragment = "fragment": "IP fragments, which need reassembly",
+    UnsupportedProtocol = "unsupported_protocol": "a protocol the box does not balance, sent to a VIP or SNAT address",
+    NoService = "no_service": "the VIP has no service on this port and protocol",
+    SourceDenied = "source_denied": "the client is outside the service's source_ranges",
+    NoBackend = "no_backend": "the service has no backend that takes new flows",
+    OutOfState = "out_of_state": "a TCP packet that belongs to no flow and does not open one",
+    NoFlow = "no_flow": "a packet to a SNAT address that belongs to no flow",
+    FlowRevoked = "flow_revoked": "the flow's service or backend is gone or down",
+    FlowTableFull = "flow_table_full": "the worker's flow table is full of established flows (limits.flows_*)",
+    SnatExhausted = "snat_exhausted": "every SNAT port towards the backend is in use or resting; add [[snat]] addresses",
+    NoSnatAddress = "no_snat_address": "no SNAT address of the backend's family; add one under [[snat]]",
+    TtlExceeded = "ttl_exceeded": "TTL or hop limit ran out; time exceeded was sent if the rate limit allowed",
+    NoNeighbor = "no_neighbor": "the next hop's link-layer address is not known yet",
+    TooBig = "too_big": "the packet is larger than the egress port's MTU",
+    IcmpUnmatched = "icmp_unmatched": "an ICMP error about no flow of ours, or of a kind not translated",
+    RateLimited = "rate_limited": "a generated packet held back by its rate limit",
+    HandoffFull = "handoff_full": "the owner's hand-off ring is full",
+    TxFull = "tx_full": "the transmit ring stayed full",
+    KernelPathFull = "kernel_path_full": "the TAP to the kernel is missing or its queue is full",
+    NeighborIgnored = "neighbor_ignored": "an ARP or neighbour-discovery packet that is malformed or needs no answer",
+    NoFrame = "no_frame": "no free frame to build or copy the packet in",
+}
