@@ -1,1 +1,8 @@
-//! The lab.
+//! The lab: networks of namespaces with clients, the box and nodes; traffic through them; what `make
+//! demo` shows; and the same pipeline over memory ports where none of that is to be had.
+
+pub mod cli;
+pub mod clients;
+pub mod lab;
+pub mod privilege;
+pub mod servers;
