@@ -3,6 +3,9 @@
 
 pub mod cli;
 pub mod clients;
+pub mod config;
+pub mod dataplane;
+pub mod demo;
 pub mod lab;
 pub mod privilege;
 pub mod servers;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
+use penstock_perf::demo::{self, DemoArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
 #[derive(Parser)]
@@ -14,6 +15,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show what Penstock does: three nodes, a few thousand connections, one node less
+    Demo(DemoArgs),
     /// Make, list, enter and remove networks of namespaces
     #[command(subcommand)]
     Lab(LabCommand),
@@ -85,6 +88,7 @@ fn main() -> Result<()> {
         }
     }));
     match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Lab(LabCommand::Up(args)) => cli::lab_up(&args),
         Command::Lab(LabCommand::Down { id }) => cli::lab_down(id.as_deref()),
         Command::Lab(LabCommand::List) => {

@@ -150,7 +150,7 @@ impl Volley {
                 begun.set(begun.get() + 1);
                 let outcome = within(self.timeout, "waiting for the answer", ask(self.target)).await;
                 tally.borrow_mut().add(outcome);
-                if begun.get() % 50 == 0 {
+                if begun.get().is_multiple_of(50) {
                     progress(begun.get());
                 }
             }

@@ -28,6 +28,17 @@ impl Tally {
         }
     }
 
+    /// Counts another tally's exchanges here too.
+    pub fn merge(&mut self, other: Self) {
+        for (node, count) in other.by_node {
+            *self.by_node.entry(node).or_default() += count;
+        }
+        for (reason, count) in other.failures {
+            *self.failures.entry(reason).or_default() += count;
+        }
+        self.elapsed += other.elapsed;
+    }
+
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.by_node.values().sum()

@@ -48,7 +48,7 @@ impl UdpVolley {
                 let flow = begun.get();
                 begun.set(flow + 1);
                 self.flow(flow, &tally).await;
-                if (flow + 1) % 50 == 0 {
+                if (flow + 1).is_multiple_of(50) {
                     progress(flow + 1);
                 }
             }

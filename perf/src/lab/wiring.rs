@@ -18,7 +18,7 @@ pub(super) struct Script {
 
 impl Script {
     /// Written before anything else: settings new interfaces inherit.
-    pub(super) fn sysctl(&mut self, key: &str, value: impl ToString) {
+    pub(super) fn sysctl(&mut self, key: &str, value: u8) {
         self.sysctls.push((key.to_owned(), value.to_string()));
     }
 

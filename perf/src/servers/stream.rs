@@ -19,7 +19,7 @@ pub struct Pattern {
 impl Pattern {
     #[must_use]
     pub fn new(length: u64) -> Self {
-        Self { state: 0x70_656e_7374_6f63_6b, remaining: length }
+        Self { state: 0x7065_6e73_746f_636b, remaining: length }
     }
 
     /// The next bytes; empty at the end.
