@@ -156,12 +156,7 @@ impl Dataplane {
         format!("the dataplane's log ends with:\n{}", last.join("\n"))
     }
 
-    fn wait_until(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        done: impl Fn(&Status) -> Result<bool>,
-    ) -> Result<()> {
+    fn wait_until(&mut self, what: &str, patience: Duration, done: impl Fn(&Status) -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(process) = &mut self.process

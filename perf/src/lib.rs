@@ -8,4 +8,5 @@ pub mod dataplane;
 pub mod demo;
 pub mod lab;
 pub mod privilege;
+pub mod rig;
 pub mod servers;

@@ -1,7 +1,9 @@
 //! Clients: volleys of connections counted by the node that answered, transfers checked by hash,
 //! sessions that last, UDP exchanges. All run on one thread inside a client's namespace.
 
+pub mod hold;
 pub mod http;
+pub mod icmp;
 pub mod sessions;
 pub mod udp;
 

@@ -67,7 +67,13 @@ fn bring_up(narrator: &Narrator) -> Result<(Lab, Vec<NodeServer>)> {
     narrator.say(format!("client0  {:<15} {}", lab.clients[0].addr.v4, lab.clients[0].addr.v6));
     narrator.say(format!("VIP      {:<15} {}   port 80, TCP and UDP", vip.v4, vip.v6));
     for node in &lab.nodes {
-        narrator.say(format!("{}    {:<15} {}   NodePort {}", node.name, node.addr.v4, node.addr.v6, config::NODE_PORT));
+        narrator.say(format!(
+            "{}    {:<15} {}   NodePort {}",
+            node.name,
+            node.addr.v4,
+            node.addr.v6,
+            config::NODE_PORT
+        ));
     }
     narrator.say(format!("up after {} ms", lab.bring_up().as_millis()));
     Ok((lab, servers))

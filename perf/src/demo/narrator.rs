@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write, stdout};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const REDRAW: Duration = Duration::from_millis(100);
@@ -28,7 +29,7 @@ impl Narrator {
     /// A line that counts up; `done` replaces it by its last state.
     #[must_use]
     pub fn progress<'a>(&self, what: &'a str, total: u64) -> Progress<'a> {
-        Progress { what, total, terminal: stdout().is_terminal(), drawn: Cell::new(None) }
+        Progress { what, total, terminal: stdout().is_terminal(), drawn: Mutex::new(None) }
     }
 }
 
@@ -37,14 +38,15 @@ pub struct Progress<'a> {
     what: &'a str,
     total: u64,
     terminal: bool,
-    drawn: Cell<Option<Instant>>,
+    drawn: Mutex<Option<Instant>>,
 }
 
 impl Progress<'_> {
     pub fn at(&self, count: u64) {
-        let due = self.drawn.get().is_none_or(|last| last.elapsed() > REDRAW);
+        let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = drawn.is_none_or(|last| last.elapsed() > REDRAW);
         if self.terminal && due {
-            self.drawn.set(Some(Instant::now()));
+            *drawn = Some(Instant::now());
             print!("\r     {:<28} {} of {}", self.what, thousands(count), thousands(self.total));
             // A terminal that went away ends the demo by SIGHUP, not here.
             let _ = stdout().flush();

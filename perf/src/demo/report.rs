@@ -40,7 +40,8 @@ mod tests {
             ..Tally::default()
         };
         let text = table(&tally(&[("node0", 1000), ("node1", 3000)]), &tally(&[("node1", 4000)]), "node0");
-        let rows: Vec<String> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let rows: Vec<String> =
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(rows[2], "node0 | 1,000 | 25.0 % | 0 | 0.0 % (taken out)");
         assert_eq!(rows[3], "node1 | 3,000 | 75.0 % | 4,000 | 100.0 %");
         assert_eq!(rows[5], "total | 4,000 | | 4,000 |");

@@ -76,6 +76,11 @@ impl LabBuilder {
     }
 
     #[must_use]
+    pub fn queue_count(&self) -> u16 {
+        self.queues
+    }
+
+    #[must_use]
     pub fn mtu(mut self, bytes: u32) -> Self {
         self.mtu = bytes;
         self
