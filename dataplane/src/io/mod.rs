@@ -2,6 +2,7 @@
 //! them, so it runs the same over AF_XDP, memory rings, a pcap file and a fault injector.
 
 pub mod frame;
+pub mod mem;
 
 pub use frame::{Frame, FramePool, PacketMemory};
 
@@ -40,6 +41,12 @@ pub trait Port {
     /// Frames the port (its rings and the kernel behind them) holds now; with the pool's free
     /// frames and those in flight in the worker they make up the whole packet memory.
     fn frames_held(&self) -> usize;
+
+    /// Frames wait for another [`Port::service`] before the kernel transmits them. A worker that is
+    /// about to sleep must not: nothing would wake it, and the tail of a burst would strand.
+    fn tx_pending(&self) -> bool {
+        false
+    }
 
     /// The descriptor to sleep on when idle; `None`: this port needs no sleeping.
     fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
