@@ -14,7 +14,7 @@ pub use tcp::{State, SynInfo};
 
 use crate::clock::Now;
 use crate::hash::FlowHasher;
-use crate::persist::Records;
+use crate::persist::{MAX_SNATS, Records};
 use crate::sys::prefetch;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Tuple};
@@ -93,27 +93,34 @@ impl<F: Family> FlowTable<F> {
             hasher,
             capacity,
             counts: Counts::default(),
-            snats: Vec::new(),
+            snats: Vec::with_capacity(MAX_SNATS),
             high_water: 0,
             sweep_at: 0,
         })
     }
 
     /// Replaces the list records' `snat` numbers point into. Numbers in use must keep their address.
-    pub fn set_snats(&mut self, snats: &[F::Addr]) {
+    pub fn set_snats(&mut self, snats: impl Iterator<Item = F::Addr>) {
         self.snats.clear();
-        self.snats.extend_from_slice(snats);
+        self.snats.extend(snats.take(MAX_SNATS));
     }
 
-    /// Takes up the flows that the records hold after a restart. `adopt` may mend a record's
-    /// references or refuse it. Returns how many flows were kept.
-    pub fn recover(&mut self, mut adopt: impl FnMut(&mut Record<F::Addr>, Word) -> bool) -> usize {
+    /// The SNAT address of a number.
+    #[inline]
+    #[must_use]
+    pub fn snat(&self, id: u16) -> F::Addr {
+        self.snats.get(usize::from(id)).copied().unwrap_or_default()
+    }
+
+    /// Takes up the flows that the first `used` records hold after a restart; those behind were never
+    /// touched. `adopt` may mend a record's references or refuse it. Returns how many flows were kept.
+    pub fn recover(&mut self, used: u32, mut adopt: impl FnMut(&mut Record<F::Addr>, Word) -> bool) -> usize {
         let count = self.capacity.records();
         self.free.clear();
-        self.counts = Counts::default();
+        self.free.extend((used..count).rev());
         let mut kept = 0;
         let mut free_below = Vec::new();
-        for at in 0..count {
+        for at in 0..used.min(count) {
             let record = &mut self.records[at as usize];
             let wanted = record.word().is_some_and(|word| adopt(record, word));
             if wanted && self.enter(at) {

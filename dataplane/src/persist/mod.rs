@@ -94,7 +94,7 @@ pub struct Store {
 struct Mapping {
     map: MmapRaw,
     /// Holds the lock.
-    _file: Option<File>,
+    file: Option<File>,
 }
 
 impl Store {
@@ -106,7 +106,7 @@ impl Store {
         let map = memmap2::MmapMut::map_anon(shape.len()).map_err(PersistError::Memory)?;
         let _ = map.advise(memmap2::Advice::HugePage);
         let mut store = Self {
-            mapping: Arc::new(Mapping { map: map.into(), _file: None }),
+            mapping: Arc::new(Mapping { map: map.into(), file: None }),
             shape,
             discarded: None,
             recovered: false,
@@ -135,7 +135,7 @@ impl Store {
         }
         let map = MmapRaw::map_raw(&file).map_err(fail)?;
         let _ = map.advise(memmap2::Advice::HugePage);
-        let mapping = Arc::new(Mapping { map, _file: Some(file) });
+        let mapping = Arc::new(Mapping { map, file: Some(file) });
         let mut store = Self { mapping, shape, discarded, recovered };
         if !recovered {
             store.write_header(boot_id, fresh_seed);
@@ -152,6 +152,17 @@ impl Store {
         (header.records_v4, header.records_v6) = (records_v4, records_v6);
         // Last: without it the rest is not looked at.
         header.magic = MAGIC;
+    }
+
+    /// How many records of each family an earlier process can have written to: the file has holes
+    /// where nothing was ever written, and reading a hole would fill it.
+    #[must_use]
+    pub fn used_records(&self) -> [u32; 2] {
+        let (v4_at, v6_at) = (Shape::records_at() as u64, self.shape.v6_at() as u64);
+        let Some(file) = &self.mapping.file else { return [self.shape.records_v4, self.shape.records_v6] };
+        let v4 = data_end(file, v4_at, v6_at).div_ceil(size_of::<Record<u32>>() as u64);
+        let v6 = data_end(file, v6_at, self.shape.len() as u64).div_ceil(size_of::<Record<u128>>() as u64);
+        [(v4 as u32).min(self.shape.records_v4), (v6 as u32).min(self.shape.records_v6)]
     }
 
     /// The hash seed of this table: part of its identity, so that a restart hashes the same way.
@@ -218,6 +229,22 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
     } else {
         None
     })
+}
+
+/// How far behind `start` the file's data reaches, up to `end`.
+fn data_end(file: &File, start: u64, end: u64) -> u64 {
+    let mut at = start;
+    let mut reached = start;
+    while at < end {
+        let Ok(data) = rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) else { break };
+        if data >= end {
+            break;
+        }
+        let hole = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(data)).unwrap_or(end);
+        reached = hole.min(end);
+        at = hole;
+    }
+    reached - start
 }
 
 /// This boot's id, from the kernel.

@@ -17,6 +17,7 @@ pub use view::{Hop, PortView, View};
 
 use crate::flow::State;
 use crate::lpm::SourceSet;
+use crate::maglev::Moved;
 use crate::wire::{Family, V4, V6};
 
 /// Everything that is true between two changes of the configuration.
@@ -90,8 +91,8 @@ pub struct Service {
     pub sources: Option<SourceSet>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
-    /// Table slots that changed backend when the set last changed.
-    pub moved: u32,
+    /// What the set's last change moved.
+    pub moved: Option<Moved>,
 }
 
 impl Service {
@@ -131,6 +132,8 @@ impl Tables {
 /// Picks a family's part of the tables.
 pub trait Tabled: Family {
     fn tables(tables: &Tables) -> &FamilyTables<Self::Addr>;
+    /// Whether a set of source ranges has the address.
+    fn allowed(sources: &SourceSet, addr: Self::Addr) -> bool;
 }
 
 impl Tabled for V4 {
@@ -138,11 +141,19 @@ impl Tabled for V4 {
     fn tables(tables: &Tables) -> &FamilyTables<u32> {
         &tables.v4
     }
+
+    fn allowed(sources: &SourceSet, addr: u32) -> bool {
+        sources.contains_v4(addr)
+    }
 }
 
 impl Tabled for V6 {
     #[inline]
     fn tables(tables: &Tables) -> &FamilyTables<u128> {
         &tables.v6
+    }
+
+    fn allowed(sources: &SourceSet, addr: u128) -> bool {
+        sources.contains_v6(addr)
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use penstock_configs::desired::BackendState;
 use rustc_hash::FxHashMap;
 
-use crate::maglev::{self, MaglevTable};
+use crate::maglev::{self, MaglevTable, Moved};
 
 /// A place packets can go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,14 +59,13 @@ impl BackendSet {
         own.or_else(by_target).and_then(|at| self.backends.get(usize::from(*at)))
     }
 
-    /// Slots that changed backend from `old` to `self`; all of them if the table's size changed.
+    /// What the change from `old` to this set moved.
     #[must_use]
-    pub fn moved_from(&self, old: &Self) -> u32 {
-        if old.maglev.size() != self.maglev.size() {
-            return self.maglev.size();
-        }
-        let at = |set: &Self, slot: u16| set.backends.get(usize::from(slot)).map(|b| (b.address, b.port));
-        let pairs = old.maglev.slots().iter().zip(self.maglev.slots());
-        pairs.filter(|(was, is)| at(old, **was) != at(self, **is)).count() as u32
+    pub fn moved_from(&self, old: &Self) -> Moved {
+        self.maglev.moved_from(&self.identities(), &old.maglev, &old.identities())
+    }
+
+    fn identities(&self) -> Vec<u64> {
+        self.backends.iter().map(|backend| maglev::backend_identity(backend.address, backend.port)).collect()
     }
 }

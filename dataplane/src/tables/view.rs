@@ -19,6 +19,8 @@ pub struct Hop {
 pub struct PortView {
     pub mac: [u8; 6],
     pub mtu: u32,
+    /// The TAP: what comes in by it the box's own kernel sent.
+    pub is_kernel: bool,
 }
 
 /// Published to the workers as one, whenever a part of it changes.

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
 use super::{Packet, bytes_at};
-use crate::hash::FlowHasher;
+use crate::hash::{FlowHasher, owner_hash_v4, owner_hash_v6, pick_hash_v4, pick_hash_v6};
 
 /// An address family.
 pub trait Family: Copy + Default + 'static {
@@ -17,6 +17,12 @@ pub trait Family: Copy + Default + 'static {
 
     fn tuple(packet: &[u8], headers: &Packet) -> Tuple<Self::Addr>;
     fn hash(hasher: &FlowHasher, tuple: &Tuple<Self::Addr>) -> u64;
+    /// The hash that chooses a backend: the same on every box.
+    fn pick_hash(tuple: &Tuple<Self::Addr>) -> u64;
+    /// The hash that chooses the worker that owns a client's flow.
+    fn owner_hash(client: Self::Addr, client_port: u16, protocol: u8) -> u32;
+    /// An address no packet on a wire may have as its source.
+    fn is_martian(addr: Self::Addr) -> bool;
     /// Writes both addresses, takes one from the TTL or hop limit and mends the IP header's own
     /// checksum. Returns what the addresses changed in the transport checksum.
     fn readdress(packet: &mut [u8], l3: usize, src: Self::Addr, dst: Self::Addr) -> Sum;
@@ -65,7 +71,22 @@ impl Family for V4 {
 
     #[inline]
     fn hash(hasher: &FlowHasher, t: &Tuple<u32>) -> u64 {
-        hasher.hash_v4(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
+        hasher.v4(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
+    }
+
+    #[inline]
+    fn pick_hash(t: &Tuple<u32>) -> u64 {
+        pick_hash_v4(t.src, t.src_port, t.dst, t.dst_port, t.protocol)
+    }
+
+    #[inline]
+    fn owner_hash(client: u32, client_port: u16, protocol: u8) -> u32 {
+        owner_hash_v4(client, client_port, protocol)
+    }
+
+    fn is_martian(addr: u32) -> bool {
+        // RFC 6890: "this network", loopback, multicast, reserved with broadcast.
+        matches!(addr >> 24, 0 | 127) || addr >> 28 >= 0xe
     }
 
     #[inline]
@@ -121,7 +142,22 @@ impl Family for V6 {
 
     #[inline]
     fn hash(hasher: &FlowHasher, t: &Tuple<u128>) -> u64 {
-        hasher.hash_v6(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
+        hasher.v6(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
+    }
+
+    #[inline]
+    fn pick_hash(t: &Tuple<u128>) -> u64 {
+        pick_hash_v6(t.src, t.src_port, t.dst, t.dst_port, t.protocol)
+    }
+
+    #[inline]
+    fn owner_hash(client: u128, client_port: u16, protocol: u8) -> u32 {
+        owner_hash_v6(client, client_port, protocol)
+    }
+
+    fn is_martian(addr: u128) -> bool {
+        // Unspecified, loopback, IPv4-mapped, multicast. Link-local clients exist on the segment itself.
+        addr <= 1 || addr >> 32 == 0xffff || addr >> 120 == 0xff
     }
 
     #[inline]

@@ -214,3 +214,23 @@ fn check_ports(ports: [u8; 4]) -> Result<(), DropReason> {
     let [s0, s1, d0, d1] = ports;
     if s0 | s1 == 0 || d0 | d1 == 0 { Err(DropReason::PortZero) } else { Ok(()) }
 }
+
+/// The value of a TCP timestamp option (RFC 7323); 0: there is none.
+#[must_use]
+pub fn tcp_timestamp(frame: &[u8], packet: &Packet) -> u32 {
+    let l4 = usize::from(packet.l4);
+    let end = l4 + usize::from(frame.get(l4 + 12).copied().unwrap_or(0) >> 4) * 4;
+    let Some(options) = frame.get(l4 + 20..end) else { return 0 };
+    let mut rest = options;
+    // Each turn takes at least one byte, so a loop of options ends.
+    while let [kind, tail @ ..] = rest {
+        rest = match (kind, tail) {
+            (0, _) => return 0,
+            (1, tail) => tail,
+            (8, [10, a, b, c, d, ..]) => return u32::from_be_bytes([*a, *b, *c, *d]),
+            (_, [len, ..]) if *len >= 2 => rest.get(usize::from(*len)..).unwrap_or_default(),
+            _ => return 0,
+        };
+    }
+    0
+}
