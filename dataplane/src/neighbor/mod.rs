@@ -8,7 +8,15 @@
 //! keeps `CAP_NET_ADMIN` and `CAP_NET_RAW` for it.
 
 pub mod frames;
+pub mod host;
+pub mod mirror;
+pub mod netlink;
+mod raw;
 pub mod responder;
+pub mod routes;
+mod view;
+
+pub use view::{PROTOCOL, VlanTag, VlanTags};
 
 /// An Ethernet hardware address.
 pub type Mac = [u8; 6];
