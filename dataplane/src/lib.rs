@@ -9,6 +9,7 @@ pub mod maglev;
 pub mod nat;
 pub mod neighbor;
 pub mod lpm;
+pub mod rss;
 pub mod hash;
 pub mod verdict;
 pub mod stats;
