@@ -2,5 +2,8 @@
 
 pub mod hash;
 pub mod io;
+pub mod lpm;
 pub mod maglev;
+pub mod rss;
+pub mod sys;
 pub mod verdict;
