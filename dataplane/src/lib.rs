@@ -1,18 +1,18 @@
 //! A packet's journey, module by module in the order it meets them.
 
-pub mod io;
-pub mod pipeline;
-pub mod wire;
-pub mod tables;
+pub mod clock;
 pub mod flow;
+pub mod hash;
+pub mod io;
+pub mod lpm;
 pub mod maglev;
 pub mod nat;
 pub mod neighbor;
-pub mod lpm;
-pub mod rss;
-pub mod hash;
-pub mod verdict;
-pub mod stats;
 pub mod persist;
-pub mod clock;
+pub mod pipeline;
+pub mod rss;
+pub mod stats;
 pub mod sys;
+pub mod tables;
+pub mod verdict;
+pub mod wire;

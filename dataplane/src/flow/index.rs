@@ -90,7 +90,10 @@ impl Index {
     pub fn likely(&self, hash: u64) -> Option<u32> {
         let bucket = &self.buckets[self.first(hash)].0;
         let tag = hash as u32;
-        bucket.iter().find(|slot| (**slot >> 32) as u32 == tag && **slot != EMPTY).map(|slot| Entry::unpack(*slot).record)
+        bucket
+            .iter()
+            .find(|slot| (**slot >> 32) as u32 == tag && **slot != EMPTY)
+            .map(|slot| Entry::unpack(*slot).record)
     }
 
     /// The first entry of this hash that `is_it` recognises.

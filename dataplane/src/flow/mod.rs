@@ -399,12 +399,7 @@ impl<F: Family> FlowTable<F> {
 
 /// The tuple that packets of a flow have in one direction.
 #[inline]
-fn key<F: Family>(
-    record: &Record<F::Addr>,
-    word: Word,
-    direction: Direction,
-    snats: &[F::Addr],
-) -> Tuple<F::Addr> {
+fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
     match direction {
         Direction::Forward => Tuple {
             src: record.client,

@@ -98,8 +98,7 @@ fn advance_tcp(mut word: Word, tcp_flags: u8, direction: Direction) -> Word {
         return word;
     }
     if tcp_flags & TCP_FIN != 0 {
-        word.flags =
-            word.flags.with(if direction == Direction::Forward { Flags::FIN_CLIENT } else { Flags::FIN_NODE });
+        word.flags = word.flags.with(if direction == Direction::Forward { Flags::FIN_CLIENT } else { Flags::FIN_NODE });
     }
     word.state = match word.state {
         _ if word.flags.has(Flags::FIN_CLIENT.with(Flags::FIN_NODE)) => State::TimeWait,

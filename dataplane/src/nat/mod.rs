@@ -132,13 +132,8 @@ fn candidate<F: Family>(
     towards: &Towards<F::Addr>,
     timed_out: &impl Fn(&crate::flow::Record<F::Addr>, State) -> bool,
 ) -> Candidate {
-    let reply = Tuple {
-        src: towards.node,
-        dst: snat,
-        src_port: towards.node_port,
-        dst_port: port,
-        protocol: towards.protocol,
-    };
+    let reply =
+        Tuple { src: towards.node, dst: snat, src_port: towards.node_port, dst_port: port, protocol: towards.protocol };
     let Some(entry) = flows.find(&reply, flows.hash(&reply)) else { return Candidate::Free };
     let record = flows.record(entry.record);
     let Some(word) = record.word() else { return Candidate::Taken };

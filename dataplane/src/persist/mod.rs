@@ -122,8 +122,7 @@ impl Store {
     /// Any of [`PersistError`].
     pub fn open(path: &Path, shape: Shape, boot_id: [u8; 16], fresh_seed: [u64; 2]) -> Result<Self, PersistError> {
         let fail = |source| PersistError::File { path: path.into(), needed: shape.len() >> 20, source };
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| PersistError::Locked { path: path.into() })?;
         let len = file.metadata().map_err(fail)?.len();

@@ -60,7 +60,8 @@ impl LastHops {
             self.marked[usize::from(*at)] = true;
             return *at;
         }
-        let free = (0..MAX_HOPS - 1).map(|n| (self.next + n - 1) % (MAX_HOPS - 1) + 1).find(|at| self.hops[*at].used == 0);
+        let free =
+            (0..MAX_HOPS - 1).map(|n| (self.next + n - 1) % (MAX_HOPS - 1) + 1).find(|at| self.hops[*at].used == 0);
         let Some(at) = free else { return UNKNOWN };
         let hop = StoredHop { mac, port: port.0, used: 1 };
         self.hops[at] = hop;

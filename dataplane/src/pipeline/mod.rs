@@ -22,7 +22,7 @@ use crate::persist::{PersistError, Store};
 use crate::stats::WorkerStats;
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Rewrite, TCP_FIN, TCP_RST, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, Transport, V4, V6, be32};
 use hops::LastHops;
 use side::{Side, Sided};
 
@@ -102,7 +102,9 @@ impl Pipeline {
         }
         for (frame, stage) in frames.iter_mut().zip(stages) {
             let verdict = match stage {
-                Stage::Transit(packet, hash) if packet.v6 => self.transit::<V6>(memory, frame, packet, hash, from, handed, now),
+                Stage::Transit(packet, hash) if packet.v6 => {
+                    self.transit::<V6>(memory, frame, packet, hash, from, handed, now)
+                }
                 Stage::Transit(packet, hash) => self.transit::<V4>(memory, frame, packet, hash, from, handed, now),
                 Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from),
                 Stage::Other(packet) => self.other(memory.bytes(frame), &packet),
@@ -110,7 +112,7 @@ impl Pipeline {
                 Stage::Settled(verdict) => verdict,
             };
             if let Verdict::Drop(reason) = verdict {
-                self.stats.drop(reason);
+                self.stats.count_drop(reason);
             }
             verdicts.push(verdict);
         }
@@ -193,7 +195,9 @@ impl Pipeline {
         let len = u32::from(packet.end - packet.l3);
         if forward {
             record.forward_bytes = record.forward_bytes.saturating_add(len);
-            if packet.transport == Transport::Tcp && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0) {
+            if packet.transport == Transport::Tcp
+                && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0)
+            {
                 let end = stream_end(bytes, packet);
                 (record.last_seq, record.last_timestamp) = (end.seq, end.timestamp);
             }
@@ -216,7 +220,9 @@ impl Pipeline {
             let known = record.hop;
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
-            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| store.header_mut().hops[usize::from(at)] = hop);
+            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
+                store.header_mut().hops[usize::from(at)] = hop
+            });
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;
             }
@@ -231,9 +237,16 @@ impl Pipeline {
         default.ok_or(DropReason::NoNeighbor)
     }
 
-    fn time_exceeded(&mut self, memory: &PacketMemory, frame: &mut Frame, packet: &Packet, from: PortId, now: Now) -> Verdict {
+    fn time_exceeded(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        from: PortId,
+        now: Now,
+    ) -> Verdict {
         if !self.icmp.allows(now) {
-            self.stats.drop(DropReason::RateLimited);
+            self.stats.count_drop(DropReason::RateLimited);
             self.stats.generated.add(1);
             return Verdict::Drop(DropReason::TtlExceeded);
         }
@@ -241,7 +254,7 @@ impl Pipeline {
             return Verdict::Drop(DropReason::TtlExceeded);
         };
         memory.resize(frame, len);
-        self.stats.drop(DropReason::TtlExceeded);
+        self.stats.count_drop(DropReason::TtlExceeded);
         self.stats.generated.add(1);
         Verdict::Tx(from)
     }

@@ -66,9 +66,10 @@ impl Pipeline {
             return Verdict::Handoff(owner);
         }
         let family = F::tables(&self.view.tables);
-        let outside = family.snats.get(usize::from(id)).is_some_and(|snat| {
-            snat.shared && !(snat.first_port..=snat.last_port).contains(&tuple.dst_port)
-        });
+        let outside = family
+            .snats
+            .get(usize::from(id))
+            .is_some_and(|snat| snat.shared && !(snat.first_port..=snat.last_port).contains(&tuple.dst_port));
         if outside { Verdict::Kernel } else { Verdict::Drop(DropReason::NoFlow) }
     }
 

@@ -74,12 +74,9 @@ impl<F: Family> Side<F> {
                 src_port: record.snat_port,
                 dst_port: record.node_port,
             },
-            Direction::Reverse => Rewrite {
-                src: record.vip,
-                dst: record.client,
-                src_port: record.vip_port,
-                dst_port: record.client_port,
-            },
+            Direction::Reverse => {
+                Rewrite { src: record.vip, dst: record.client, src_port: record.vip_port, dst_port: record.client_port }
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
-<<<<<<< HEAD
 //! The small unsafe edge: prefetch, anonymous huge mappings, clocks.
 #![allow(unsafe_code, reason = "intrinsics and mappings; each block says why it holds")]
+
+pub mod ethtool;
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -63,8 +64,3 @@ impl<T: Plain> DerefMut for HugeArray<T> {
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
     }
 }
-=======
-//! The small unsafe edge: system calls that no crate wraps.
-
-pub mod ethtool;
->>>>>>> maglev

@@ -110,12 +110,12 @@ impl Compiler {
         let protocol = protocol_number(wanted.protocol);
         let slot = self.services.slot((wanted.vip, wanted.port, protocol));
         let set = self.set(wanted, resolved, sets, inputs);
-        let before = self.previous.service(slot).filter(|old| {
-            (old.vip, old.port, old.protocol) == (wanted.vip, wanted.port, protocol)
-        });
-        let moved = before.and_then(|old| {
-            if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) }
-        });
+        let before = self
+            .previous
+            .service(slot)
+            .filter(|old| (old.vip, old.port, old.protocol) == (wanted.vip, wanted.port, protocol));
+        let moved =
+            before.and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) });
         Service {
             slot,
             owner: Arc::clone(owner),

@@ -39,8 +39,7 @@ impl BackendSet {
         // The size follows the set as configured, not its health: a flap must not resize the table.
         let units = maglev::weight_units(backends.iter().map(|backend| u32::from(backend.weight)));
         let size = maglev::size_for(units, maglev_max);
-        let by_address =
-            backends.iter().zip(0..).map(|(backend, at)| ((backend.address, backend.port), at)).collect();
+        let by_address = backends.iter().zip(0..).map(|(backend, at)| ((backend.address, backend.port), at)).collect();
         Self { maglev: MaglevTable::build(&weights, size), backends, by_address }
     }
 
