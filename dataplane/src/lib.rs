@@ -2,6 +2,8 @@
 
 pub mod clock;
 pub mod flow;
+pub mod handoff;
+pub mod publish;
 pub mod hash;
 pub mod io;
 pub mod lpm;
@@ -9,6 +11,7 @@ pub mod maglev;
 pub mod nat;
 pub mod neighbor;
 pub mod persist;
+pub mod worker;
 pub mod pipeline;
 pub mod rss;
 pub mod stats;

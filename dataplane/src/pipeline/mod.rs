@@ -336,6 +336,12 @@ impl Pipeline {
         &self.stats
     }
 
+    /// The link-layer address of a port.
+    #[must_use]
+    pub fn port_mac(&self, port: PortId) -> Option<[u8; 6]> {
+        self.view.ports.get(usize::from(port.0)).map(|port| port.mac)
+    }
+
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         self.worker
