@@ -5,5 +5,7 @@ pub mod io;
 pub mod lpm;
 pub mod maglev;
 pub mod rss;
+#[cfg(test)]
+mod stopwatch;
 pub mod sys;
 pub mod verdict;
