@@ -112,9 +112,9 @@ const fn low(address: u128) -> u64 {
 mod tests {
     use std::collections::HashSet;
     use std::hint::black_box;
-    use std::time::Instant;
 
     use super::*;
+    use crate::stopwatch::best_ns;
 
     type Key = (u128, u128, u16, u16, u8);
 
@@ -237,11 +237,12 @@ mod tests {
         let hasher = FlowHasher::new(black_box(SEEDS[1]));
         let keys: Vec<Key> = sequential(4096).collect();
         let time = |name: &str, hash: &dyn Fn(&Key) -> u64| {
-            let started = Instant::now();
-            for _ in 0..1000 {
-                black_box(keys.iter().fold(0, |sum: u64, key| sum ^ hash(black_box(key))));
-            }
-            println!("{name}: {:.2} ns", started.elapsed().as_nanos() as f64 / 4096e3);
+            let ns = best_ns(4096 * 100, || {
+                for _ in 0..100 {
+                    black_box(keys.iter().fold(0, |sum: u64, key| sum ^ hash(black_box(key))));
+                }
+            });
+            println!("{name}: {ns:.2} ns");
         };
         time("flow v4", &|&key| v4(hasher, key));
         time("flow v6", &|&key| v6(hasher, key));

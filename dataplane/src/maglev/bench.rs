@@ -1,9 +1,9 @@
 //! Figures, not checks: `cargo test --release -p penstock-dataplane --lib maglev::bench -- --ignored --nocapture`.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use super::*;
+use crate::stopwatch::best_ns;
 
 fn set(first: u32, n: u32, weight: impl Fn(u32) -> u32) -> Vec<(u64, u32)> {
     (0..n)
@@ -21,26 +21,28 @@ fn build_and_lookup() {
         ("1 set of 500, weights 1-100", 1, 500, 100),
         ("1 set of 3 at 65537", 1, 3, 1),
     ] {
-        let started = Instant::now();
-        let tables: Vec<MaglevTable> = (0..sets)
-            .map(|s| {
-                let backends = set(s * n, n, |i| 1 + i % spread);
-                let units = if sets == 1 { 500 } else { weight_units(backends.iter().map(|b| b.1)) };
-                MaglevTable::build(&backends, size_for(units, DEFAULT_MAX_SIZE))
-            })
-            .collect();
-        let took = started.elapsed();
+        let mut tables: Vec<MaglevTable> = Vec::new();
+        let ns = best_ns(1, || {
+            tables = (0..sets)
+                .map(|s| {
+                    let backends = set(s * n, n, |i| 1 + i % spread);
+                    let units = if sets == 1 { 500 } else { weight_units(backends.iter().map(|b| b.1)) };
+                    MaglevTable::build(&backends, size_for(units, DEFAULT_MAX_SIZE))
+                })
+                .collect();
+        });
         let bytes: usize = tables.iter().map(MaglevTable::memory_bytes).sum();
-        println!("{name}: size {}, {took:.2?}, {:.1} MB", tables[0].size(), bytes as f64 / 1e6);
+        println!("{name}: size {}, {:.2} ms, {:.1} MB", tables[0].size(), ns / 1e6, bytes as f64 / 1e6);
     }
     for size in [2039, 65_537] {
         let table = MaglevTable::build(&set(0, 20, |_| 1), size);
-        let started = Instant::now();
-        let mut hash = 1_u64;
-        for _ in 0..10_000_000 {
-            hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(black_box(&table).lookup(hash)));
-        }
-        black_box(hash);
-        println!("lookup, dependent, size {size}: {:.2} ns", started.elapsed().as_nanos() as f64 / 1e7);
+        let ns = best_ns(1_000_000, || {
+            let mut hash = 1_u64;
+            for _ in 0..1_000_000 {
+                hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(black_box(&table).lookup(hash)));
+            }
+            black_box(hash);
+        });
+        println!("lookup, dependent, size {size}: {ns:.2} ns");
     }
 }

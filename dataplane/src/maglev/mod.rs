@@ -39,10 +39,10 @@ impl MaglevTable {
     /// Weight 0 takes no slot; every other backend takes at least one while slots last.
     ///
     /// `size` is raised to the next prime where it is none: with a composite size a backend's
-    /// permutation would miss slots. Backends beyond the 65,535th are left out (slots are `u16`).
+    /// permutation would miss slots; 1,310,719 is the most. Backends beyond the 65,535th are left out (slots are `u16`).
     #[must_use]
     pub fn build(backends: &[(u64, u32)], size: u32) -> Self {
-        let size = next_prime(size.max(2));
+        let size = next_prime(size.clamp(2, SIZES[SIZES.len() - 1]));
         // Turns are taken in the order of identities, so the order of the list leaves no trace.
         let mut active: Vec<(u64, u32, u16)> = backends
             .iter()

@@ -193,7 +193,7 @@ fn sizes_are_primes_about_a_hundred_times_the_set() {
 
 #[test]
 fn a_composite_size_is_raised_to_a_prime() {
-    for (size, prime) in [(0, 2), (4, 5), (256, 257), (2040, 2053)] {
+    for (size, prime) in [(0, 2), (4, 5), (256, 257), (2040, 2053), (u32::MAX, 1_310_719)] {
         assert_eq!(MaglevTable::build(&nodes(3), size).size(), prime);
     }
 }

@@ -108,11 +108,11 @@ impl Toeplitz {
 pub(super) mod tests {
     use std::hint::black_box;
     use std::net::{Ipv4Addr, Ipv6Addr};
-    use std::time::Instant;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stopwatch::best_ns;
 
     /// The key of Microsoft's "Verifying the RSS hash calculation".
     pub(crate) const MICROSOFT_KEY: [u8; 40] = [
@@ -202,12 +202,13 @@ pub(super) mod tests {
     #[test]
     #[ignore = "prints figures"]
     fn nanoseconds() {
-        const ROUNDS: u32 = 4_000_000;
+        const ROUNDS: u32 = 400_000;
         let table = Toeplitz::new(&MICROSOFT_KEY).unwrap();
         let time = |name: &str, hash: &dyn Fn(u32) -> u32| {
-            let started = Instant::now();
-            black_box((0..ROUNDS).fold(0, |sum, i| sum ^ hash(black_box(i.wrapping_mul(0x9e37_79b9)))));
-            println!("{name}: {:.1} ns", started.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
+            let ns = best_ns(ROUNDS, || {
+                black_box((0..ROUNDS).fold(0, |sum, i| sum ^ hash(black_box(i.wrapping_mul(0x9e37_79b9)))));
+            });
+            println!("{name}: {ns:.1} ns");
         };
         let wide = |i: u32| u128::from(i) << 96 | u128::from(i);
         time("tables v4", &|i| table.addresses_v4(i, !i) ^ table.ports_v4(i as u16, 443));
