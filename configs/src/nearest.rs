@@ -16,10 +16,16 @@ pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
     let word = plain(word);
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&word, &plain(candidate)), candidate))
+        .map(|candidate| (likeness(&word, &plain(candidate)), candidate))
         .filter(|(likeness, _)| *likeness >= LIKENESS)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
+}
+
+/// Between 0 and 1. In short words one slip weighs too much with Jaro-Winkler: "tpc" for "tcp".
+fn likeness(word: &str, candidate: &str) -> f64 {
+    let one_slip = word.len() > 2 && strsim::osa_distance(word, candidate) == 1;
+    strsim::jaro_winkler(word, candidate).max(if one_slip { LIKENESS } else { 0.0 })
 }
 
 /// [`nearest`] with a budget, for words a document may hold by the thousand.
@@ -45,6 +51,8 @@ mod tests {
         assert_eq!(nearest("inteface", known), Some("interface"));
         assert_eq!(nearest("zero-copy", known), Some("zero_copy"));
         assert_eq!(nearest("XDP", known), Some("xdp"));
+        assert_eq!(nearest("tpc", ["tcp", "udp"]), Some("tcp"));
+        assert_eq!(nearest("ab", ["ac", "cd"]), None);
         assert_eq!(nearest("colour", known), None);
         assert_eq!(nearest("", known), None);
     }

@@ -81,7 +81,9 @@ fn json_document<T: DeserializeOwned>(
     meaning: impl Fn(&T) -> Vec<Fault>,
 ) -> Result<T, Faults> {
     // Nearly every snapshot is good: the walk that finds all faults runs only when serde found one.
-    if let Ok(document) = serde_json::from_slice::<T>(json) {
+    // serde takes a list for a struct too: `[1]` would be a snapshot without services.
+    let is_object = json.trim_ascii_start().starts_with(b"{");
+    if is_object && let Ok(document) = serde_json::from_slice::<T>(json) {
         let faults = meaning(&document);
         return Faults::or(name, faults, document);
     }

@@ -16,6 +16,7 @@ pub(super) fn check(desired: &Desired, owner: &str, context: &BoxContext) -> Vec
     let mut checker = Checker::new(desired, owner, context);
     checker.nodes();
     checker.sets();
+    checker.faults.extend(names::list("service", desired.services.iter().map(|service| service.name.as_str())));
     for (index, service) in desired.services.iter().enumerate() {
         checker.service(index, service);
     }
@@ -177,7 +178,7 @@ impl<'a> Checker<'a> {
             }
         }
         let most = self.context.limits.maglev_size as usize;
-        if list.len() > most {
+        if most > 0 && list.len() > most {
             let problem = format!("has {} backends, the largest Maglev table {most} slots", list.len());
             self.fault(format!("{}.backends", owner()), problem, "raise limits.maglev_size or split the set");
         }
@@ -327,7 +328,8 @@ impl<'a> Checker<'a> {
             ("node", nodes, "nodes and backend addresses", limits.nodes),
         ];
         for (path, count, what, limit) in counts {
-            if count > limit as usize {
+            // A limit of 0 is a fault of its own.
+            if limit > 0 && count > limit as usize {
                 let problem = format!("{count} {what}, and limits.{path}s is {limit}");
                 self.fault(path.into(), problem, format!("raise limits.{path}s in the box's file and restart it"));
             }

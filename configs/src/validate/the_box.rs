@@ -43,12 +43,12 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
     let config = &file.the_box;
     faults.extend(names::box_name(&config.name));
     for (key, dir) in [("run_dir", &config.run_dir), ("state_dir", &config.state_dir)] {
-        if !dir.is_absolute() || dir.parent().is_none() {
+        if !is_own_dir(dir) {
             let problem = format!("{dir:?} is not the absolute path of a directory of its own");
             faults.push(Fault::new(format!("box.{key}"), problem, "write one such as \"/run/penstock\""));
         }
     }
-    if same_or_within(&config.state_dir, &config.run_dir) {
+    if is_own_dir(&config.run_dir) && config.state_dir.starts_with(&config.run_dir) {
         let problem = "lies in run_dir, which a reboot empties";
         faults.push(Fault::new("box.state_dir", problem, "put it on a disk, such as \"/var/lib/penstock\""));
     }
@@ -65,8 +65,8 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
     }
 }
 
-fn same_or_within(inner: &Path, outer: &Path) -> bool {
-    inner.starts_with(outer)
+fn is_own_dir(dir: &Path) -> bool {
+    dir.is_absolute() && dir.parent().is_some()
 }
 
 /// Addresses a VIP range must not swallow.
