@@ -1,4 +1,5 @@
 //! A packet's journey, module by module in the order it meets them.
 
+pub mod admin;
 pub mod io;
 pub mod verdict;
