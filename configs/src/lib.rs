@@ -5,6 +5,7 @@
 //! and turns a path into a line of the file; [`validate`] names every fault by its path and says
 //! how to mend it; [`resolve`] says where a service's packets can go.
 
+pub mod api;
 pub mod desired;
 pub mod fault;
 pub mod file;

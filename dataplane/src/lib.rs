@@ -8,6 +8,8 @@
 //! (`handoff`), back to the kernel, or ends in a named drop (`verdict`). Around it: snapshots come by
 //! `publish`, counters are in `stats`, flows outlive the process by `persist`.
 
+pub mod steer;
+
 pub mod io;
 
 pub mod worker;
@@ -35,6 +37,8 @@ pub mod verdict;
 pub mod stats;
 
 pub mod persist;
+
+pub mod admin;
 
 // What several of them use.
 pub mod clock;
