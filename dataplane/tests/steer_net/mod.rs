@@ -1,6 +1,8 @@
 //! Namespaces and veths for the privileged steering tests; each test has names of its own and leaves none behind.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod packets;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
