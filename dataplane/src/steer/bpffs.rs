@@ -17,6 +17,8 @@ use super::layout::LAYOUT;
 /// statfs(2).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const LINK_PREFIX: &str = "link-";
+/// Kernels with CONFIG_BPF_PRELOAD put these into every new bpffs.
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
 
 pub(super) fn root(run_dir: &Path) -> PathBuf {
     run_dir.join("bpf")
@@ -141,7 +143,8 @@ pub(super) fn remove_layout(directory: &Path) -> Result<Vec<PathBuf>, SteerError
 /// Unmounts the bpffs if nothing is left in it; somebody else's pins keep it.
 pub(super) fn unmount_empty(run_dir: &Path) -> Result<bool, SteerError> {
     let root = root(run_dir);
-    if !is_mounted(&root) || !entries(&root).is_empty() {
+    let foreign = |path: &PathBuf| !PRELOADED.iter().any(|name| path.ends_with(name));
+    if !is_mounted(&root) || entries(&root).iter().any(foreign) {
         return Ok(false);
     }
     unmount(&root, UnmountFlags::DETACH).map_err(|error| SteerError::Pin {
