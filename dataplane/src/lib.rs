@@ -10,6 +10,8 @@
 
 pub mod steer;
 
+pub mod steer;
+
 pub mod io;
 
 pub mod worker;
