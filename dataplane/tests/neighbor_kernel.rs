@@ -113,12 +113,7 @@ fn both_ports() -> Vec<String> {
 fn wait_for(mirror: &mut Mirror, what: &str, done: impl Fn(&Hops) -> bool) {
     let start = Instant::now();
     while !done(&mirror.hops()) {
-        assert!(
-            start.elapsed() < PATIENCE,
-            "{what} did not come: {:#?} {:?}",
-            mirror.hops(),
-            mirror.notices()
-        );
+        assert!(start.elapsed() < PATIENCE, "{what} did not come: {:#?} {:?}", mirror.hops(), mirror.notices());
         let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
         let readable = poll(&mut [PollFd::from_borrowed_fd(mirror.fd(), PollFlags::IN)], Some(&timeout)).unwrap() > 0;
         if readable {
@@ -163,9 +158,7 @@ fn privileged_mirror_follows_neighbours_and_links() {
         wait_for(&mut mirror, "the link's return", |hops| has(hops, "10.70.0.2", new_mac));
 
         lab.ip("box", "link set pnb0 mtu 1400");
-        wait_for(&mut mirror, "the MTU", |hops| {
-            hops.targets[&address("10.70.0.2")].is_some_and(|hop| hop.mtu == 1400)
-        });
+        wait_for(&mut mirror, "the MTU", |hops| hops.targets[&address("10.70.0.2")].is_some_and(|hop| hop.mtu == 1400));
     });
 }
 
@@ -249,10 +242,7 @@ fn privileged_mirror_says_which_link_is_no_port() {
         assert_eq!(mirror.hops().targets[&address("10.71.0.2")], None);
         assert_eq!(
             mirror.notices(),
-            [
-                "node 10.71.0.2 is routed through pnb1, which is not a [[port]]",
-                "port nosuch0 does not exist"
-            ]
+            ["node 10.71.0.2 is routed through pnb1, which is not a [[port]]", "port nosuch0 does not exist"]
         );
         assert_eq!(mirror.hops().links.len(), 1);
     });
@@ -325,7 +315,7 @@ fn privileged_host_facts() {
         lab.ip("box", "route add default via 10.70.0.2");
         lab.ip("box", "route add 192.0.2.0/24 nexthop via 10.70.0.3 nexthop via 10.71.0.3");
         lab.ip("box", "-6 route add default via fd07:0::2");
-        lab.ip("box", "link add pnbq type veth numrxqueues 4 numtxqueues 4 peer name pnbq2");
+        lab.ip("box", "link add pnbq numtxqueues 4 numrxqueues 4 type veth peer name pnbq2");
         let facts = HostFacts::read().unwrap();
         assert!(facts.addresses.contains(&("pnb0".to_owned(), "10.70.0.1/24".parse().unwrap())));
         assert!(facts.addresses.contains(&("pnb1".to_owned(), "fd07:1::1/64".parse().unwrap())));

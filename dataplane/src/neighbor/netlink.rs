@@ -158,7 +158,8 @@ impl Requests {
 
 fn end_of_answer(what: &'static str, bytes: &[u8]) -> Result<(), NetlinkError> {
     let unreadable = |text: String| NetlinkError::Unreadable { what, text };
-    let end = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
+    let end =
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).map_err(|error| unreadable(error.to_string()))?;
     let code = match end.payload {
         NetlinkPayload::Error(error) => error.raw_code(),
         NetlinkPayload::Done(done) => done.code,

@@ -31,9 +31,8 @@ pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd>
     };
     // SAFETY: bind reads `socket_len` bytes at the pointer, which is an initialised sockaddr_ll that
     // outlives the call; the descriptor is open, owned by `socket`.
-    let result = unsafe {
-        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), socket_len::<libc::sockaddr_ll>())
-    };
+    let result =
+        unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), socket_len::<libc::sockaddr_ll>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
