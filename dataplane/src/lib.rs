@@ -10,8 +10,6 @@
 
 pub mod steer;
 
-pub mod steer;
-
 pub mod io;
 
 pub mod worker;

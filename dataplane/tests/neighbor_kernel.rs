@@ -315,7 +315,7 @@ fn privileged_host_facts() {
         lab.ip("box", "route add default via 10.70.0.2");
         lab.ip("box", "route add 192.0.2.0/24 nexthop via 10.70.0.3 nexthop via 10.71.0.3");
         lab.ip("box", "-6 route add default via fd07:0::2");
-        lab.ip("box", "link add pnbq type veth numrxqueues 4 numtxqueues 4 peer name pnbq2");
+        lab.ip("box", "link add pnbq numtxqueues 4 numrxqueues 4 type veth peer name pnbq2");
         let facts = HostFacts::read().unwrap();
         assert!(facts.addresses.contains(&("pnb0".to_owned(), "10.70.0.1/24".parse().unwrap())));
         assert!(facts.addresses.contains(&("pnb1".to_owned(), "fd07:1::1/64".parse().unwrap())));

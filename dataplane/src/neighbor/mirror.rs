@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 
 use super::netlink::{Event, Events, NetlinkError, Requests, family_of};
-use super::view::{Change, KernelView, NeighborKey, PROTOCOL, VlanTags, route_address};
+use super::view::{Change, KernelView, NeighborEntry, NeighborKey, PROTOCOL, VlanTags, route_address};
 use super::{Mac, format_mac};
 use crate::verdict::PortId;
 
@@ -79,6 +79,8 @@ const POKE_UNRESOLVED: Duration = Duration::from_secs(1);
 const LOOKUP_ALL: Duration = Duration::from_millis(200);
 /// A safety net under the notifications: nothing but the lookups themselves.
 const LOOKUP_REGULAR: Duration = Duration::from_secs(30);
+
+const REFUSED: &str = "has a route that refuses it (unreachable, blackhole or prohibit)";
 
 pub struct Mirror {
     ports: Vec<String>,
@@ -256,8 +258,9 @@ impl Mirror {
             let route = match self.requests.ask("look up a route", get_route(target), 0) {
                 Ok(answers) => read_route(&answers),
                 Err(error) => Err(match error.refusal() {
-                    Some(_) => "has no route".to_owned(),
-                    None => error.to_string(),
+                    Some(libc::ENETUNREACH) => "has no route".to_owned(),
+                    Some(libc::EHOSTUNREACH | libc::EACCES) => REFUSED.to_owned(),
+                    _ => format!("cannot be looked up: {error}"),
                 }),
             };
             self.routes.insert(target, route);
@@ -342,12 +345,11 @@ impl Mirror {
         let Self { view, requests, needed, pokes, .. } = self;
         pokes.retain(|key, _| needed.contains(key));
         for key in &*needed {
-            let entry = view.neighbors.get(key);
             // Once right away; what does not come of it is `poke`'s to repeat.
-            if entry.is_some_and(|entry| entry.fixed || entry.managed) || pokes.contains_key(key) {
+            if view.neighbors.get(key).is_some_and(NeighborEntry::is_kept) || pokes.contains_key(key) {
                 continue;
             }
-            manage(requests, *key);
+            ensure_managed(view, requests, *key);
         }
     }
 
@@ -356,7 +358,7 @@ impl Mirror {
         let Self { view, requests, needed, pokes, .. } = self;
         for key in &*needed {
             let entry = view.neighbors.get(key);
-            if entry.is_some_and(|entry| entry.fixed || entry.managed) {
+            if entry.is_some_and(NeighborEntry::is_kept) {
                 pokes.remove(key);
                 continue;
             }
@@ -364,7 +366,7 @@ impl Mirror {
             let last = pokes.entry(*key).or_insert(now);
             if now.saturating_duration_since(*last) >= every {
                 *last = now;
-                manage(requests, *key);
+                ensure_managed(view, requests, *key);
             }
         }
     }
@@ -399,23 +401,44 @@ fn neighbor((ifindex, address): NeighborKey) -> NeighbourMessage {
     message
 }
 
-/// Creates the entry, or takes the one there is, and has the kernel resolve it: now (`Use`, which
-/// old kernels know too) and for ever (`Managed`).
-fn manage(requests: &mut Requests, key: NeighborKey) {
+/// Has the kernel resolve the address and keep the entry fresh.
+///
+/// An entry we do not know of yet is created exclusively: taking over one that an administrator made
+/// permanent a moment ago would make the kernel forget its hardware address.
+fn ensure_managed(view: &mut KernelView, requests: &mut Requests, key: NeighborKey) {
+    let mut result = Ok(());
+    if !view.neighbors.contains_key(&key) {
+        result = manage(requests, key, NLM_F_CREATE | NLM_F_EXCL);
+        if let Err(error) = &result
+            && error.refusal() == Some(libc::EEXIST)
+        {
+            let query = RouteNetlinkMessage::GetNeighbour(neighbor(key));
+            for answer in requests.ask("look up a neighbour", query, 0).unwrap_or_default() {
+                view.apply(&answer);
+            }
+        }
+    }
+    if view.neighbors.get(&key).is_some_and(|entry| !entry.is_kept()) {
+        result = manage(requests, key, NLM_F_CREATE);
+    }
+    if let Err(error) = result {
+        tracing::debug!(%error, address = %key.1, "neighbour not managed");
+    }
+}
+
+/// Resolve it now (`Use`, which old kernels know too) and for ever (`Managed`).
+fn manage(requests: &mut Requests, key: NeighborKey, flags: u16) -> Result<(), NetlinkError> {
     let mut message = neighbor(key);
     message.header.flags = NeighbourFlags::Use;
     message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
     message.attributes.push(NeighbourAttribute::Protocol(PROTOCOL));
-    if let Err(error) = requests.ask("keep a neighbour", RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE) {
-        tracing::debug!(%error, address = %key.1, "neighbour not managed");
-    }
+    requests.ask("keep a neighbour", RouteNetlinkMessage::NewNeighbour(message), flags).map(drop)
 }
 
 fn get_route(target: IpAddr) -> RouteNetlinkMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family_of(target);
     message.header.destination_prefix_length = if target.is_ipv4() { 32 } else { 128 };
-    message.header.flags = RouteFlags::LookupTable;
     message.attributes.push(RouteAttribute::Destination(target.into()));
     RouteNetlinkMessage::GetRoute(message)
 }
@@ -430,7 +453,7 @@ fn read_route(answers: &[RouteNetlinkMessage]) -> Result<Route, String> {
         RouteType::Unicast => {}
         RouteType::Local => return Err("is one of the box's own addresses".into()),
         RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit => {
-            return Err("has a route that refuses it (unreachable, blackhole or prohibit)".into());
+            return Err(REFUSED.into());
         }
         _ => return Err("has a route that is not unicast".into()),
     }

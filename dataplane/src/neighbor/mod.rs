@@ -7,6 +7,7 @@
 //! Only the responder is called per packet. The rest belongs to the housekeeping thread, which
 //! keeps `CAP_NET_ADMIN` and `CAP_NET_RAW` for it.
 
+pub mod announce;
 pub mod frames;
 pub mod host;
 pub mod mirror;
@@ -14,6 +15,7 @@ pub mod netlink;
 mod raw;
 pub mod responder;
 pub mod routes;
+pub mod sockets;
 mod view;
 
 pub use view::{PROTOCOL, VlanTag, VlanTags};

@@ -51,6 +51,13 @@ pub(super) struct NeighborEntry {
     pub(super) ours: bool,
 }
 
+impl NeighborEntry {
+    /// Nothing is left for us to do: the kernel or an administrator keeps the entry.
+    pub(super) fn is_kept(&self) -> bool {
+        self.fixed || self.managed
+    }
+}
+
 /// A link's index and an address on it.
 pub(super) type NeighborKey = (u32, IpAddr);
 
