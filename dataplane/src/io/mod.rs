@@ -3,6 +3,7 @@
 
 pub mod frame;
 pub mod mem;
+pub mod xsk;
 
 pub use frame::{Frame, FramePool, PacketMemory};
 
@@ -20,7 +21,14 @@ pub struct PortStats {
     pub rx_dropped: u64,
     pub rx_ring_full: u64,
     pub rx_fill_empty: u64,
+    /// Fill descriptors the kernel refused.
+    pub rx_invalid: u64,
+    /// Frames no wire would take: shorter than an Ethernet header.
     pub tx_invalid: u64,
+    /// Descriptors from the kernel that named no frame the port had given it.
+    pub bad_descriptors: u64,
+    /// Wake-ups that failed: the link is down or the interface is gone.
+    pub kick_errors: u64,
 }
 
 /// One receive and transmit queue. Implementations: [`xsk`], [`mem`], [`pcap`], [`fault`], [`tap`].
