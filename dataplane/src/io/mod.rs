@@ -1,8 +1,11 @@
 //! Ports: where frames come from and go to. The worker owns the ports, the pipeline never sees
 //! them, so it runs the same over AF_XDP, memory rings, a pcap file and a fault injector.
 
+pub mod fault;
 pub mod frame;
 pub mod mem;
+pub mod pcap;
+pub mod tap;
 pub mod xsk;
 
 pub use frame::{Frame, FramePool, PacketMemory};
