@@ -49,7 +49,8 @@ impl Frame {
 pub struct PacketMemory {
     base: NonNull<u8>,
     len: usize,
-    frame_size: u32,
+    /// Frames are a power of two (2048 or 4096 bytes), so a frame is found by shifts, not divisions.
+    frame_shift: u32,
     headroom: u32,
     id: u16,
     _keep: Box<dyn Send>,
@@ -80,7 +81,7 @@ impl PacketMemory {
     /// Packet memory of `frames` frames of `frame_size` bytes on the heap: for ports without a kernel.
     ///
     /// # Panics
-    /// On no frames at all, a headroom that leaves no room, frames beyond 64 KiB or memory beyond 4 GiB.
+    /// On no frames at all, and as [`Self::mapped`].
     #[must_use]
     pub fn heap(frames: u32, frame_size: u32, headroom: u32) -> Self {
         let len = frames as usize * frame_size as usize;
@@ -102,30 +103,32 @@ impl PacketMemory {
     /// of the returned memory (and the kernel, for frames given to it) may touch it.
     ///
     /// # Panics
-    /// If a packet's length would not fit a [`Frame`]'s 16 bits or an offset its 32.
+    /// If `frame_size` is no power of two, or so large that a packet's length would not fit a [`Frame`]'s
+    /// 16 bits or an offset its 32, or if `headroom` leaves no room.
     #[must_use]
     pub unsafe fn mapped(base: NonNull<u8>, len: usize, frame_size: u32, headroom: u32, keep: Box<dyn Send>) -> Self {
+        assert!(frame_size.is_power_of_two(), "frames of {frame_size} bytes: not a power of two");
         assert!(headroom < frame_size, "a headroom of {headroom} leaves no room in frames of {frame_size} bytes");
         assert!(frame_size - headroom <= u32::from(u16::MAX), "frames of {frame_size} bytes are beyond 64 KiB");
         assert!(u32::try_from(len).is_ok(), "packet memory of {len} bytes is beyond 4 GiB");
         let id = MEMORIES.fetch_add(1, Ordering::Relaxed);
-        Self { base, len, frame_size, headroom, id, _keep: keep }
+        Self { base, len, frame_shift: frame_size.trailing_zeros(), headroom, id, _keep: keep }
     }
 
     #[must_use]
     pub fn frame_size(&self) -> u32 {
-        self.frame_size
+        1 << self.frame_shift
     }
 
     /// Bytes a packet may have in a frame.
     #[must_use]
     pub fn room(&self) -> usize {
-        (self.frame_size - self.headroom) as usize
+        (self.frame_size() - self.headroom) as usize
     }
 
     #[must_use]
     pub fn frame_count(&self) -> usize {
-        self.len / self.frame_size as usize
+        self.len >> self.frame_shift
     }
 
     /// The packet in the frame.
@@ -194,18 +197,61 @@ impl PacketMemory {
         frame.len = frame.len.min(u16::try_from(len).unwrap_or(u16::MAX));
     }
 
+    /// Tells memories apart: a port over a UMEM serves the pool over that UMEM only.
+    #[must_use]
+    #[inline]
+    pub(in crate::io) fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// The number of the frame that this offset lies in; there may be no such frame.
+    #[must_use]
+    #[inline]
+    pub(in crate::io) fn number_at(&self, offset: usize) -> usize {
+        offset >> self.frame_shift
+    }
+
     /// Which of the memory's frames it is, counted from 0.
     #[must_use]
     #[inline]
     pub fn number(&self, frame: &Frame) -> usize {
-        (frame.offset / self.frame_size) as usize
+        self.number_at(frame.offset as usize)
     }
 
     /// Where a packet set by [`Self::set_len`] starts in this frame.
     #[must_use]
     #[inline]
     pub(in crate::io) fn start_of(&self, frame: &Frame) -> u32 {
-        frame.offset / self.frame_size * self.frame_size + self.headroom
+        (frame.offset >> self.frame_shift << self.frame_shift) + self.headroom
+    }
+
+    /// Moves the packet to the start of its frame's room, unless it is there. False: it has no room there.
+    pub(in crate::io) fn align(&self, frame: &mut Frame) -> bool {
+        let start = self.start_of(frame);
+        if frame.offset == start {
+            return true;
+        }
+        if frame.len() > self.room() {
+            return false;
+        }
+        self.check(frame);
+        // SAFETY: `add` wants the result inside the mapping: `check` says so of the packet where it is.
+        let from = unsafe { self.base.add(frame.offset as usize) };
+        // SAFETY: as above: `start` is the start of the frame's room, `room()` bytes from its end.
+        let to = unsafe { self.base.add(start as usize) };
+        // SAFETY: `copy` wants `len` bytes readable at `from` and writable at `to`, and may overlap: both
+        // ranges lie in this frame, which is borrowed exclusively.
+        unsafe { std::ptr::copy(from.as_ptr(), to.as_ptr(), frame.len()) };
+        frame.offset = start;
+        true
+    }
+
+    /// Gives the frame up to the kernel: only its number is left of it.
+    #[inline]
+    #[allow(clippy::needless_pass_by_value, reason = "consuming the frame is what the method is for")]
+    pub(in crate::io) fn surrender(&self, frame: Frame) -> usize {
+        self.check(&frame);
+        self.number(&frame)
     }
 
     /// The frame of this number, with no packet in it. The caller (a port) vouches that it owns the frame:
@@ -214,19 +260,18 @@ impl PacketMemory {
         if number >= self.frame_count() {
             return None;
         }
-        let offset = u32::try_from(number).ok()? * self.frame_size + self.headroom;
+        let offset = (u32::try_from(number).ok()? << self.frame_shift) + self.headroom;
         Some(Frame { offset, len: 0, memory: self.id })
     }
 
     /// A received descriptor as a frame. The caller (a port) vouches that the kernel gave the frame up.
     /// Returns `None` if the kernel's numbers point outside a frame of this memory.
     pub(in crate::io) fn adopt(&self, offset: u64, len: u32) -> Option<Frame> {
-        let frame_size = u64::from(self.frame_size);
         let end = offset.checked_add(u64::from(len))?;
         if offset >= self.len as u64 {
             return None;
         }
-        let frame_end = (offset / frame_size + 1) * frame_size;
+        let frame_end = ((offset >> self.frame_shift) + 1) << self.frame_shift;
         if end > frame_end || frame_end > self.len as u64 {
             return None;
         }
@@ -354,6 +399,23 @@ mod tests {
     }
 
     #[test]
+    fn align_moves_a_packet_that_starts_elsewhere() {
+        let memory = PacketMemory::heap(2, 2048, HEADROOM);
+        let mut frame = memory.adopt(2048 + 300, 100).unwrap();
+        for (n, byte) in (0..).zip(memory.bytes_mut(&mut frame)) {
+            *byte = n;
+        }
+        assert!(memory.align(&mut frame));
+        assert_eq!(frame.offset(), 2048 + HEADROOM);
+        assert!(memory.bytes(&frame).iter().copied().eq(0..100));
+        let mut whole = memory.adopt(0, 2048).unwrap();
+        assert!(!memory.align(&mut whole), "2048 bytes do not fit behind the headroom");
+        assert_eq!(memory.surrender(whole), 0);
+        assert_eq!(memory.reclaim(1).map(|frame| frame.offset()), Some(2048 + HEADROOM));
+        assert!(memory.reclaim(2).is_none());
+    }
+
+    #[test]
     fn frames_do_not_overlap_and_survive_a_move_of_the_pool() {
         let mut pool = Box::new(pool(8));
         let frames: Vec<Frame> = (0..8_u8).map(|n| pool.take_with(&[n; 1792]).unwrap()).collect();
@@ -377,9 +439,8 @@ mod tests {
     #[test]
     fn a_lost_frame_is_missed() {
         let mut pool = pool(4);
-        let frame = pool.take();
-        assert_eq!(pool.missing(0, 1), 0);
-        drop(frame);
+        let lost = pool.take();
+        assert_eq!(pool.missing(0, usize::from(lost.is_some())), 0);
         assert_eq!(pool.missing(0, 0), 1);
     }
 }
