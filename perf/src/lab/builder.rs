@@ -213,6 +213,9 @@ struct Drawing<'a> {
     tags_object: String,
 }
 
+/// A host's only interface.
+const HOST_DEV: &str = "eth0";
+
 /// One end of a veth.
 struct End<'a> {
     ns: &'a str,
@@ -261,7 +264,11 @@ impl<'a> Drawing<'a> {
         let mtu = self.spec.mtu;
         let end = |end: &End<'_>| {
             let End { ns, dev, queues } = end;
-            format!("{dev} netns {id}-{ns} mtu {mtu} numrxqueues {queues} numtxqueues {queues}")
+            let address = match plan::mac(ns) {
+                Some(mac) if *dev == HOST_DEV => format!("address {mac} "),
+                _ => String::new(),
+            };
+            format!("{dev} netns {id}-{ns} {address}mtu {mtu} numrxqueues {queues} numtxqueues {queues}")
         };
         self.root.push(format!("link add {} type veth peer name {}", end(a), end(b)));
         for side in [a, b] {
@@ -301,7 +308,7 @@ impl<'a> Drawing<'a> {
         for (name, _) in &clients {
             // Without a router VIPs are on the clients' link: they ask for them by ARP and ND.
             if !spec.router {
-                self.on_link_vips(name, "eth0");
+                self.on_link_vips(name, HOST_DEV);
             }
         }
         if spec.topology == Topology::TwoArm {
@@ -313,12 +320,19 @@ impl<'a> Drawing<'a> {
     /// Hosts on a wire with their gateway (the box or a router): by a bridge, or directly when there is
     /// a single host.
     fn segment(&mut self, name: &str, net: Network, gateway: (&str, &str, u16), hosts: &[(String, u8)], tags: Tags) {
+        self.wires(name, net, gateway, hosts, tags);
+        if tags != Tags::None {
+            self.known_neighbors(gateway.1, net, hosts);
+        }
+    }
+
+    fn wires(&mut self, name: &str, net: Network, gateway: (&str, &str, u16), hosts: &[(String, u8)], tags: Tags) {
         let (gw_ns, gw_dev, queues) = gateway;
         self.address(gw_ns, gw_dev, net, BOX_HOST);
         if let [(host, number)] = hosts {
-            self.veth(&End { ns: gw_ns, dev: gw_dev, queues }, &End { ns: host, dev: "eth0", queues });
-            self.tags(host, "eth0", tags);
-            self.address(host, "eth0", net, *number);
+            self.veth(&End { ns: gw_ns, dev: gw_dev, queues }, &End { ns: host, dev: HOST_DEV, queues });
+            self.tags(host, HOST_DEV, tags);
+            self.address(host, HOST_DEV, net, *number);
             return;
         }
         let bridge = format!("br-{name}");
@@ -329,9 +343,20 @@ impl<'a> Drawing<'a> {
         self.tags("switch", &port, tags);
         self.script("switch").ip(format!("link set {port} master {bridge}"));
         for (host, number) in hosts {
-            self.veth(&End { ns: host, dev: "eth0", queues: 1 }, &End { ns: "switch", dev: host, queues: 1 });
+            self.veth(&End { ns: host, dev: HOST_DEV, queues: 1 }, &End { ns: "switch", dev: host, queues: 1 });
             self.script("switch").ip(format!("link set {host} master {bridge}"));
-            self.address(host, "eth0", net, *number);
+            self.address(host, HOST_DEV, net, *number);
+        }
+    }
+
+    /// The box's kernel has no VLAN interface to resolve its neighbours on (the kernel may lack 8021q):
+    /// they are told to it. What the box sends keeps the tags it came with.
+    fn known_neighbors(&mut self, dev: &str, net: Network, hosts: &[(String, u8)]) {
+        for (name, number) in hosts {
+            let (addr, Some(mac)) = (net.host(*number), plan::mac(name)) else { continue };
+            for ip in [addr.v4.to_string(), addr.v6.to_string()] {
+                self.script("box").ip(format!("neighbor add {ip} lladdr {mac} dev {dev} nud permanent"));
+            }
         }
     }
 

@@ -128,6 +128,19 @@ pub fn snat() -> DualAddr {
     NODE_NET.host(SNAT_HOST)
 }
 
+/// A host's hardware address, by its name; `None` for those that have several interfaces.
+#[must_use]
+pub fn mac(host: &str) -> Option<String> {
+    let (kind, index) = host.split_at(host.find(|c: char| c.is_ascii_digit())?);
+    let kind = match kind {
+        "client" => 0xc1,
+        "node" => 0x0d,
+        _ => return None,
+    };
+    // Locally administered, unicast.
+    Some(format!("02:00:00:00:{kind:02x}:{:02x}", index.parse::<u8>().ok()?))
+}
+
 fn small(index: usize) -> u8 {
     assert!(index < MAX_HOSTS, "the address plan has room for {MAX_HOSTS} hosts of a kind");
     u8::try_from(index).expect("below MAX_HOSTS")
