@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
@@ -22,6 +23,7 @@ use crate::verdict::DropReason;
 
 /// A thousand times the snapshot of a large cluster.
 const BODY_MEGABYTES: usize = 64;
+const BODY_BYTES: usize = BODY_MEGABYTES * 1024 * 1024;
 const FLOWS_DEFAULT: usize = 1_000;
 const FLOWS_MOST: usize = 1_000_000;
 /// Longest `?wait=`; a worker that took longer is stuck.
@@ -74,7 +76,8 @@ pub fn router(admin: AdminHandle) -> Router {
         .route("/metrics", get(get_metrics))
         .fallback(async |uri: Uri| Refusal::NoEndpoint(uri.path().to_owned()))
         .method_not_allowed_fallback(async |uri: Uri| Refusal::Method(uri.path().to_owned()))
-        .layer(DefaultBodyLimit::max(BODY_MEGABYTES * 1024 * 1024))
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(from_fn(announced_size))
         .with_state(admin)
 }
 
@@ -106,6 +109,15 @@ fn bytes(body: Body) -> Answer<Bytes> {
         StatusCode::PAYLOAD_TOO_LARGE => Refusal::TooLarge { limit: BODY_MEGABYTES },
         _ => Refusal::Body(rejection.body_text()),
     })
+}
+
+/// Refuses a body that says it is too large before a byte of it was sent.
+async fn announced_size(request: Request, next: Next) -> Response {
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length: u64| length > BODY_BYTES as u64) {
+        return Refusal::TooLarge { limit: BODY_MEGABYTES }.into_response();
+    }
+    next.run(request).await
 }
 
 fn document<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Answer<T> {
