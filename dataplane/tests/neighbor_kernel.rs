@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use penstock_dataplane::neighbor::announce::{Announcer, Settings};
 use penstock_dataplane::neighbor::host::HostFacts;
 use penstock_dataplane::neighbor::mirror::{Hops, Mirror};
 use penstock_dataplane::neighbor::routes::OwnRoutes;
+use penstock_dataplane::neighbor::sockets::Announcements;
 use penstock_dataplane::neighbor::{Mac, format_mac};
 use penstock_dataplane::verdict::PortId;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -325,5 +327,96 @@ fn privileged_host_facts() {
         assert_eq!(queues, 4);
         let (low, high) = facts.local_ports.unwrap();
         assert!(low > 1024 && low < high);
+    });
+}
+
+/// Serves the announcer as housekeeping would, until `done` or out of patience.
+#[track_caller]
+fn announce_until(announcements: &mut Announcements, what: &str, done: impl Fn(&Announcements) -> bool) {
+    let start = Instant::now();
+    while !done(announcements) {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come: {:?}", announcements.notices());
+        announcements.on_readable();
+        announcements.poll(Instant::now());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn announcements(lab: &Lab) -> Announcements {
+    let mirror = Mirror::open(&both_ports()).unwrap();
+    let mut announcements = Announcements::new(Announcer::new(Settings::quick(), 3));
+    announcements.set_links(&mirror.hops().links);
+    // What earlier traffic left in the peer's caches would hide what the test asserts.
+    lab.ip("p0", "neigh flush dev peer0");
+    announcements
+}
+
+#[test]
+fn privileged_announcements_reach_the_neighbours_caches() {
+    let Some(lab) = Lab::new("ann") else { return };
+    let vips = [address("10.70.0.50"), address("fd07:0::50")];
+    lab.inside("box", || {
+        let mut announcements = announcements(&lab);
+        // The peer knew the VIPs at another box, which failed.
+        for vip in vips {
+            lab.ip("p0", &format!("neigh replace {vip} dev peer0 lladdr 02:00:00:00:99:99 nud stale"));
+        }
+        announcements.set(&vips.map(|vip| (PortId(0), vip)));
+        announce_until(&mut announcements, "the claims", |this| this.claimed().count() == 2);
+        let mac = format_mac(lab.mac("box", "pnb0"));
+        announce_until(&mut announcements, "the new address in the peer's caches", |_| {
+            vips.iter().all(|vip| lab.ip("p0", &format!("neigh show {vip}")).contains(&mac))
+        });
+        assert_eq!(announcements.notices(), [] as [String; 0]);
+    });
+}
+
+#[test]
+fn privileged_addresses_in_use_are_not_claimed() {
+    let Some(lab) = Lab::new("dad") else { return };
+    lab.ip("p0", "addr add 10.70.0.50/24 dev peer0");
+    lab.ip("p0", "addr add fd07:0::50/64 dev peer0 nodad");
+    let taken = [address("10.70.0.50"), address("fd07:0::50")];
+    let free = address("10.70.0.51");
+    lab.inside("box", || {
+        let mut announcements = announcements(&lab);
+        let mac = format_mac(lab.mac("p0", "peer0"));
+        announcements.set(&[taken[0], taken[1], free].map(|vip| (PortId(0), vip)));
+        announce_until(&mut announcements, "the free address and the refusals", |this| {
+            this.claimed().eq([(PortId(0), free)]) && this.notices().len() == 2
+        });
+        for (notice, vip) in announcements.notices().iter().zip(taken) {
+            assert!(notice.starts_with(&format!("{vip} is not announced on pnb0: {mac} has it")), "{notice}");
+        }
+        // The other host leaves; the box takes over by itself.
+        lab.ip("p0", "addr del 10.70.0.50/24 dev peer0");
+        lab.ip("p0", "addr del fd07:0::50/64 dev peer0");
+        announce_until(&mut announcements, "the freed addresses", |this| this.claimed().count() == 3);
+    });
+}
+
+#[test]
+fn privileged_groups_are_joined_and_left() {
+    let Some(lab) = Lab::new("mld") else { return };
+    lab.inside("box", || {
+        // The calling thread's namespace, which is not the process's.
+        let groups = || std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
+        let member =
+            || groups().lines().any(|line| line.contains("pnb0") && line.contains("ff0200000000000000000001ffcdef01"));
+        let mut announcements = announcements(&lab);
+        assert!(!member());
+        announcements.set(&[(PortId(0), address("fd07:0::abcd:ef01")), (PortId(0), address("10.70.0.50"))]);
+        announcements.poll(Instant::now());
+        assert!(member(), "{}", groups());
+        announcements.set(&[]);
+        announcements.poll(Instant::now());
+        assert!(!member(), "{}", groups());
+
+        // More groups than one socket's memory holds.
+        let many: Vec<_> = (0..3000_u32).map(|n| (PortId(1), address(&format!("fd07:1::77:{n:x}")))).collect();
+        announcements.set(&many);
+        announcements.poll(Instant::now());
+        let joined = groups().lines().filter(|line| line.contains("pnb1") && line.contains("01ff77")).count();
+        assert_eq!(joined, 3000, "{:?}", announcements.notices());
     });
 }

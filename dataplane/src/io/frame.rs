@@ -173,7 +173,7 @@ impl PacketMemory {
     #[allow(clippy::mut_from_ref, reason = "the exclusive borrow is the frame's, which owns its bytes")]
     pub fn room_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.check(frame);
-        let end = (self.number(frame) + 1) * self.frame_size as usize;
+        let end = (self.number(frame) + 1) * self.frame_size() as usize;
         // SAFETY: frames lie inside the mapping (see `check`), which lives as long as `self`.
         let start = unsafe { self.base.add(frame.offset as usize) };
         // SAFETY: the range ends with the frame, and the frame is borrowed exclusively.
@@ -183,7 +183,7 @@ impl PacketMemory {
     /// The packet now has `len` bytes from where it starts. False, and nothing changed: beyond the frame.
     pub fn resize(&self, frame: &mut Frame, len: usize) -> bool {
         self.check(frame);
-        let room = (self.number(frame) + 1) * self.frame_size as usize - frame.offset as usize;
+        let room = (self.number(frame) + 1) * self.frame_size() as usize - frame.offset as usize;
         let Ok(short) = u16::try_from(len) else { return false };
         if len > room {
             return false;

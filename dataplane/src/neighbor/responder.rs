@@ -253,7 +253,8 @@ fn kind_rules_hold(
     match kind {
         SOLICITATION if source.is_unspecified() => destination == solicited_node(target) && link.is_none(),
         SOLICITATION => true,
-        _ => !source.is_unspecified() && !(solicited && destination.is_multicast()),
+        _ if source.is_unspecified() => false,
+        _ => !solicited || !destination.is_multicast(),
     }
 }
 

@@ -168,12 +168,12 @@ impl Memberships {
         if self.joined.contains_key(&(ifindex, group)) {
             return Ok(());
         }
-        if let Some(socket) = self.sockets.last() {
+        for (index, socket) in self.sockets.iter().enumerate() {
             match sockopt::set_ipv6_add_membership(socket, &group, ifindex) {
                 Err(Errno::NOMEM | Errno::NOBUFS) => {}
                 // Already a member by this socket: the interface was seen under another port.
                 Ok(()) | Err(Errno::ADDRINUSE) => {
-                    self.joined.insert((ifindex, group), self.sockets.len() - 1);
+                    self.joined.insert((ifindex, group), index);
                     return Ok(());
                 }
                 Err(error) => return Err(error.into()),

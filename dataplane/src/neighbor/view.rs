@@ -278,3 +278,6 @@ fn read_neighbor(message: &NeighbourMessage) -> Option<(IpAddr, NeighborEntry)> 
     }
     Some((address?, entry))
 }
+
+#[cfg(test)]
+mod tests;
