@@ -7,6 +7,7 @@ pub mod config;
 pub mod dataplane;
 pub mod demo;
 pub mod lab;
+pub mod memlab;
 pub mod privilege;
 pub mod rig;
 pub mod servers;
