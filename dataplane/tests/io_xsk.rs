@@ -267,7 +267,9 @@ fn privileged_idle_turns_reap_every_completion() {
             let mut burst = Burst::new();
             let mut sent = 0;
             while sent < 300 {
-                while !burst.is_full() {
+                // Ten, then whole bursts: the last does not fit as a whole.
+                let size = if sent == 0 { 10 } else { BURST };
+                while burst.len() < size {
                     burst.push(rig.pool.take_with(&udp_to_peer(&veth, round)).expect("a frame"));
                 }
                 let taken = rig.ports[0].tx_burst(&mut rig.pool, &mut burst);
