@@ -86,7 +86,6 @@ fn privileged_rate_of_a_bare_forwarder() {
         std::thread::scope(|scope| {
             let generator = scope.spawn(|| {
                 core_affinity::set_for_current(core_affinity::CoreId { id: 0 });
-                // The veth takes packets from AF_XDP only while XDP runs on its other end.
                 peer.run(|| generate(&veth, &stop))
             });
             here.run(|| {
