@@ -17,14 +17,15 @@ use penstock_configs::fault::Fault;
 use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
 use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
 
-use crate::admin::{Engine, Snapshots};
+use crate::admin::Engine;
+use crate::admin::engine::Snapshots;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View};
 use network::Network;
 use rates::Rates;
 
-pub use start::{Dataplane, StartError};
+pub use start::{Dataplane, StartError, wait_for_hops};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]
