@@ -169,7 +169,7 @@ impl Network {
 
 /// A hop the workers can take: they put no tags on frames.
 fn plain(hop: Option<KernelHop>) -> Option<Hop> {
-    let hop = hop.filter(|hop| hop.tags.is_empty())?;
+    let hop = hop.filter(|hop| hop.tags.iter().all(Option::is_none))?;
     Some(Hop { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.mtu })
 }
 
