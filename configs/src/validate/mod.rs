@@ -53,7 +53,7 @@ pub struct HostFacts {
 pub struct BoxContext {
     pub snat: Vec<SnatAddress>,
     pub limits: Limits,
-    /// Addresses no VIP may be, and what each is: the box's, its gateways', the file's nodes'.
+    /// Addresses no VIP may be, and what each is: the box's, its gateways', the file's nodes' and backends'.
     pub bans: BTreeMap<IpAddr, String>,
     pub host: Option<HostFacts>,
 }
