@@ -1,7 +1,7 @@
 //! What a document means, held against itself and against the machine: pure functions, every fault
 //! named by its path, each with a remedy.
 //!
-//! Who calls what: the file, [`file`] (through [`crate::source`]); a snapshot from the wire,
+//! Who calls what: the file, [`file()`] (through [`crate::source`]); a snapshot from the wire,
 //! [`desired`] with the box's [`BoxContext`]; and, before either takes effect, [`claims`] over all
 //! owners together.
 //!
