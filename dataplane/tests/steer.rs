@@ -20,8 +20,9 @@ const ROUTED4: &str = "203.0.113.11";
 const ROUTED6: &str = "2001:db8:1::11";
 const SNAT4: &str = "10.0.0.1";
 const SNAT6: &str = "2001:db8:2::1";
-/// Also the kernel's: only ports 40000 to 49999.
-const SHARED4: &str = "10.0.0.2";
+/// Also the kernel's: only ports 40000 to 49999. Its last two bytes read as port 45000, for headers that lie about
+/// their length.
+const SHARED4: &str = "10.0.175.200";
 const SHARED6: &str = "2001:db8:2::2";
 /// A dnat backend on TCP 31443.
 const NODE4: &str = "10.0.0.12";
@@ -264,7 +265,7 @@ fn malformed_cases() -> Vec<Case> {
         case("IPv6 that says version 4", with(v6(CLIENT6, VIP6, TCP, &syn), 14, 0x40), Malformed, 0),
         // To a VIP, so it is ours to drop by name.
         case("header length 4 to a VIP", with(v4(CLIENT4, VIP4, TCP, &syn), 14, 0x41), Vip, 34),
-        passes("header length 4 to a shared address", with(v4(NODE4, SHARED4, TCP, &ports(1, 45_000)), 14, 0x41)),
+        passes("header length 16 to a shared address", with(v4(NODE4, SHARED4, TCP, &ports(1, 45_000)), 14, 0x44)),
         passes("header length 0 from a backend", with(v4(NODE4, CLIENT4, TCP, &ports(31_443, 1)), 14, 0x40)),
         passes("ARP of another hardware", arp_with(15, 6)),
         passes("ARP of another protocol", arp_with(16, 9)),

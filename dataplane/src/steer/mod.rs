@@ -356,3 +356,14 @@ fn resolve(interfaces: &[Interface]) -> Result<Vec<Interface>, SteerError> {
     }
     Ok(resolved)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_can_move_to_the_housekeeping_thread() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Steer>();
+    }
+}
