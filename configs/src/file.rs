@@ -145,6 +145,16 @@ impl Default for WorkersConfig {
     }
 }
 
+impl WorkersConfig {
+    /// How many workers to run: as asked for, else one per core named, else one per queue of the port
+    /// with the fewest, at most one per core of the machine.
+    #[must_use]
+    pub fn effective_count(&self, fewest_queues: u16, cores: u16) -> u16 {
+        let named = u16::try_from(self.cores.len()).ok().filter(|count| *count > 0);
+        self.count.or(named).unwrap_or(fewest_queues.min(cores)).max(1)
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PollMode {
