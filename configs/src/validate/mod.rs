@@ -25,7 +25,7 @@ use crate::desired::{Desired, Health};
 use crate::fault::Fault;
 use crate::file::{ConfigFile, Limits, SnatAddress};
 
-pub use self::claims::claims;
+pub use self::claims::{claims, claims_in_order};
 pub use self::names::owner_name;
 pub use self::warnings::warnings;
 
