@@ -8,9 +8,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::desired::BackendState;
 
-/// The owner whose snapshot is the dataplane's own config file.
-pub const FILE_OWNER: &str = "file";
-
 /// The answer to a `PUT` or `DELETE`: what was published, and whether every worker runs it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {

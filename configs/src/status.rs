@@ -75,6 +75,9 @@ pub struct ServiceStatus {
     /// Table slots that changed backend at the last change, of how many.
     pub moved: u32,
     pub table_size: u32,
+    /// Of the slots moved, those that surviving backends lost: Maglev's disruption.
+    #[serde(default)]
+    pub disrupted: u32,
     pub backends: Vec<BackendStatus>,
 }
 

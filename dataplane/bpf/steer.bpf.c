@@ -126,92 +126,79 @@ INLINE bool quoted6(struct cursor *c, struct quoted6 *out)
 	return take_ports(c, upper.protocol, &out->ports);
 }
 
-/* To an address the kernel has as well: only what is provably about our ports. */
-INLINE bool shared4(struct cursor c, struct local *local, struct iphdr *ip)
-{
-	struct quoted4 quoted;
-	struct upper upper;
-	struct ports ports;
-
-	if (!upper4(&c, ip, &upper) || upper.fragment == LATER)
-		return false;
-	if (upper.protocol == PROTO_ICMP)
-		return quoted4(&c, &quoted) && quoted.source == ip->daddr && in_range(local, quoted.ports.source);
-	return take_ports(&c, upper.protocol, &ports) && in_range(local, ports.destination);
-}
-
 INLINE bool equal6(const struct in6_addr *a, const struct in6_addr *b)
 {
 	return a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0] && a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
 	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] && a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3];
 }
 
-INLINE bool shared6(struct cursor c, struct local *local, struct ipv6hdr *ip)
+INLINE bool is_backend4(__be32 address, __be16 port, __u8 protocol)
 {
-	struct quoted6 quoted;
-	struct upper upper;
-	struct ports ports;
+	struct dnat4 key = { .address = address, .port = port, .protocol = protocol };
 
-	if (!upper6(&c, ip->nexthdr, EXTENSION_HEADERS, &upper) || upper.fragment == LATER)
-		return false;
-	if (upper.protocol == PROTO_ICMPV6)
-		return quoted6(&c, &quoted) && equal6(quoted.source, &ip->daddr) &&
-		       in_range(local, quoted.ports.source);
-	return take_ports(&c, upper.protocol, &ports) && in_range(local, ports.destination);
+	return bpf_map_lookup_elem(&dnat4, &key);
 }
 
-/* A dnat backend answering a client, or an ICMP error about what a client sent to one. All fragments
- * of a backend's address come, the first ones too: reassembly needs them together. */
-INLINE bool from_backend4(struct cursor c, struct iphdr *ip)
+INLINE bool is_backend6(struct in6_addr *address, __be16 port, __u8 protocol)
 {
-	struct dnat4 key = { .address = ip->saddr };
+	struct dnat6 key = { .address = *address, .port = port, .protocol = protocol };
+
+	return bpf_map_lookup_elem(&dnat6, &key);
+}
+
+/* Two questions about a packet whose destination address does not decide. To an address shared with
+ * the kernel (`local`): is it about one of our ports? To anybody's: does a dnat backend answer a
+ * client, or is it an ICMP error about what a client sent to one? Asked in one place, because the
+ * verifier follows every chain of headers anew wherever one is read.
+ *
+ * All fragments of a backend's address come, the first ones too: reassembly needs them together. */
+INLINE bool ours4(struct cursor c, struct iphdr *ip, struct local *local)
+{
 	struct quoted4 quoted;
 	struct upper upper;
 	struct ports ports;
 
 	if (!upper4(&c, ip, &upper))
 		return false;
-	if (upper.fragment == WHOLE) {
-		if (upper.protocol == PROTO_ICMP) {
-			if (!quoted4(&c, &quoted))
-				return false;
-			key.address = quoted.destination;
-			key.port = quoted.ports.destination;
-			key.protocol = quoted.protocol;
-		} else {
-			if (!take_ports(&c, upper.protocol, &ports))
-				return false;
-			key.port = ports.source;
-			key.protocol = upper.protocol;
-		}
+	if (!local && upper.fragment != WHOLE)
+		return is_backend4(ip->saddr, 0, 0);
+	if (upper.fragment == LATER)
+		return false;
+	if (upper.protocol == PROTO_ICMP) {
+		if (!quoted4(&c, &quoted))
+			return false;
+		if (local)
+			return quoted.source == ip->daddr && in_range(local, quoted.ports.source);
+		return is_backend4(quoted.destination, quoted.ports.destination, quoted.protocol);
 	}
-	return bpf_map_lookup_elem(&dnat4, &key);
+	if (!take_ports(&c, upper.protocol, &ports))
+		return false;
+	if (local)
+		return in_range(local, ports.destination);
+	return is_backend4(ip->saddr, ports.source, upper.protocol);
 }
 
-INLINE bool from_backend6(struct cursor c, struct ipv6hdr *ip)
+INLINE bool ours6(struct cursor c, struct ipv6hdr *ip, struct upper upper, struct local *local)
 {
-	struct dnat6 key = { .address = ip->saddr };
 	struct quoted6 quoted;
-	struct upper upper;
 	struct ports ports;
 
-	if (!upper6(&c, ip->nexthdr, EXTENSION_HEADERS, &upper))
+	if (!local && upper.fragment != WHOLE)
+		return is_backend6(&ip->saddr, 0, 0);
+	if (upper.fragment == LATER)
 		return false;
-	if (upper.fragment == WHOLE) {
-		if (upper.protocol == PROTO_ICMPV6) {
-			if (!quoted6(&c, &quoted))
-				return false;
-			key.address = *quoted.destination;
-			key.port = quoted.ports.destination;
-			key.protocol = quoted.protocol;
-		} else {
-			if (!take_ports(&c, upper.protocol, &ports))
-				return false;
-			key.port = ports.source;
-			key.protocol = upper.protocol;
-		}
+	if (upper.protocol == PROTO_ICMPV6) {
+		if (!quoted6(&c, &quoted))
+			return false;
+		if (local)
+			return equal6(quoted.source, &ip->daddr) && in_range(local, quoted.ports.source);
+		return is_backend6(quoted.destination, quoted.ports.destination, quoted.protocol);
 	}
-	return bpf_map_lookup_elem(&dnat6, &key);
+	if (!take_ports(&c, upper.protocol, &ports))
+		return false;
+	if (local)
+		return in_range(local, ports.destination);
+	return is_backend6(&ip->saddr, ports.source, upper.protocol);
 }
 
 INLINE int steer_ipv4(struct xdp_md *ctx, struct counters *count, struct settings *set, struct cursor c)
@@ -222,28 +209,22 @@ INLINE int steer_ipv4(struct xdp_md *ctx, struct counters *count, struct setting
 	if (!ip || ip->version != 4)
 		return malformed(count);
 	local = bpf_map_lookup_elem(&local4, &ip->daddr);
-	if (local) {
-		if (local->flags & LOCAL_WHOLE)
-			return redirect_local(ctx, count, local);
-		if (shared4(c, local, ip))
-			return redirect(ctx, count, CLASS_SNAT_SHARED);
+	if (local && local->flags & LOCAL_WHOLE)
+		return redirect_local(ctx, count, local);
+	if (!local && !set->dnat4)
 		return pass(count);
-	}
-	if (set->dnat4 && from_backend4(c, ip))
-		return redirect(ctx, count, CLASS_DNAT);
+	if (ours4(c, ip, local))
+		return redirect(ctx, count, local ? CLASS_SNAT_SHARED : CLASS_DNAT);
 	return pass(count);
 }
 
 /* Solicitations and advertisements (the answer to our own probe, RFC 4862 section 5.4.4, goes to all
  * nodes) about addresses we announce. Unicast ones for a VIP are packets to the VIP like others. */
-INLINE int steer_multicast6(struct xdp_md *ctx, struct counters *count, struct cursor c, __u8 next)
+INLINE int steer_multicast6(struct xdp_md *ctx, struct counters *count, struct cursor c, struct upper upper)
 {
 	struct icmp_header *icmp;
 	struct in6_addr *target;
-	struct upper upper;
 
-	if (!upper6(&c, next, EXTENSION_HEADERS, &upper))
-		return malformed(count);
 	if (upper.protocol != PROTO_ICMPV6 || upper.fragment != WHOLE)
 		return pass(count);
 	icmp = take(&c, sizeof(*icmp));
@@ -262,22 +243,26 @@ INLINE int steer_multicast6(struct xdp_md *ctx, struct counters *count, struct c
 INLINE int steer_ipv6(struct xdp_md *ctx, struct counters *count, struct settings *set, struct cursor c)
 {
 	struct ipv6hdr *ip = take(&c, sizeof(*ip));
-	struct local *local;
+	struct local *local = 0;
+	struct upper upper;
+	bool multicast;
 
 	if (!ip || ip->version != 6)
 		return malformed(count);
-	if (ip->daddr.in6_u.u6_addr8[0] == 0xff)
-		return steer_multicast6(ctx, count, c, ip->nexthdr);
-	local = bpf_map_lookup_elem(&local6, &ip->daddr);
-	if (local) {
-		if (local->flags & LOCAL_WHOLE)
+	multicast = ip->daddr.in6_u.u6_addr8[0] == 0xff;
+	if (!multicast) {
+		local = bpf_map_lookup_elem(&local6, &ip->daddr);
+		if (local && local->flags & LOCAL_WHOLE)
 			return redirect_local(ctx, count, local);
-		if (shared6(c, local, ip))
-			return redirect(ctx, count, CLASS_SNAT_SHARED);
-		return pass(count);
+		if (!local && !set->dnat6)
+			return pass(count);
 	}
-	if (set->dnat6 && from_backend6(c, ip))
-		return redirect(ctx, count, CLASS_DNAT);
+	if (!upper6(&c, ip->nexthdr, EXTENSION_HEADERS, &upper))
+		return pass(count);
+	if (multicast)
+		return steer_multicast6(ctx, count, c, upper);
+	if (ours6(c, ip, upper, local))
+		return redirect(ctx, count, local ? CLASS_SNAT_SHARED : CLASS_DNAT);
 	return pass(count);
 }
 

@@ -38,6 +38,8 @@ pub mod stats;
 
 pub mod persist;
 
+pub mod engine;
+
 pub mod admin;
 
 // What several of them use.

@@ -20,8 +20,9 @@ const ROUTED4: &str = "203.0.113.11";
 const ROUTED6: &str = "2001:db8:1::11";
 const SNAT4: &str = "10.0.0.1";
 const SNAT6: &str = "2001:db8:2::1";
-/// Also the kernel's: only ports 40000 to 49999.
-const SHARED4: &str = "10.0.0.2";
+/// Also the kernel's: only ports 40000 to 49999. Its last two bytes read as port 45000, for headers that lie about
+/// their length.
+const SHARED4: &str = "10.0.175.200";
 const SHARED6: &str = "2001:db8:2::2";
 /// A dnat backend on TCP 31443.
 const NODE4: &str = "10.0.0.12";
@@ -35,12 +36,7 @@ fn steering() -> Steering {
     let address = |text: &str| text.parse().unwrap();
     let snat = |text: &str, ports, shared| SnatSteer { address: address(text), ports, shared };
     Steering {
-        vips: vec![
-            (address(VIP4), true),
-            (address(VIP6), true),
-            (address(ROUTED4), false),
-            (address(ROUTED6), false),
-        ],
+        vips: vec![(address(VIP4), true), (address(VIP6), true), (address(ROUTED4), false), (address(ROUTED6), false)],
         snat: vec![
             snat(SNAT4, [1024, 65535], false),
             snat(SNAT6, [1024, 65535], false),
@@ -149,21 +145,25 @@ fn snat_cases() -> Vec<Case> {
         passes("shared: echo", v4(NODE4, SHARED4, ICMP, &icmp(8, &[0; 40]))),
         // A health check of the box's own, answered by a dnat backend.
         passes("shared: from a dnat backend, not in range", v4(NODE4, SHARED4, TCP, &ports(31_443, 33_000))),
-        case("shared: behind 40 bytes of options", {
-            frame(&[], &ipv4(NODE4, SHARED4, TCP, 40, WHOLE, &reply))
-        }, Shared, 78),
+        case(
+            "shared: behind 40 bytes of options",
+            frame(&[], &ipv4(NODE4, SHARED4, TCP, 40, WHOLE, &reply)),
+            Shared,
+            78,
+        ),
         case("shared: unreachable", error(&quote(SHARED4, 45_000), 3), Shared, 66),
         case("shared: time exceeded", error(&quote(SHARED4, 45_000), 11), Shared, 66),
         case("shared: parameter problem", error(&quote(SHARED4, 45_000), 12), Shared, 66),
-        case("shared: quoted with options", {
-            error(&ipv4(SHARED4, NODE4, UDP, 12, WHOLE, &ports(45_000, 53)), 3)
-        }, Shared, 78),
+        case(
+            "shared: quoted with options",
+            error(&ipv4(SHARED4, NODE4, UDP, 12, WHOLE, &ports(45_000, 53)), 3),
+            Shared,
+            78,
+        ),
         passes("shared: redirect", error(&quote(SHARED4, 45_000), 5)),
         passes("shared: quoted port not in range", error(&quote(SHARED4, 33_000), 3)),
         passes("shared: quoted source is another's", error(&quote(HOST4, 45_000), 3)),
-        passes("shared: quoted later fragment", {
-            error(&ipv4(SHARED4, NODE4, UDP, 0, LATER, &ports(45_000, 53)), 3)
-        }),
+        passes("shared: quoted later fragment", error(&ipv4(SHARED4, NODE4, UDP, 0, LATER, &ports(45_000, 53)), 3)),
         case("shared: a first fragment", part(FIRST, 45_000), Shared, 38),
         passes("shared: a later fragment", part(LATER, 45_000)),
         case("shared: IPv6", v6(NODE6, SHARED6, TCP, &reply), Shared, 58),
@@ -177,16 +177,21 @@ fn snat_cases() -> Vec<Case> {
         case("shared: hop-by-hop", chain(&[Extension::Options(0, 1)]), Shared, 66),
         case("shared: a routing header of 24 bytes", chain(&[Extension::Options(43, 3)]), Shared, 82),
         case("shared: AH", chain(&[Extension::Authentication(3)]), Shared, 82),
-        case("shared: all kinds", {
-            chain(&[
-                Extension::Options(0, 2),
-                option,
-                Extension::Options(43, 1),
-                Extension::Fragmented(WHOLE),
-                Extension::Authentication(3),
-                option,
-            ])
-        }, Shared, 130),
+        case(
+            "shared: all kinds",
+            {
+                chain(&[
+                    Extension::Options(0, 2),
+                    option,
+                    Extension::Options(43, 1),
+                    Extension::Fragmented(WHOLE),
+                    Extension::Authentication(3),
+                    option,
+                ])
+            },
+            Shared,
+            130,
+        ),
         case("shared: eight headers", chain(&[option; 8]), Shared, 122),
         passes("shared: more headers than any packet needs", chain(&[option; 9])),
     ]
@@ -201,9 +206,7 @@ fn dnat_cases() -> Vec<Case> {
     vec![
         case("a dnat reply", v4(NODE4, CLIENT4, TCP, &reply), Dnat, 38),
         case("a dnat reply, IPv6", v6(NODE6, CLIENT6, TCP, &reply), Dnat, 58),
-        case("a dnat reply with options", {
-            frame(&[], &ipv4(NODE4, CLIENT4, TCP, 8, WHOLE, &reply))
-        }, Dnat, 46),
+        case("a dnat reply with options", frame(&[], &ipv4(NODE4, CLIENT4, TCP, 8, WHOLE, &reply)), Dnat, 46),
         case("a dnat reply in a VLAN", frame(&[CTAG], &ipv4(NODE4, CLIENT4, TCP, 0, WHOLE, &reply)), Dnat, 42),
         passes("the backend's SSH", v4(NODE4, CLIENT4, TCP, &ports(22, 5555))),
         passes("the backend's port on UDP", v4(NODE4, CLIENT4, UDP, &reply)),
@@ -262,7 +265,7 @@ fn malformed_cases() -> Vec<Case> {
         case("IPv6 that says version 4", with(v6(CLIENT6, VIP6, TCP, &syn), 14, 0x40), Malformed, 0),
         // To a VIP, so it is ours to drop by name.
         case("header length 4 to a VIP", with(v4(CLIENT4, VIP4, TCP, &syn), 14, 0x41), Vip, 34),
-        passes("header length 4 to a shared address", with(v4(NODE4, SHARED4, TCP, &ports(1, 45_000)), 14, 0x41)),
+        passes("header length 16 to a shared address", with(v4(NODE4, SHARED4, TCP, &ports(1, 45_000)), 14, 0x44)),
         passes("header length 0 from a backend", with(v4(NODE4, CLIENT4, TCP, &ports(31_443, 1)), 14, 0x40)),
         passes("ARP of another hardware", arp_with(15, 6)),
         passes("ARP of another protocol", arp_with(16, 9)),
@@ -399,6 +402,7 @@ fn privileged_cost_per_packet() {
     let syn = ports(5555, 443);
     let error = icmp(3, &ipv4(SHARED4, NODE4, TCP, 0, WHOLE, &ports(45_000, 31_443)));
     let cases = [
+        ("no lookup at all", ethernet(&[], 0x88cc, &[0; 46])),
         ("pass, IPv4", v4(CLIENT4, HOST4, TCP, &syn)),
         ("pass, IPv6", v6(CLIENT6, HOST6, TCP, &syn)),
         ("VIP, IPv4", v4(CLIENT4, VIP4, TCP, &syn)),
@@ -417,9 +421,10 @@ fn privileged_cost_per_packet() {
         let wanted = if dnat { steering() } else { Steering { dnat: Vec::new(), ..steering() } };
         steer.sync(&wanted).unwrap();
         for (name, packet) in &cases {
-            let mut runs: Vec<_> = (0..5).map(|_| steer.test_run(0, packet, 1_000_000).unwrap()).collect();
-            runs.sort_by_key(|(_, time)| *time);
-            println!("dnat {dnat:5} {name:24} {:?} {} ns", runs[2].0, runs[2].1.as_nanos());
+            // The least of several: the kernel measures wall time, and others may have the core.
+            let (decision, time) =
+                (0..20).map(|_| steer.test_run(0, packet, 100_000).unwrap()).min_by_key(|(_, time)| *time).unwrap();
+            println!("dnat {dnat:5} {name:24} {decision:?} {} ns", time.as_nanos());
         }
     }
     steer.detach().unwrap();

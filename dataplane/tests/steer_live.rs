@@ -167,6 +167,7 @@ fn privileged_a_foreign_program_is_left_alone() {
             assert!(text.contains("box0") && text.contains("penstock_steer"), "{text}");
         }
         assert!(net.link().contains("xdp"));
+        assert!(no_pins(net.run_dir()), "a refusal leaves nothing");
         foreign.detach().unwrap();
     }
     Steer::open(net.run_dir(), &[net.interface(XdpMode::Auto)]).unwrap().detach().unwrap();
@@ -242,6 +243,52 @@ fn privileged_an_interface_no_longer_configured_is_released() {
     assert!(steer.adopted(0));
     assert!(!net.link().contains("xdp"));
     steer.detach().unwrap();
+}
+
+#[test]
+fn privileged_a_mount_that_dies_with_the_process_is_warned_of() {
+    if !privileged("privileged_a_mount_that_dies_with_the_process_is_warned_of") {
+        return;
+    }
+    let run_dir = tempfile::tempdir().unwrap();
+    let inside = run_dir.path().to_owned();
+    // What `ip netns exec` does: a mount namespace of its own, cut off from init's. It ends with the thread.
+    let warning = std::thread::spawn(move || {
+        use rustix::mount::{MountPropagationFlags, mount_change};
+        #[expect(deprecated, reason = "its unsafety is about file descriptors, which are not unshared here")]
+        rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).unwrap();
+        steer::prepare(&inside).unwrap()
+    });
+    let warning = warning.join().unwrap().expect("a warning");
+    assert!(warning.contains("mount -t bpf bpf") && warning.contains("private"), "{warning}");
+    assert!(steer::detach_all(run_dir.path()).unwrap().is_empty());
+
+    assert_eq!(steer::prepare(run_dir.path()).unwrap(), None);
+    let removed = steer::detach_all(run_dir.path()).unwrap();
+    assert!(removed.iter().any(|line| line.contains("unmounted")) && no_pins(run_dir.path()), "{removed:?}");
+}
+
+#[test]
+fn privileged_a_failed_start_takes_back_what_it_attached() {
+    if !privileged("privileged_a_failed_start_takes_back_what_it_attached") {
+        return;
+    }
+    let net = Net::new("undo");
+    ok(&format!("ip -n {} link add box1 type veth peer name far1", net.box_ns));
+    let second = Interface { name: "box1".into(), ifindex: 0, queues: 1, mode: XdpMode::Native };
+    let others = tempfile::tempdir().unwrap();
+    let foreign = Steer::open(others.path(), std::slice::from_ref(&second)).unwrap();
+    let both = [net.interface(XdpMode::Native), second];
+    let error = Steer::open(net.run_dir(), &both).err().expect("refused");
+    assert!(matches!(&error, SteerError::Foreign { name, .. } if name == "box1"), "{error}");
+    assert!(!net.link().contains("xdp") && no_pins(net.run_dir()));
+
+    // What an earlier process left on the first interface stays.
+    drop(Steer::open(net.run_dir(), &both[..1]).unwrap());
+    Steer::open(net.run_dir(), &both).err().expect("refused");
+    assert!(net.link().contains("xdp"));
+    foreign.detach().unwrap();
 }
 
 #[test]

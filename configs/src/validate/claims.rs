@@ -44,9 +44,15 @@ impl Claim<'_> {
 #[must_use]
 pub fn claims(owners: &BTreeMap<String, Desired>) -> Vec<Fault> {
     let owners: Vec<(&str, &Desired)> = owners.iter().map(|(owner, desired)| (owner.as_str(), desired)).collect();
-    let mut faults = vips(&owners, Scope::Several);
-    faults.extend(vips_that_are_nodes(&owners));
-    faults.extend(dnat::conflicts(&owners, Scope::Several));
+    claims_in_order(&owners)
+}
+
+/// [`claims`] where who came first matters: a fault's path begins with the later one's name.
+#[must_use]
+pub fn claims_in_order(owners: &[(&str, &Desired)]) -> Vec<Fault> {
+    let mut faults = vips(owners, Scope::Several);
+    faults.extend(vips_that_are_nodes(owners));
+    faults.extend(dnat::conflicts(owners, Scope::Several));
     faults
 }
 

@@ -6,13 +6,15 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use penstock_configs::api::{Accepted, Drain, Drains, FILE_OWNER, OwnerSummary};
+use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
 use penstock_configs::desired::{Desired, Health};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::status::Status;
+use penstock_configs::validate::{BoxContext, FILE_OWNER};
 
 use super::engine::{Engine, Snapshots};
-use super::owners::{Judgement, Owners, check_name};
+use super::faults::check_name;
+use super::owners::{Judgement, Owners};
 use super::refusal::Refusal;
 use super::store::{Restored, Store, StoreError};
 use super::{faults, overlay};
@@ -41,6 +43,8 @@ struct Overlays {
 #[derive(Default)]
 struct State {
     owners: Owners,
+    /// The box the snapshots are held against.
+    context: Arc<BoxContext>,
     overlays: Overlays,
     /// Of the last publication; 0: none yet.
     epoch: u64,
@@ -55,12 +59,13 @@ impl AdminHandle {
     pub fn start(
         engine: Arc<dyn Engine>,
         state_dir: &Path,
+        context: BoxContext,
         file: Option<&ConfigFile>,
     ) -> (Self, Option<Result<Accepted, Refusal>>) {
         let store = Store::new(state_dir);
         let Restored { owners, drains, notices } = store.load();
         let overlays = Overlays { health: Health::default(), drains };
-        let state = RwLock::new(State { overlays, ..State::default() });
+        let state = RwLock::new(State { overlays, context: Arc::new(context), ..State::default() });
         let admin = Self(Arc::new(Inner { engine, store, writer: Mutex::new(()), state }));
         for notice in notices {
             admin.notice(notice);
@@ -78,16 +83,17 @@ impl AdminHandle {
             again.insert(FILE_OWNER.to_owned(), previous);
             admin.restore(again);
         }
-        let outcome = file.map(|file| admin.apply_file(file));
+        let outcome = file.map(|file| admin.replace_file(file));
         (admin, outcome)
     }
 
     /// Publishes as many of `snapshots` as go together; those that don't stay on disk and are named.
     fn restore(&self, snapshots: Snapshots) -> Vec<String> {
         let _writer = self.writer();
+        let context = self.context();
         let mut good = Snapshots::new();
         for (name, desired) in snapshots {
-            match faults::check(&name, &desired, &good) {
+            match faults::check(&name, &desired, &good, &context) {
                 Ok(()) => drop(good.insert(name, desired)),
                 Err(why) => self.leave_out(&name, &why),
             }
@@ -135,42 +141,60 @@ impl AdminHandle {
     ///
     /// # Errors
     /// Everything that stands against it; the owner's snapshot before it goes on being served.
-    pub fn put(&self, owner: &str, desired: Desired) -> Result<Accepted, Refusal> {
+    pub fn put(&self, owner: &str, json: &[u8]) -> Result<Accepted, Refusal> {
         check_name(owner)?;
         if owner == FILE_OWNER {
             return Err(Refusal::FileOwner);
         }
+        let desired = faults::snapshot(owner, json, &self.context()).inspect_err(|why| self.refused(owner, why))?;
         let _writer = self.writer();
-        self.replace(owner, desired)
+        self.replace(owner, desired, |desired, others| faults::claims(owner, desired, others))
     }
 
-    /// The config file changed, or was read for the first time. Its generation is counted here.
+    /// The config file changed; `context` is the box it describes. Its generation is counted here.
     ///
     /// # Errors
-    /// As [`put`](Self::put): the file before it goes on being served.
-    pub fn apply_file(&self, file: &ConfigFile) -> Result<Accepted, Refusal> {
+    /// Everything that stands against it: the file before it goes on being served.
+    pub fn apply_file(&self, file: &ConfigFile, context: BoxContext) -> Result<Accepted, Refusal> {
+        self.write().context = Arc::new(context);
+        self.replace_file(file)
+    }
+
+    fn replace_file(&self, file: &ConfigFile) -> Result<Accepted, Refusal> {
         let _writer = self.writer();
         let served = self.read(|state| state.owners.get(FILE_OWNER).cloned());
-        self.replace(FILE_OWNER, next_of(file, served.as_deref()))
+        let context = self.context();
+        self.replace(FILE_OWNER, next_of(file, served.as_deref()), |desired, others| {
+            faults::check(FILE_OWNER, desired, others, &context)
+        })
     }
 
-    fn replace(&self, owner: &str, desired: Desired) -> Result<Accepted, Refusal> {
-        let services = desired.services.len();
-        let generation = desired.generation;
-        let result = self.judge_and_publish(owner, desired);
-        match &result {
-            Ok(accepted) => {
+    /// The caller holds the writer's lock.
+    fn replace(
+        &self,
+        owner: &str,
+        desired: Desired,
+        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<Accepted, Refusal> {
+        let (services, generation) = (desired.services.len(), desired.generation);
+        self.judge_and_publish(owner, desired, check)
+            .inspect(|accepted| {
                 tracing::info!(owner, generation, services, epoch = accepted.epoch, "snapshot accepted");
-            }
-            Err(why) => {
-                tracing::warn!(owner, generation, "snapshot refused: {why}");
-                self.write().owners.refuse(owner, why.to_string());
-            }
-        }
-        result
+            })
+            .inspect_err(|why| self.refused(owner, why))
     }
 
-    fn judge_and_publish(&self, owner: &str, desired: Desired) -> Result<Accepted, Refusal> {
+    fn refused(&self, owner: &str, why: &Refusal) {
+        tracing::warn!(owner, "snapshot refused: {why}");
+        self.write().owners.refuse(owner, why.to_string());
+    }
+
+    fn judge_and_publish(
+        &self,
+        owner: &str,
+        desired: Desired,
+        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<Accepted, Refusal> {
         let (judgement, mut snapshots) =
             self.read(|state| (state.owners.judge(owner, &desired), state.owners.snapshots()));
         let generation = Some(desired.generation);
@@ -180,7 +204,7 @@ impl AdminHandle {
             return Ok(self.accepted(generation, epoch, self.0.store.save_owner(owner, &desired)));
         }
         snapshots.remove(owner);
-        faults::check(owner, &desired, &snapshots)?;
+        check(&desired, &snapshots)?;
         let desired = Arc::new(desired);
         snapshots.insert(owner.to_owned(), Arc::clone(&desired));
         let epoch = self.publish(&snapshots)?;
@@ -217,7 +241,8 @@ impl AdminHandle {
     ///
     /// # Errors
     /// The faults in it; the health before it holds.
-    pub fn put_health(&self, health: Health) -> Result<Accepted, Refusal> {
+    pub fn put_health(&self, json: &[u8]) -> Result<Accepted, Refusal> {
+        let health = faults::health(json)?;
         let _writer = self.writer();
         let epoch = self.put_overlays(|overlays, _| {
             overlays.health = health;
@@ -299,6 +324,10 @@ impl AdminHandle {
     #[must_use]
     pub fn engine(&self) -> &dyn Engine {
         &*self.0.engine
+    }
+
+    fn context(&self) -> Arc<BoxContext> {
+        self.read(|state| Arc::clone(&state.context))
     }
 
     #[must_use]

@@ -11,7 +11,6 @@ use penstock_configs::status::OwnerStatus;
 use super::engine::Snapshots;
 use super::refusal::Refusal;
 
-const NAME_LENGTH: usize = 63;
 /// Publications an owner may be ahead of the workers before the middle ones are no longer told apart.
 const PENDING: usize = 64;
 /// Newcomers whose refusal is remembered: names come from outside.
@@ -40,22 +39,6 @@ pub enum Judgement {
     /// What is served already, published at this epoch.
     Unchanged { epoch: u64 },
     Replaces,
-}
-
-/// Owner names are file names and metric labels: lower case, no separators.
-///
-/// # Errors
-/// The rule, in words.
-pub fn check_name(name: &str) -> Result<(), Refusal> {
-    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.');
-    let edge = |c: Option<&u8>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
-    let bytes = name.as_bytes();
-    let good = bytes.len() <= NAME_LENGTH
-        && edge(bytes.first())
-        && edge(bytes.last())
-        && bytes.iter().all(|&c| inner(c))
-        && !name.contains("..");
-    if good { Ok(()) } else { Err(Refusal::OwnerName(name.chars().take(80).collect())) }
 }
 
 impl Owners {
@@ -210,17 +193,6 @@ mod tests {
         let mut owners = Owners::default();
         owners.accept("a", Arc::new(held), 5);
         owners
-    }
-
-    #[test]
-    fn names_that_could_leave_the_directory_or_confuse_are_refused() {
-        for good in ["a", "file", "prod-eu.1", "k8s_west", "0", &"x".repeat(63)] {
-            assert_eq!(check_name(good), Ok(()), "{good}");
-        }
-        let long = "x".repeat(64);
-        for bad in ["", ".", "..", "a..b", "-a", "a-", ".a", "A", "a/b", "a b", "ü", "a\0", long.as_str()] {
-            assert!(check_name(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -12,10 +12,8 @@ const FAULTS_SHOWN: usize = 100;
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Refusal {
-    #[error(
-        "`{0}` is no owner name: 1 to 63 of a-z, 0-9, `-`, `_` and `.`, beginning and ending with a letter or digit"
-    )]
-    OwnerName(String),
+    #[error("{}; {}", .0.problem, .0.remedy)]
+    OwnerName(Box<Fault>),
     #[error(
         "owner `file` is the dataplane's own config file: edit the file and reload (systemctl reload \
          penstock-dataplane), or use another owner name"
@@ -45,8 +43,8 @@ pub enum Refusal {
     Conflict { owner: String, generation: u64 },
     #[error("{}", summary(.0))]
     Faults(Vec<Fault>),
-    #[error("the document is not what this endpoint takes: {}: {}", .0.path, .0.problem)]
-    Document(Box<Fault>),
+    #[error("the body {}; {}", .0.problem, .0.remedy)]
+    NotJson(Box<Fault>),
     #[error("bad query: {0}")]
     Query(String),
     #[error("the body is larger than {limit} MB")]
@@ -70,8 +68,8 @@ pub enum Refusal {
 fn summary(faults: &[Fault]) -> String {
     match faults {
         [] => "refused, with no fault named".to_owned(),
-        [only] => format!("1 fault: {}: {}", only.path, only.problem),
-        [first, ..] => format!("{} faults, the first: {}: {}", faults.len(), first.path, first.problem),
+        [only] => only.to_string(),
+        [first, ..] => format!("{} faults, the first: {first}", faults.len()),
     }
 }
 
@@ -83,7 +81,7 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::OwnerName(_) | Self::Document(_) | Self::Query(_) | Self::Body(_) => StatusCode::BAD_REQUEST,
+            Self::OwnerName(_) | Self::NotJson(_) | Self::Query(_) | Self::Body(_) => StatusCode::BAD_REQUEST,
             Self::UnknownOwner(_) | Self::UnknownTarget { .. } | Self::NotDrained(_) | Self::NoEndpoint(_) => {
                 StatusCode::NOT_FOUND
             }
@@ -104,7 +102,7 @@ impl Refusal {
     pub fn faults(&self) -> &[Fault] {
         match self {
             Self::Faults(faults) => faults,
-            Self::Document(fault) => std::slice::from_ref(fault),
+            Self::OwnerName(fault) | Self::NotJson(fault) => std::slice::from_ref(fault),
             _ => &[],
         }
     }

@@ -120,9 +120,14 @@ async fn announced_size(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-fn document<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Answer<T> {
+/// The body of a drain, all of whose fields may be missing.
+fn drain_of(body: &[u8]) -> Answer<Drain> {
+    if body.is_empty() {
+        return Ok(Drain::default());
+    }
     serde_json::from_slice(body).map_err(|error| {
-        Refusal::Document(Box::new(Fault::new("", error.to_string(), "send one JSON object of known fields")))
+        let problem = format!("is no drain: {error}");
+        Refusal::NotJson(Box::new(Fault::new("", problem, "send nothing, or an object with state and reason")))
     })
 }
 
@@ -174,7 +179,7 @@ async fn put_desired(
 ) -> Answer<Response> {
     let options = query(options)?;
     let body = bytes(body)?;
-    change(admin, options.wait, move |admin| admin.put(&owner, document(&body)?)).await
+    change(admin, options.wait, move |admin| admin.put(&owner, &body)).await
 }
 
 async fn delete_desired(
@@ -197,7 +202,7 @@ async fn put_health(
 ) -> Answer<Response> {
     let options = query(options)?;
     let body = bytes(body)?;
-    change(admin, options.wait, move |admin| admin.put_health(document(&body)?)).await
+    change(admin, options.wait, move |admin| admin.put_health(&body)).await
 }
 
 async fn list_drains(State(admin): State<AdminHandle>) -> impl IntoResponse {
@@ -212,7 +217,7 @@ async fn put_drain(
 ) -> Answer<Response> {
     let options = query(options)?;
     let body = bytes(body)?;
-    let drain = if body.is_empty() { Drain::default() } else { document(&body)? };
+    let drain = drain_of(&body)?;
     change(admin, options.wait, move |admin| admin.drain(&target, drain)).await
 }
 

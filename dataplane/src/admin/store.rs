@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::owners::check_name;
+use super::faults::check_name;
 
 /// Raised when an older build could misread a document.
 const FORMAT: u32 = 1;

@@ -1,5 +1,20 @@
 //! Ports: where frames come from and go to. The worker owns the ports, the pipeline never sees
 //! them, so it runs the same over AF_XDP, memory rings, a pcap file and a fault injector.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`frame`] | packet memory, and who owns which frame of it |
+//! | [`xsk`] | AF_XDP sockets; the pitfalls of AF_XDP, and where each is handled |
+//! | [`tap`] | back to the kernel: what was steered to us and proves not ours |
+//! | [`mem`] | rings in memory, for tests and benchmarks |
+//! | [`pcap`] | replay a capture file, capture what passes |
+//! | [`fault`] | any port on a bad day, by a seed |
+//!
+//! What a worker owes its ports: one [`Port::service`] per port and turn, the first before any
+//! packet can come; what a port did not take is dropped by the worker, given back to the pool and
+//! counted; no sleep while a port is [`Port::tx_pending`], and otherwise on all of [`Port::poll_fd`].
+//! At any time `pool.free_count()`, every port's [`Port::frames_held`] and the frames in the worker's hands
+//! make up the whole memory ([`FramePool::assert_conserved`]).
 
 pub mod fault;
 pub mod frame;

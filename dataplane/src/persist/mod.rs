@@ -200,6 +200,71 @@ impl Store {
     }
 }
 
+/// A look at another thread's store, for status: records are copied while their worker goes on, so
+/// one may be caught half-way between two flows. Good for showing, never for deciding.
+pub struct Viewer {
+    store: Store,
+}
+
+impl Viewer {
+    /// Opens the store at `path` for looking.
+    ///
+    /// # Errors
+    /// It is not there, or not a store.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let map = memmap2::MmapOptions::new().map_raw_read_only(&file)?;
+        if len < size_of::<Header>() as u64 {
+            return Err(std::io::Error::other("shorter than its header"));
+        }
+        let mapping = Arc::new(Mapping { map, file: Some(file) });
+        let none = Shape { worker: 0, workers: 0, records_v4: 0, records_v6: 0 };
+        let mut store = Store { mapping, shape: none, discarded: None, recovered: false };
+        let header = store.header();
+        let shape = Shape {
+            worker: header.worker,
+            workers: header.workers,
+            records_v4: header.records_v4,
+            records_v6: header.records_v6,
+        };
+        if header.magic != MAGIC || header.layout != LAYOUT || shape.len() as u64 != len {
+            return Err(std::io::Error::other("not a flow table of this build"));
+        }
+        store.shape = shape;
+        Ok(Self { store })
+    }
+
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        self.store.header()
+    }
+
+    /// Shows a copy of every record in use.
+    pub fn each_v4(&self, visit: impl FnMut(&Record<u32>)) {
+        self.each(Shape::records_at(), self.store.used_records()[0], visit);
+    }
+
+    /// See [`Self::each_v4`].
+    pub fn each_v6(&self, visit: impl FnMut(&Record<u128>)) {
+        self.each(self.store.shape.v6_at(), self.store.used_records()[1], visit);
+    }
+
+    fn each<A>(&self, at: usize, count: u32, mut visit: impl FnMut(&Record<A>)) {
+        for record in 0..count as usize {
+            let offset = at + record * size_of::<Record<A>>();
+            // SAFETY: `used_records` keeps within the shape, whose length is the mapping's.
+            let place = unsafe { self.store.mapping.map.as_ptr().add(offset) };
+            // SAFETY: aligned as in the worker's own mapping; any bytes are a record; the copy is
+            // volatile because the worker writes meanwhile, and dropping a copy does nothing.
+            let copy = unsafe { place.cast::<Record<A>>().read_volatile() };
+            if !copy.is_free() {
+                visit(&copy);
+            }
+        }
+    }
+}
+
 /// Why the file's flows cannot be taken up; `None`: they can.
 fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::Result<Option<String>> {
     if len < size_of::<Header>() as u64 {

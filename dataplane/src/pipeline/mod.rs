@@ -303,11 +303,10 @@ impl Pipeline {
         let Some(port) = self.view.ports.get(usize::from(from.0)) else {
             return Verdict::Drop(DropReason::NeighborIgnored);
         };
-        let tables = &self.view.tables;
-        let ours = |addr| match tables.local(addr) {
-            Some(Local::Vip { announce }) => announce || port.is_kernel,
-            Some(Local::Snat { id }) => !side::is_shared(tables, addr.is_ipv6(), id),
-            None => false,
+        let view = &self.view;
+        // The kernel behind the TAP may ask for every VIP; others only for what was claimed on their port.
+        let ours = |addr| {
+            if port.is_kernel { view.tables.local(addr).is_some() } else { view.claimed.contains(&(from.0, addr)) }
         };
         let len = frame.len();
         match responder::answer(memory.room_mut(frame), len, port.mac, ours) {

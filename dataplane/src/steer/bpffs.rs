@@ -34,7 +34,11 @@ pub(super) fn link(pins: &Path, ifindex: u32) -> PathBuf {
 }
 
 pub(super) fn is_mounted(path: &Path) -> bool {
-    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast, reason = "f_type's width and sign differ by architecture")]
+    #[allow(
+        clippy::cast_sign_loss,
+        clippy::unnecessary_cast,
+        reason = "f_type's width and sign differ by architecture"
+    )]
     statfs(path).is_ok_and(|stat| stat.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
 }
 
@@ -42,21 +46,20 @@ pub(super) fn is_mounted(path: &Path) -> bool {
 /// with the process's mount namespace, and the pins with it.
 pub(super) fn prepare(run_dir: &Path) -> Result<Option<String>, SteerError> {
     let root = root(run_dir);
-    let mut warning = None;
     if !is_mounted(&root) {
         let failed = |source: io::Error| SteerError::Mount { path: root.clone(), source };
         fs::create_dir_all(&root).map_err(failed)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("bpf", &root, "bpf", flags, Some(c"mode=0700")).map_err(|error| failed(error.into()))?;
-        warning = private_namespace().then(|| {
-            format!(
-                "{0} was mounted in a private mount namespace: when the process ends it is gone, and the XDP program with it, so \
-                 the kernel would answer packets of established flows with RST. Mount it outside first: `mount -t bpf bpf {0}` \
-                 (before `ip netns exec`; systemd: ExecStartPre=+)",
-                root.display()
-            )
-        });
     }
+    let warning = dies_with_us(&root).then(|| {
+        format!(
+            "{0} is mounted in a private mount namespace only: when the process ends it is gone, and the XDP program with it, so the \
+             kernel would answer packets of established flows with RST. Mount it outside first: `mount -t bpf bpf {0}` (before `ip \
+             netns exec`; systemd: ExecStartPre=+)",
+            root.display()
+        )
+    });
     let pins = pins(run_dir);
     match fs::create_dir(&pins) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -66,12 +69,13 @@ pub(super) fn prepare(run_dir: &Path) -> Result<Option<String>, SteerError> {
     }
 }
 
-/// `ip netns exec` and systemd's sandboxing give a process its own mounts.
-fn private_namespace() -> bool {
-    match (fs::read_link("/proc/self/ns/mnt"), fs::read_link("/proc/1/ns/mnt")) {
-        (Ok(own), Ok(init)) => own != init,
-        _ => false,
-    }
+/// `ip netns exec` and systemd's sandboxing give a process its own mounts; unless they are shared with init's
+/// namespace, what is mounted there nobody else sees, and the last process takes it along.
+fn dies_with_us(root: &Path) -> bool {
+    // Where init's mounts are not to be read there is nothing to compare with, and no warning.
+    let (Ok(root), Ok(mounts)) = (root.canonicalize(), fs::read_to_string("/proc/1/mountinfo")) else { return false };
+    // proc_pid_mountinfo(5): the mount point is the fifth field.
+    !mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == root))
 }
 
 /// A pinned link of ours: on which interface, and beside which layout's maps.

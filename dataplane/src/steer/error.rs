@@ -45,7 +45,9 @@ pub enum SteerError {
     #[error("the kernel refused the XDP program for `{name}`: {reason}\n  remedy: {remedy}")]
     Load { name: String, reason: String, remedy: &'static str },
 
-    #[error("the embedded XDP object lacks {what}\n  remedy: rebuild; the object and the loader are of different sources")]
+    #[error(
+        "the embedded XDP object lacks {what}\n  remedy: rebuild; the object and the loader are of different sources"
+    )]
     Object { what: &'static str },
 
     #[error("{table}: {wanted} entries wanted, {limit} possible; nothing was changed\n  remedy: {remedy}")]
@@ -54,7 +56,9 @@ pub enum SteerError {
     #[error("SNAT address {address}: {problem}\n  remedy: {remedy}")]
     Snat { address: IpAddr, problem: String, remedy: &'static str },
 
-    #[error("dnat backend {address}: port 0 or protocol {protocol} cannot be steered\n  remedy: a port, and TCP (6) or UDP (17)")]
+    #[error(
+        "dnat backend {address}: port 0 or protocol {protocol} cannot be steered\n  remedy: a port, and TCP (6) or UDP (17)"
+    )]
     Dnat { address: IpAddr, protocol: u8 },
 
     #[error("map {map}: {reason}\n  remedy: `penstock detach`, then start again: the maps are made anew")]
@@ -68,7 +72,9 @@ pub enum SteerError {
     #[error("no interface number {0} was given to the loader")]
     NoSuchIndex(usize),
 
-    #[error("the kernel did not answer about interface `{name}`: {source}\n  remedy: try again; `ip link show {name}` asks the same")]
+    #[error(
+        "the kernel did not answer about interface `{name}`: {source}\n  remedy: try again; `ip link show {name}` asks the same"
+    )]
     Query { name: String, source: io::Error },
 }
 

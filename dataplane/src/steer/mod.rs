@@ -23,8 +23,8 @@ mod layout;
 mod program;
 mod query;
 mod table;
+mod types;
 
-use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +32,6 @@ use std::time::Duration;
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
 use caps::{CapSet, Capability};
-use penstock_configs::file::XdpMode;
 use tracing::{info, warn};
 
 pub use error::SteerError;
@@ -40,103 +39,7 @@ use error::describe;
 use layout::{Backend4, Backend6, COUNTERS, Encoded, Key4, Key6, LocalValue, Present, Settings};
 use program::Program;
 use table::Table;
-
-/// An interface to steer from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    pub name: String,
-    /// 0: looked up by name.
-    pub ifindex: u32,
-    /// Receive queues that get a socket, from 0 on.
-    pub queues: u16,
-    pub mode: XdpMode,
-}
-
-/// A SNAT address. `ports` (both included) matter where it is shared with the kernel: only TCP and UDP to these
-/// ports, and ICMP errors about them, are ours then.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnatSteer {
-    pub address: IpAddr,
-    pub ports: [u16; 2],
-    pub shared: bool,
-}
-
-/// Everything the program should recognise.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Steering {
-    /// With whether ARP and neighbour discovery for it are ours.
-    pub vips: Vec<(IpAddr, bool)>,
-    pub snat: Vec<SnatSteer>,
-    /// Backends of `dnat` services: address, port, protocol number.
-    pub dnat: Vec<(IpAddr, u16, u8)>,
-}
-
-/// Map entries a [`Steer::sync`] touched.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Changes {
-    pub added: usize,
-    pub changed: usize,
-    pub removed: usize,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachMode {
-    /// In the driver, before a socket buffer exists.
-    Native,
-    /// In the network stack, with any driver, at about half the speed.
-    Generic,
-}
-
-impl AttachMode {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Options {
-    /// Take packets in several buffers (jumbo frames).
-    pub frags: bool,
-}
-
-/// Packets since the maps were made, over all interfaces; they survive restarts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SteerCounters {
-    /// To the kernel: not ours.
-    pub passed: u64,
-    /// To the kernel unlooked at: the queue is not served.
-    pub unserved: u64,
-    /// To the kernel: headers cut short or contradicting themselves.
-    pub malformed: u64,
-    pub redirected: ClassCounters,
-    /// Ours, but no process had a socket on the queue: dropped.
-    pub no_socket: ClassCounters,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ClassCounters {
-    pub vip: u64,
-    pub snat: u64,
-    pub snat_shared: u64,
-    pub dnat: u64,
-    /// ARP and neighbour discovery.
-    pub neighbor: u64,
-}
-
-/// What the program in the kernel decides about a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    Pass,
-    Redirect,
-    /// Ours, but the queue has no socket.
-    Drop,
-    /// A value the program never returns.
-    Other(u32),
-}
+pub use types::{AttachMode, Changes, ClassCounters, Decision, Interface, Options, SnatSteer, SteerCounters, Steering};
 
 /// The program on its interfaces, and the maps they share.
 pub struct Steer {
@@ -189,11 +92,10 @@ impl Steer {
             ports,
             warnings,
         };
-        steer.release_others()?;
-        for index in 0..steer.ports.len() {
-            steer.attach(index)?;
+        if let Err(error) = steer.attach_all() {
+            steer.undo();
+            return Err(error);
         }
-        steer.remove_stale_layouts()?;
         for warning in &steer.warnings {
             warn!("{warning}");
         }
@@ -282,10 +184,8 @@ impl Steer {
 
     /// Packets since the maps were made.
     pub fn counters(&self) -> Result<SteerCounters, SteerError> {
-        let cpus = self
-            .counters
-            .get(&0, 0)
-            .map_err(|error| SteerError::Map { map: "counters", reason: describe(&error) })?;
+        let cpus =
+            self.counters.get(&0, 0).map_err(|error| SteerError::Map { map: "counters", reason: describe(&error) })?;
         let mut sum = SteerCounters::default();
         for cpu in cpus.iter() {
             layout::add_counters(&mut sum, cpu);
@@ -342,11 +242,33 @@ impl Steer {
         Ok(outcome.mode)
     }
 
+    fn attach_all(&mut self) -> Result<(), SteerError> {
+        self.release_others()?;
+        for index in 0..self.ports.len() {
+            self.attach(index)?;
+        }
+        self.remove_stale_layouts()
+    }
+
+    /// A failed open takes back what it attached itself; what an earlier process left stays.
+    fn undo(&self) {
+        let fresh = |port: &&SteeredPort| port.mode.is_some() && !port.adopted;
+        for port in self.ports.iter().filter(fresh) {
+            let path = bpffs::link(&bpffs::pins(&self.run_dir), port.interface.ifindex);
+            if let Err(error) = bpffs::remove(&path) {
+                warn!("{error}");
+            }
+        }
+        if bpffs::links(&self.run_dir).is_empty()
+            && let Err(error) = detach_all(&self.run_dir)
+        {
+            warn!("{error}");
+        }
+    }
+
     fn store_settings(&mut self) -> Result<(), SteerError> {
         let value = layout::settings(!self.dnat4.is_empty(), !self.dnat6.is_empty());
-        self.settings
-            .set(0, value, 0)
-            .map_err(|error| SteerError::Map { map: "settings", reason: describe(&error) })
+        self.settings.set(0, value, 0).map_err(|error| SteerError::Map { map: "settings", reason: describe(&error) })
     }
 
     /// Detaches from interfaces the config no longer names.
@@ -408,8 +330,9 @@ pub fn detach_all(run_dir: &Path) -> Result<Vec<String>, SteerError> {
 
 /// Mounts the bpffs of the run directory, for whoever starts the dataplane in a mount namespace of its own
 /// (`ip netns exec`, systemd sandboxing): only a mount made outside lets the program outlive the process.
-pub fn prepare(run_dir: &Path) -> Result<(), SteerError> {
-    bpffs::prepare(run_dir).map(drop)
+/// Returns a warning where this is not outside either.
+pub fn prepare(run_dir: &Path) -> Result<Option<String>, SteerError> {
+    bpffs::prepare(run_dir)
 }
 
 fn check_capabilities() -> Result<(), SteerError> {
@@ -432,4 +355,15 @@ fn resolve(interfaces: &[Interface]) -> Result<Vec<Interface>, SteerError> {
         interface.ifindex = query::by_name(&interface.name)?.ifindex;
     }
     Ok(resolved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_can_move_to_the_housekeeping_thread() {
+        fn assert_send<T: Send>() {}
+        assert_send::<Steer>();
+    }
 }

@@ -97,11 +97,7 @@ impl Program {
         Ok(Outcome { mode, adopted: false, pending: false, warning })
     }
 
-    fn attach_new(
-        &mut self,
-        pins: &Path,
-        interface: &Interface,
-    ) -> Result<(AttachMode, Option<String>), SteerError> {
+    fn attach_new(&mut self, pins: &Path, interface: &Interface) -> Result<(AttachMode, Option<String>), SteerError> {
         if interface.mode != XdpMode::Generic {
             match self.attach_in(pins, interface, AttachMode::Native) {
                 Err(SteerError::Attach { reason, .. }) if interface.mode == XdpMode::Auto => {
@@ -229,7 +225,9 @@ fn attach_error(error: &ProgramError, interface: &Interface, mode: AttachMode) -
     let remedy = match code {
         Some(libc::EPERM | libc::EACCES) => "run as root or with CAP_NET_ADMIN and CAP_BPF",
         Some(libc::EOPNOTSUPP) => "xdp = \"auto\" or \"generic\" in [[port]]: the driver has no native XDP",
-        Some(libc::ENOSPC) => "fewer queues on the peer or more here: a veth needs as many rx queues as its peer has tx queues",
+        Some(libc::ENOSPC) => {
+            "fewer queues on the peer or more here: a veth needs as many rx queues as its peer has tx queues"
+        }
         Some(libc::ERANGE | libc::EINVAL) => {
             "lower the MTU (about 3500 for one buffer per packet), switch LRO off (`ethtool -K IF lro off`); `dmesg` may tell more"
         }

@@ -1,6 +1,9 @@
 //! What a worker sees at a time: the tables, and the next hops of that moment.
 
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use rustc_hash::FxHashSet;
 
 use super::Tables;
 use crate::verdict::PortId;
@@ -36,4 +39,6 @@ pub struct View {
     pub default_v6: Option<Hop>,
     /// By port; the last one is the TAP to the kernel, if there is one.
     pub ports: Vec<PortView>,
+    /// Addresses the box has claimed on a port, and so answers for.
+    pub claimed: FxHashSet<(u8, IpAddr)>,
 }

@@ -3,7 +3,6 @@
 use super::{Attached, Worker};
 use crate::io::{Burst, Frame, Port};
 use crate::verdict::{DropReason, PortId};
-use crate::wire;
 
 /// Frames waiting for each socket that sends for a port.
 pub struct Egress {
@@ -77,19 +76,12 @@ impl<P: Port, K: Port> Worker<P, K> {
     }
 
     /// Writes a frame to the TAP: given back (`returned`), or addressed to a client behind it.
-    pub(super) fn to_kernel(&mut self, mut frame: Frame, returned: bool) {
+    pub(super) fn to_kernel(&mut self, frame: Frame, returned: bool) {
         let Some(Attached { id, port }) = &mut self.kernel else {
             self.stats.count_drop(DropReason::KernelPathFull);
             self.pool.give(frame);
             return;
         };
-        if returned && let Some(mac) = self.pipeline.port_mac(*id) {
-            // Or the kernel would take it for somebody else's packet.
-            let bytes = self.pool.memory().bytes_mut(&mut frame);
-            if bytes.first().is_some_and(|first| first & 1 == 0) {
-                wire::put(bytes, 0, mac);
-            }
-        }
         let len = frame.len() as u64;
         let mut burst = Burst::new();
         burst.push(frame);

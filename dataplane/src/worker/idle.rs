@@ -59,7 +59,8 @@ impl<P: Port, K: Port> Worker<P, K> {
         let bell = self.exchange.bell(self.id).clone();
         bell.about_to_sleep();
         let something = self.mailbox.waiting() || self.exchange.waiting_for(self.id) || stop.load(Ordering::Relaxed);
-        if !something && self.egress.len() == 0 {
+        let owed = self.egress.len() > 0 || self.sockets.iter().any(|socket| socket.port.tx_pending());
+        if !something && !owed {
             let mut fds = ArrayVec::<PollFd<'_>, MAX_FDS>::new();
             fds.push(PollFd::from_borrowed_fd(bell.fd(), PollFlags::IN));
             let sockets = self.sockets.iter().filter_map(|socket| socket.port.poll_fd());

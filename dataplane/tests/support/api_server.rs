@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use penstock_configs::validate::BoxContext;
 use penstock_dataplane::admin::{self, AdminHandle};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -27,7 +28,7 @@ impl ApiServer {
     /// A process with nothing in memory over what an earlier one left on disk.
     pub(crate) fn in_directory(directory: TempDir) -> Self {
         let engine = Arc::new(MemoryEngine::default());
-        let (admin, _) = AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), None);
+        let (admin, _) = AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), BoxContext::default(), None);
         let socket = directory.path().join("run/dataplane.sock");
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -38,7 +39,7 @@ impl ApiServer {
                 let server = tokio::spawn(admin::serve(served, path.clone(), async {
                     let _ = stopped.await;
                 }));
-                while !path.exists() && !server.is_finished() {
+                while std::os::unix::net::UnixStream::connect(&path).is_err() && !server.is_finished() {
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
                 let _ = ready.send(());

@@ -21,6 +21,7 @@
 //! | the first socket's descriptor is the UMEM's own | to bind the first queue again, drop ports, pool and UMEM, and open anew |
 //! | sockets on one UMEM are all zero-copy or all copying | [`open_worker`] falls back for all of them |
 
+mod bind;
 mod custody;
 mod socket;
 mod sockopt;

@@ -7,9 +7,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Microseconds the kernel may poll the queue in one call; it ends earlier, at the packet budget.
 const BUSY_POLL_MICROS: libc::c_int = 20;
 
-/// `linux/if_xdp.h`, since kernel 6.17.
-const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
-
 fn set(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or_default();
     // SAFETY: `setsockopt` wants an open descriptor (borrowed) and `len` readable bytes at the value's
@@ -39,9 +36,4 @@ pub(super) fn prefer_busy_poll(fd: BorrowedFd<'_>, budget: u16) -> io::Result<()
     set(fd, libc::SOL_SOCKET, libc::SO_PREFER_BUSY_POLL, 1)?;
     set(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL, BUSY_POLL_MICROS)?;
     set(fd, libc::SOL_SOCKET, libc::SO_BUSY_POLL_BUDGET, budget.into())
-}
-
-/// How many frames one `sendto` may transmit in copy mode, where the kernel lets us say; 32 otherwise.
-pub(super) fn set_tx_budget(fd: BorrowedFd<'_>, frames: u32) -> io::Result<()> {
-    set(fd, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, libc::c_int::try_from(frames).unwrap_or(libc::c_int::MAX))
 }

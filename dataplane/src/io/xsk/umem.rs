@@ -201,7 +201,7 @@ fn create(config: &UmemConfig, frames: u32, huge: bool) -> io::Result<(Umem, Vec
         .build()
         .map_err(|error| invalid(&error))?;
     let count = NonZeroU32::new(frames).ok_or(io::ErrorKind::InvalidInput)?;
-    Umem::new(umem_config, count, huge).map_err(|error| super::socket::os_error(&error))
+    Umem::new(umem_config, count, huge).map_err(|error| super::bind::os_error(&error))
 }
 
 fn explain(bytes: u64, source: io::Error) -> XskError {
