@@ -1,6 +1,7 @@
 //! The box: the dataplane's own workers, pipelines and tables, over memory ports, driven by hand.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +19,7 @@ use penstock_dataplane::stats::WorkerStats;
 use penstock_dataplane::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
 use penstock_dataplane::verdict::{PortId, WorkerId};
 use penstock_dataplane::worker::{Attached, IdlePolicy, Worker, WorkerParts};
+use rustc_hash::FxHashSet;
 
 use super::host::Host;
 use super::{Side, port_mac};
@@ -36,7 +38,7 @@ pub(super) struct MemBox {
     stats: Vec<Arc<WorkerStats>>,
     compiler: Compiler,
     tables: Arc<Tables>,
-    node_macs: BTreeMap<std::net::IpAddr, [u8; 6]>,
+    node_macs: BTreeMap<IpAddr, [u8; 6]>,
     publications: u64,
 }
 
@@ -122,11 +124,18 @@ impl MemBox {
             ports: [Side::Clients, Side::Nodes]
                 .map(|side| PortView { mac: port_mac(side), mtu: MTU, is_kernel: false })
                 .into(),
+            claimed: Self::claimed(config),
         });
         for mailbox in &self.mailboxes {
             mailbox.publish(Arc::clone(&view));
         }
         Ok(())
+    }
+
+    /// Announced addresses on the port of their network: VIPs towards clients, SNAT towards nodes.
+    fn claimed(config: &ConfigFile) -> FxHashSet<(u8, IpAddr)> {
+        let vips = config.services.iter().map(|service| (0, service.vip));
+        vips.chain(config.snat.iter().map(|snat| (1, snat.address))).collect()
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -187,7 +196,7 @@ fn side_index(side: Side) -> usize {
     }
 }
 
-fn macs(config: &ConfigFile, hosts: &[Host]) -> BTreeMap<std::net::IpAddr, [u8; 6]> {
+fn macs(config: &ConfigFile, hosts: &[Host]) -> BTreeMap<IpAddr, [u8; 6]> {
     let of = |name: &str| hosts.iter().find(|host| host.name == name).map(|host| host.mac);
     let pairs = config.nodes.iter().filter_map(|node| Some((node, of(&node.name)?)));
     pairs.flat_map(|(node, mac)| node.addresses.iter().map(move |address| (*address, mac))).collect()
