@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::source;
-use penstock_configs::validate::HostFacts;
+use penstock_configs::validate::{BoxContext, HostFacts};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
 use penstock_dataplane::engine::{Dataplane, Live, wait_for_hops};
 use penstock_dataplane::neighbor::host;
@@ -81,7 +81,8 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut dataplane = Dataplane::prepare(&config)?;
     let engine: Arc<dyn Engine> = Arc::<penstock_dataplane::engine::Shared>::clone(&dataplane.shared);
-    let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, Some(&config));
+    let context = BoxContext::new(&config, Some(&host));
+    let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
     if let Some(Err(refusal)) = outcome {
         admin.notice(format!("{}: {refusal}", args.config.display()));
     }
@@ -186,7 +187,7 @@ fn reload(
     if let Err(faults) = shared.reconfigure(&Live::from(&config)) {
         return refuse(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
     }
-    if let Err(refusal) = admin.apply_file(&config) {
+    if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
         let _ = shared.reconfigure(&Live::from(running));
         return refuse(refusal.to_string());
     }
