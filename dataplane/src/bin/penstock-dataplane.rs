@@ -69,7 +69,10 @@ fn main() -> ExitCode {
 
 fn prepare(run_dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(run_dir).with_context(|| format!("run directory {}", run_dir.display()))?;
-    Ok(penstock_dataplane::steer::prepare(run_dir)?)
+    if let Some(warning) = penstock_dataplane::steer::prepare(run_dir)? {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
 }
 
 fn detach(run_dir: &Path) -> anyhow::Result<()> {
