@@ -37,6 +37,13 @@ struct Args {
 enum Command {
     /// Serve until stopped (the default)
     Run,
+    /// Mount the bpffs the XDP program is pinned in, where it outlives this process: before entering a
+    /// network or mount namespace, whose own mounts end with it
+    Prepare {
+        /// The box's run directory
+        #[arg(long, default_value = "/run/penstock")]
+        run_dir: PathBuf,
+    },
     /// Remove what a killed dataplane left on the interfaces: the XDP program and its pins
     Detach {
         /// The box's run directory
@@ -51,12 +58,21 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let result = match &args.command {
         Some(Command::Detach { run_dir }) => detach(run_dir).map(|()| ExitCode::SUCCESS),
+        Some(Command::Prepare { run_dir }) => prepare(run_dir).map(|()| ExitCode::SUCCESS),
         Some(Command::Run) | None => run(&args),
     };
     result.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn prepare(run_dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(run_dir).with_context(|| format!("run directory {}", run_dir.display()))?;
+    if let Some(warning) = penstock_dataplane::steer::prepare(run_dir)? {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
 }
 
 fn detach(run_dir: &Path) -> anyhow::Result<()> {
