@@ -135,7 +135,7 @@ fn privileged_four_queues_each_flow_in_one_table() {
         assert_eq!(records.get(&held.local).map(Vec::len), Some(1), "{}: {:?}", held.local, records.get(&held.local));
     }
     let workers: HashSet<u16> = records.values().flatten().copied().collect();
-    assert_eq!(workers.len(), 4, "flows are spread over all workers");
+    assert_eq!(workers.len(), usize::from(config::cores().min(4)), "flows are spread over all workers");
     drop(hold);
     rig.finish().expect("a clean end");
 }
