@@ -1,8 +1,10 @@
 //! `penstock` as its user sees it: the real binary against the dataplane's real API server over an
 //! engine in memory.
 
+#[allow(dead_code, reason = "the API's own tests use the rest")]
 #[path = "../../dataplane/tests/support/api_server.rs"]
 mod api_server;
+#[allow(dead_code, reason = "the API's own tests use the rest")]
 #[path = "../../dataplane/tests/support/memory_engine.rs"]
 mod memory_engine;
 

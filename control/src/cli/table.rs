@@ -38,7 +38,6 @@ pub(super) enum Column {
 
 #[derive(Debug)]
 pub(super) struct Table {
-    indent: usize,
     columns: Vec<Column>,
     rows: Vec<Vec<Cell>>,
 }
@@ -46,12 +45,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(columns: &[(&str, Column)]) -> Self {
         let header = columns.iter().map(|(name, _)| styled(*name, Style::Dim)).collect();
-        Self { indent: 0, columns: columns.iter().map(|(_, column)| *column).collect(), rows: vec![header] }
-    }
-
-    pub(super) fn indented(mut self, indent: usize) -> Self {
-        self.indent = indent;
-        self
+        Self { columns: columns.iter().map(|(_, column)| *column).collect(), rows: vec![header] }
     }
 
     pub(super) fn row(&mut self, cells: Vec<Cell>) {
@@ -63,7 +57,7 @@ impl Table {
         let widths = self.widths(screen.width);
         let mut out = String::new();
         for row in &self.rows {
-            let mut line = " ".repeat(self.indent);
+            let mut line = String::new();
             for (index, ((cell, column), width)) in row.iter().zip(&self.columns).zip(&widths).enumerate() {
                 let text = cut(&cell.text, *width);
                 let padding = " ".repeat(width - text.chars().count());
@@ -89,7 +83,7 @@ impl Table {
         };
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
         let Some(screen) = screen else { return widths };
-        let used = |widths: &[usize]| self.indent + widths.iter().sum::<usize>() + GAP.len() * (widths.len().max(1) - 1);
+        let used = |widths: &[usize]| widths.iter().sum::<usize>() + GAP.len() * (widths.len().max(1) - 1);
         while used(&widths) > screen {
             let candidates = (0..widths.len()).filter(|i| self.columns[*i] == Column::Cut && widths[*i] > LEAST);
             let Some(widest) = candidates.max_by_key(|i| widths[*i]) else { break };
