@@ -315,6 +315,38 @@ mod tests {
         assert_eq!(required(&of::<Health>()), ["backends"]);
     }
 
+    /// Whether `value` or an element of it has a value for every key of `shape`.
+    fn missing(shape: &Shape, values: &[&toml::Value], path: &str, found: &mut Vec<String>) {
+        match shape {
+            Shape::Optional(inner) => missing(inner, values, path, found),
+            Shape::List(inner) if matches!(**inner, Shape::Table(_)) => {
+                let items: Vec<&toml::Value> = values.iter().filter_map(|value| value.as_array()).flatten().collect();
+                missing(inner, &items, path, found);
+            }
+            Shape::Table(table) => {
+                for key in &table.keys {
+                    let path = format!("{path}.{}", key.name);
+                    let inner: Vec<&toml::Value> = values.iter().filter_map(|value| value.get(key.name)).collect();
+                    if inner.is_empty() {
+                        found.push(path);
+                    } else {
+                        missing(&key.shape, &inner, &path, found);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_example_of_every_option_has_every_key() {
+        let text = include_str!("../examples/every-option.toml");
+        let value: toml::Value = toml::from_str(text).expect("the example");
+        let mut found = Vec::new();
+        missing(&of::<ConfigFile>(), &[&value], "", &mut found);
+        assert_eq!(found, Vec::<String>::new());
+    }
+
     #[test]
     fn a_placeholder_is_accepted_by_the_type() {
         let value = placeholder(&of::<ConfigFile>());

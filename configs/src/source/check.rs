@@ -13,20 +13,34 @@ use crate::fault::Fault;
 use crate::nearest::nearest;
 use crate::schema::{Shape, Table, Text, placeholder};
 
-/// The faults of `tree`, and a document without them.
-pub(super) fn check(shape: &Shape, tree: &Tree) -> (Vec<Fault>, Json) {
-    let mut walk = Walk { path: String::new(), faults: Vec::new() };
+/// What the walk found.
+pub(super) struct Checked {
+    pub(super) faults: Vec<Fault>,
+    /// Paths whose value in `mended` is not the document's.
+    pub(super) replaced: Vec<String>,
+    pub(super) mended: Json,
+}
+
+pub(super) fn check(shape: &Shape, tree: &Tree) -> Checked {
+    let mut walk = Walk { path: String::new(), faults: Vec::new(), replaced: Vec::new() };
     let mended = walk.value(shape, tree).unwrap_or_else(|| placeholder(shape));
-    (walk.faults, mended)
+    Checked { faults: walk.faults, replaced: walk.replaced, mended }
 }
 
 struct Walk {
     path: String,
     faults: Vec<Fault>,
+    replaced: Vec<String>,
 }
 
 impl Walk {
+    /// A value that cannot be used: a default or a placeholder takes its place.
     fn fault(&mut self, line: Option<usize>, problem: String, remedy: String) {
+        self.replaced.push(self.path.clone());
+        self.note(line, problem, remedy);
+    }
+
+    fn note(&mut self, line: Option<usize>, problem: String, remedy: String) {
         self.faults.push(Fault { line, path: self.path.clone(), problem, remedy });
     }
 
@@ -126,7 +140,7 @@ impl Walk {
             Some(name) => format!("did you mean `{name}`?"),
             None => format!("remove it; known here: {}", names().collect::<Vec<_>>().join(", ")),
         };
-        self.within_key(&entry.key, |walk| walk.fault(entry.line, "is not a known key".into(), remedy));
+        self.within_key(&entry.key, |walk| walk.note(entry.line, "is not a known key".into(), remedy));
         meant
     }
 
@@ -161,7 +175,7 @@ impl Walk {
             Some(name) => format!("did you mean \"{name}\"?"),
             None => format!("choose one of {}", quoted(names)),
         };
-        self.fault(line, format!("is {text:?}, which is none of {}", quoted(names)), remedy);
+        self.fault(line, format!("is {text:?}, which is not known"), remedy);
         None
     }
 

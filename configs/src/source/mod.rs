@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use serde::de::DeserializeOwned;
 use toml::de::DeTable;
 
+use self::check::Checked;
 use self::tree::{LineIndex, Tree, Value};
 use crate::desired::{Desired, Health};
 use crate::fault::{Fault, Faults};
@@ -47,10 +48,7 @@ pub fn parse_for(text: &str, name: &str, host: Option<&HostFacts>) -> Result<Con
     static SHAPE: OnceLock<Shape> = OnceLock::new();
     let tree = read_toml(text).map_err(|list| Faults { name: name.into(), list })?;
     let shape = SHAPE.get_or_init(schema::of::<ConfigFile>);
-    let (mut faults, file) = typed::<ConfigFile>(shape, &tree);
-    if let Some(file) = &file {
-        add_meaning(&mut faults, validate::file(file, host));
-    }
+    let (mut faults, file) = typed::<ConfigFile>(shape, &tree, |file| validate::file(file, host));
     if !faults.is_empty() {
         let lines = Lines::of(&tree);
         for fault in &mut faults {
@@ -91,10 +89,7 @@ fn json_document<T: DeserializeOwned>(
         name: name.into(),
         list: vec![Fault::new("", format!("is not JSON: {error}"), "send one JSON object")],
     })?;
-    let (mut faults, document) = typed::<T>(shape.get_or_init(schema::of::<T>), &tree::from_json(&value));
-    if let Some(document) = &document {
-        add_meaning(&mut faults, meaning(document));
-    }
+    let (mut faults, document) = typed::<T>(shape.get_or_init(schema::of::<T>), &tree::from_json(&value), meaning);
     if faults.is_empty() {
         // What serde refuses in the bytes and accepts in the tree: a key given twice.
         let refused = serde_json::from_slice::<T>(json).err().map(|error| error.to_string());
@@ -110,11 +105,24 @@ fn finish<T>(name: &str, faults: Vec<Fault>, document: Option<T>) -> Result<T, F
     }
 }
 
-/// The document in its type, as far as it can be read, and what is wrong with its form.
-fn typed<T: DeserializeOwned>(shape: &Shape, tree: &Tree) -> (Vec<Fault>, Option<T>) {
-    let (mut faults, mended) = check::check(shape, tree);
+/// The faults of form, and of the meaning of what could be read; the document, as far as it could.
+fn typed<T: DeserializeOwned>(
+    shape: &Shape,
+    tree: &Tree,
+    meaning: impl Fn(&T) -> Vec<Fault>,
+) -> (Vec<Fault>, Option<T>) {
+    let Checked { mut faults, replaced, mended } = check::check(shape, tree);
     match serde_json::from_value(mended) {
-        Ok(document) => (faults, Some(document)),
+        Ok(document) => {
+            // Where a value was replaced, what is said of it or by it may be wrong.
+            let doubtful: HashSet<String> = replaced.iter().map(|path| item(path)).collect();
+            let meant = meaning(&document).into_iter();
+            faults.extend(meant.filter(|fault| {
+                let path = without_names(&fault.path);
+                !doubtful.contains(&path) && !doubtful.contains(&item(&path))
+            }));
+            (faults, Some(document))
+        }
         Err(error) => {
             faults.push(Fault::new("", error.to_string(), "compare with the examples"));
             (faults, None)
@@ -122,20 +130,17 @@ fn typed<T: DeserializeOwned>(shape: &Shape, tree: &Tree) -> (Vec<Fault>, Option
     }
 }
 
-/// Adds faults of meaning, except about items whose form is already at fault: there the value
-/// looked at may be a placeholder.
-fn add_meaning(faults: &mut Vec<Fault>, meaning: Vec<Fault>) {
-    let doubtful: HashSet<String> = faults.iter().map(|fault| item(&fault.path)).collect();
-    faults.extend(meaning.into_iter().filter(|fault| !doubtful.contains(&item(&fault.path))));
-}
-
-/// What a fault of form makes doubtful: the whole `service[3]`, but of `[limits]` one key.
+/// What a replaced value makes doubtful: the whole `service[3]`, unless no other key's meaning hangs on
+/// it; of `[limits]` one key.
 fn item(path: &str) -> String {
+    const ALONE: [&str; 8] =
+        ["scheduler", "announce", "source_ranges", "timeouts", "weight", "state", "xdp", "zero_copy"];
     let plain = without_names(path);
-    match plain.split_once('.') {
-        Some((first, _)) if first.ends_with(']') => first.to_owned(),
-        _ => plain,
-    }
+    let Some((first, rest)) = plain.split_once('.').filter(|(first, _)| first.ends_with(']')) else {
+        return plain;
+    };
+    let alone = rest.split(['.', '[']).any(|key| ALONE.contains(&key));
+    if alone { plain } else { first.to_owned() }
 }
 
 fn read_toml(text: &str) -> Result<Tree, Vec<Fault>> {

@@ -84,7 +84,7 @@ backends = [
             "10: limits.services: is -1; write a number from 0 to 4294967295",
             "13: snat[0].address: \"192.0.2.300\" is not an IP address; write an IPv4 or IPv6 address such as \
              192.0.2.10 or 2001:db8::10; names are not resolved",
-            "19: service[0] \"web\".protocol: is \"tpc\", which is none of \"tcp\", \"udp\"; did you mean \"tcp\"?",
+            "19: service[0] \"web\".protocol: is \"tpc\", which is not known; did you mean \"tcp\"?",
             "25: service[1] \"dns\".port: is 70000; write a number from 0 to 65535",
             "35: service[2] \"mail\".set: no set is named \"wrokers\"; did you mean \"workers\"?",
             "36: service[2] \"mail\".source_ranges[0]: 192.0.2.1/24 has bits set beyond its prefix; write \
@@ -92,6 +92,21 @@ backends = [
             "42: set[0] \"workers\".backends[1].adress: is not a known key; did you mean `address`?",
         ]
     );
+}
+
+#[test]
+fn a_fault_of_form_hides_no_fault_of_meaning_but_its_own() {
+    // A value no other hangs on, and unknown keys: the rest of the service is looked at.
+    let service = "[[service]]\nname = \"a\"\nvip = \"127.0.0.1\"\nport = 1\nprotocol = \"tcp\"\nset = \"x\"\n\
+                   mode = \"dnat\"\n";
+    let found =
+        faults_with(&format!("{service}scheduler = \"rr\"\nfoo = 1\ntimeouts = {{ udp = -1, tcp_established = 0 }}\n"));
+    let paths: Vec<&str> = found.iter().map(|fault| fault.split(": ").nth(1).expect("a path")).collect();
+    let wanted = ["vip", "set", "scheduler", "foo", "timeouts.udp", "timeouts.tcp_established"];
+    assert_eq!(paths, wanted.map(|key| format!("service[0] \"a\".{key}")), "{found:#?}");
+    // Without its mode the service's needs are unknown.
+    let found = faults_with(&service.replace("\"dnat\"", "\"dnta\""));
+    assert_eq!(found.len(), 1, "{found:#?}");
 }
 
 #[test]
@@ -253,8 +268,8 @@ fn health_is_read_the_same_way() {
     let faults = health(br#"{"backends":[{"address":"10.0.0.1","port":0,"state":"up"}]}"#).expect_err("bad");
     assert_eq!(
         faults.to_string(),
-        "health: backends[0].state: is \"up\", which is none of \"active\", \"draining\", \"down\"; choose one of \
-         \"active\", \"draining\", \"down\""
+        "health: backends[0].state: is \"up\", which is not known; choose one of \"active\", \"draining\", \
+         \"down\"\nhealth: backends[0].port: is 0; name the port, or leave it out for every port"
     );
     let zero = health(br#"{"backends":[{"address":"10.0.0.1","port":0,"state":"down"}]}"#).expect_err("port 0");
     assert!(zero.to_string().contains("backends[0].port: is 0"));

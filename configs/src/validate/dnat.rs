@@ -50,21 +50,26 @@ struct Search<'a> {
     order: Vec<Lane>,
     first: HashMap<(ListId, Lane), Claim<'a>>,
     named_ports: HashMap<(ListId, bool), Vec<u16>>,
+    /// Pairs of services told of: one fault per pair, however many backends they share.
+    told: HashSet<[(&'a str, usize); 2]>,
     faults: Vec<Fault>,
 }
 
 pub(super) fn conflicts(owners: &[(&str, &Desired)], scope: Scope) -> Vec<Fault> {
+    // Most documents have no such service, and need no index.
+    if all(owners).all(|claim| claim.service.mode != Mode::Dnat) {
+        return Vec::new();
+    }
     let resolvers: HashMap<&str, Resolver> =
         owners.iter().map(|(owner, desired)| (*owner, Resolver::new(desired))).collect();
     let mut search = Search::default();
     for claim in all(owners).filter(|claim| claim.service.mode == Mode::Dnat) {
         search.add(&Use { claim, resolver: &resolvers[claim.owner] }, scope);
     }
-    let mut faults = std::mem::take(&mut search.faults);
-    for lane in &search.order {
-        faults.extend(meetings(*lane, &search.lanes[lane], scope));
+    for lane in std::mem::take(&mut search.order) {
+        search.meetings(lane, scope);
     }
-    faults
+    search.faults
 }
 
 impl<'a> Search<'a> {
@@ -91,8 +96,10 @@ impl<'a> Search<'a> {
         let id = (new.list().as_ptr(), lane);
         if let Some(first) = self.first.get(&id) {
             if first.index != new.claim.index || first.owner != new.claim.owner {
-                let sample = new.targets(lane).next();
-                self.faults.extend(sample.and_then(|target| fault(first, &new.claim, target, lane, scope)));
+                let first = *first;
+                if let Some(target) = new.targets(lane).next() {
+                    self.tell(&first, &new.claim, target, lane, scope);
+                }
                 return false;
             }
             return true;
@@ -106,6 +113,32 @@ impl<'a> Search<'a> {
         uses.push(Use { claim: new.claim, resolver: new.resolver });
         true
     }
+
+    /// Different lists that have an address in common.
+    fn meetings(&mut self, lane: Lane, scope: Scope) {
+        let uses = self.lanes.remove(&lane).unwrap_or_default();
+        if uses.len() < 2 {
+            return;
+        }
+        let mut first: HashMap<IpAddr, Claim> = HashMap::new();
+        for one in &uses {
+            for target in one.targets(lane) {
+                let earlier = *first.entry(target).or_insert(one.claim);
+                self.tell(&earlier, &one.claim, target, lane, scope);
+            }
+        }
+    }
+
+    fn tell(&mut self, earlier: &Claim<'a>, later: &Claim<'a>, target: IpAddr, lane: Lane, scope: Scope) {
+        let (a, b) = (earlier.service, later.service);
+        // One service by itself; or two that claim the same VIP and port, which is a fault of its own.
+        if (a.vip, a.port) == (b.vip, b.port) {
+            return;
+        }
+        if self.told.insert([(earlier.owner, earlier.index), (later.owner, later.index)]) {
+            self.faults.push(fault(earlier, later, SocketAddr::new(target, lane.port), scope));
+        }
+    }
 }
 
 /// Ports that backends of the family name themselves.
@@ -115,38 +148,13 @@ fn named_ports(resolver: &Resolver, list: &[Backend], v4: bool) -> Vec<u16> {
     reachable.filter_map(|backend| backend.port).filter(|port| seen.insert(*port)).collect()
 }
 
-/// Different lists that have an address in common; one fault per pair of services.
-fn meetings(lane: Lane, uses: &[Use], scope: Scope) -> Vec<Fault> {
-    if uses.len() < 2 {
-        return Vec::new();
-    }
-    let mut first: HashMap<IpAddr, Claim> = HashMap::new();
-    let mut told = HashSet::new();
-    let mut faults = Vec::new();
-    for one in uses {
-        for target in one.targets(lane) {
-            let earlier = *first.entry(target).or_insert(one.claim);
-            if told.insert((earlier.owner, earlier.index, one.claim.owner, one.claim.index)) {
-                faults.extend(fault(&earlier, &one.claim, target, lane, scope));
-            }
-        }
-    }
-    faults
-}
-
-fn fault(earlier: &Claim, later: &Claim, target: IpAddr, lane: Lane, scope: Scope) -> Option<Fault> {
-    let (a, b) = (earlier.service, later.service);
-    // One service by itself; or two that claim the same VIP and port, which is a fault of its own.
-    if (a.vip, a.port) == (b.vip, b.port) {
-        return None;
-    }
+fn fault(earlier: &Claim, later: &Claim, target: SocketAddr, scope: Scope) -> Fault {
     let problem = format!(
-        "service {:?} of owner {:?} sends to {} in mode \"dnat\", as {} does: \
+        "service {:?} of owner {:?} sends to {target} in mode \"dnat\", as {} does: \
          replies to a client of both could not be told apart",
-        b.name,
+        later.service.name,
         later.owner,
-        SocketAddr::new(target, lane.port),
         earlier.other()
     );
-    Some(Fault::new(later.path(scope), problem, "give one of them mode = \"nat\", or backend ports of its own"))
+    Fault::new(later.path(scope), problem, "give one of them mode = \"nat\", or backend ports of its own")
 }

@@ -1,7 +1,7 @@
 //! What a document means, held against itself and against the machine: pure functions, every fault
 //! named by its path, each with a remedy.
 //!
-//! Who calls what: the file, [`file`] (through [`crate::source`]); a snapshot from the wire,
+//! Who calls what: the file, [`file()`] (through [`crate::source`]); a snapshot from the wire,
 //! [`desired`] with the box's [`BoxContext`]; and, before either takes effect, [`claims`] over all
 //! owners together.
 //!
@@ -53,7 +53,7 @@ pub struct HostFacts {
 pub struct BoxContext {
     pub snat: Vec<SnatAddress>,
     pub limits: Limits,
-    /// Addresses no VIP may be, and what each is: the box's, its gateways', the file's nodes'.
+    /// Addresses no VIP may be, and what each is: the box's, its gateways', the file's nodes' and backends'.
     pub bans: BTreeMap<IpAddr, String>,
     pub host: Option<HostFacts>,
 }

@@ -268,8 +268,8 @@ fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
 }
 
 fn is_prime(number: u32) -> bool {
-    let divisors = (2..).take_while(|divisor: &u32| divisor.saturating_mul(*divisor) <= number);
-    number >= 2 && divisors.into_iter().all(|divisor| number % divisor != 0)
+    let mut divisors = (2..).take_while(|divisor: &u32| divisor.saturating_mul(*divisor) <= number);
+    number >= 2 && divisors.all(|divisor| !number.is_multiple_of(divisor))
 }
 
 fn timeouts(file: &ConfigFile, faults: &mut Vec<Fault>) {

@@ -112,3 +112,98 @@ fn two_ports_of_one_backend_list_are_one_service() {
                 backends = [{ address = \"10.0.0.1\" }, { address = \"10.0.0.1\", port = 80 }]";
     assert_eq!(within(&service("a", "192.0.2.1", 80, "tcp", more)), Vec::<String>::new());
 }
+
+mod against_the_plain_version {
+    //! The search that skips what cannot meet, against the one that compares all with all.
+
+    use std::collections::BTreeSet;
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
+    use super::snapshot;
+    use crate::desired::{Desired, Mode};
+    use crate::resolve::backends_of;
+    use crate::validate::claims::Scope;
+    use crate::validate::dnat;
+
+    /// Services that share a backend with an earlier one of other VIP or port.
+    fn plain(desired: &Desired) -> BTreeSet<usize> {
+        let targets: Vec<BTreeSet<SocketAddr>> = desired
+            .services
+            .iter()
+            .map(|service| backends_of(desired, service).map(|b| SocketAddr::new(b.address, b.port)).collect())
+            .collect();
+        let conflicts = |a: usize, b: usize| {
+            let (x, y) = (&desired.services[a], &desired.services[b]);
+            x.mode == Mode::Dnat
+                && y.mode == Mode::Dnat
+                && x.protocol == y.protocol
+                && (x.vip, x.port) != (y.vip, y.port)
+                && !targets[a].is_disjoint(&targets[b])
+        };
+        (0..desired.services.len()).filter(|later| (0..*later).any(|earlier| conflicts(earlier, *later))).collect()
+    }
+
+    fn backend() -> impl Strategy<Value = String> {
+        let target = prop_oneof![
+            (0..3).prop_map(|node| format!("node = \"n{node}\"")),
+            (1..4).prop_map(|host| format!("address = \"10.0.0.{host}\"")),
+        ];
+        (target, prop::option::of(80..83)).prop_map(|(target, port)| match port {
+            Some(port) => format!("{{ {target}, port = {port} }}"),
+            None => format!("{{ {target} }}"),
+        })
+    }
+
+    fn list() -> impl Strategy<Value = String> {
+        prop::collection::vec(backend(), 0..4).prop_map(|items| format!("backends = [{}]", items.join(", ")))
+    }
+
+    fn service() -> impl Strategy<Value = String> {
+        let targets = prop_oneof![(0..2).prop_map(|set| format!("set = \"s{set}\"")), list()];
+        let vip = prop_oneof![(1..4).prop_map(|host| format!("192.0.2.{host}")), Just("2001:db8::1".to_owned())];
+        let port =
+            prop::option::of(80..83).prop_map(|port| port.map_or(String::new(), |p| format!("target_port = {p}")));
+        let mode = prop_oneof![4 => Just("dnat"), 1 => Just("nat")];
+        (vip, prop_oneof![3 => Just("tcp"), 1 => Just("udp")], mode, targets, port).prop_map(
+            |(vip, protocol, mode, targets, target_port)| {
+                format!(
+                    "[[service]]\nname = \"x\"\nvip = \"{vip}\"\nport = PORT\nprotocol = \"{protocol}\"\n\
+                     mode = \"{mode}\"\n{targets}\n{target_port}\n"
+                )
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+        #[test]
+        fn the_same_services_are_refused(
+            sets in prop::collection::vec(list(), 2),
+            services in prop::collection::vec(service(), 0..8),
+        ) {
+            let mut text = String::new();
+            for node in 0..3 {
+                text += &format!("[[node]]\nname = \"n{node}\"\naddresses = [\"10.0.0.{node}\", \"fd00::{node}\"]\n");
+            }
+            for (index, list) in sets.iter().enumerate() {
+                text += &format!("[[set]]\nname = \"s{index}\"\n{list}\n");
+            }
+            // A VIP and port claimed twice is a fault of its own.
+            for (port, service) in (1..).zip(&services) {
+                text += &service.replace("PORT", &format!("{port}"));
+            }
+            let desired = snapshot(&text);
+            let found: BTreeSet<usize> = dnat::conflicts(&[("x", &desired)], Scope::One)
+                .iter()
+                .map(|fault| {
+                    let index = fault.path.strip_prefix("service[").and_then(|rest| rest.split_once(']'));
+                    index.expect("a service's path").0.parse().expect("an index")
+                })
+                .collect();
+            prop_assert_eq!(found, plain(&desired), "{}", text);
+        }
+    }
+}

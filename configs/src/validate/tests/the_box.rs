@@ -156,7 +156,7 @@ fn shared_snat() {
 fn limits() {
     for key in ["flows_ipv4", "flows_ipv6", "embryonic", "services", "nodes", "maglev_size", "icmp_per_second"] {
         let text = format!("[limits]\n{key} = 0");
-        one(&[("[limits]", &text), ("[[service]]", "[[service]]")], &[&format!("limits.{key}: is 0")])
+        one(&[("[limits]", &text)], &[&format!("limits.{key}: is 0")]);
     }
     let limit = |text: &'static str| [("[limits]", text)];
     one(&limit("[limits]\nservices = 1048577"), &["limits.services: is 1048577", "at most 1048576"]);
