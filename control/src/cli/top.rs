@@ -125,7 +125,7 @@ fn services(status: &Status, room: usize, screen: Screen) -> String {
     let mut services: Vec<_> = status.services.iter().collect();
     services.sort_by(|a, b| b.new_flows_per_second.total_cmp(&a.new_flows_per_second).then(b.flows.cmp(&a.flows)));
     let mut table = Table::new(&[
-        ("SERVICE", Column::Cut),
+        ("SERVICE", Column::Name),
         ("ADDRESS", Column::Left),
         ("NEW/s", Column::Right),
         ("FLOWS", Column::Right),
