@@ -217,7 +217,10 @@ fn check_names_every_fault_with_its_line_and_remedy() {
     assert_fits(&good.replace(examples, ""));
     assert!(good.contains("would serve 3 services over 3 nodes") && good.contains("203.0.113.10:"), "{good}");
     let text = fs::read_to_string(format!("{examples}/two-arm.toml")).expect("the example");
-    let bad = cli.file("bad.toml", &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"));
+    let bad = cli.file(
+        "bad.toml",
+        &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"),
+    );
     let run = cli.run(&["check", &bad]);
     assert_eq!(run.code, Some(2));
     let line = |text_of: &str| {
