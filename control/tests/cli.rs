@@ -217,7 +217,10 @@ fn check_names_every_fault_with_its_line_and_remedy() {
     assert_fits(&good.replace(examples, ""));
     assert!(good.contains("would serve 3 services over 3 nodes") && good.contains("203.0.113.10:"), "{good}");
     let text = fs::read_to_string(format!("{examples}/two-arm.toml")).expect("the example");
-    let bad = cli.file("bad.toml", &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"));
+    let bad = cli.file(
+        "bad.toml",
+        &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"),
+    );
     let run = cli.run(&["check", &bad]);
     assert_eq!(run.code, Some(2));
     let line = |text_of: &str| {
@@ -362,8 +365,8 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
 }
 
-/// Not a test: `PENSTOCK_SHOW=1 cargo test -p penstock-control --test cli show -- --ignored` serves for
-/// five minutes, and prints the socket, so that the screens can be looked at in a terminal.
+/// Not a test: `cargo test -p penstock-control --test cli show -- --ignored` serves for
+/// five minutes on the socket that the file penstock-show in the temporary directory names.
 #[test]
 #[ignore = "for looking at the screens by eye"]
 fn show() {
@@ -371,6 +374,6 @@ fn show() {
     cli.run(&["drain", "node-1", "--reason", "new disk"]).good();
     let clash = cli.file("clash.json", SNAPSHOT);
     cli.run(&["apply", &clash, "--owner", "staging"]);
-    fs::write("/tmp/penstock-show", cli.server.socket.display().to_string()).expect("written");
+    fs::write(std::env::temp_dir().join("penstock-show"), cli.server.socket.display().to_string()).expect("written");
     std::thread::sleep(std::time::Duration::from_secs(300));
 }

@@ -132,8 +132,7 @@ fn wait_answers_when_the_workers_run_it_and_says_when_they_do_not() {
     assert!(began.elapsed() >= Duration::from_millis(50));
     assert_eq!(get(&server, "/v1/status").1["owners"][0]["acknowledged"], 0);
     std::thread::scope(|scope| {
-        let waiting =
-            scope.spawn(|| call(&server, "PUT", "/v1/desired/prod?wait=20000", &snapshot(2, "203.0.113.1")));
+        let waiting = scope.spawn(|| call(&server, "PUT", "/v1/desired/prod?wait=20000", &snapshot(2, "203.0.113.1")));
         while server.engine.published().times < 2 {
             std::thread::sleep(Duration::from_millis(1));
         }

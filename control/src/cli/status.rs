@@ -214,7 +214,8 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
     if !everything {
         let troubled = pairs().filter(|(_, backend)| !is_well(backend)).count();
         let rest = total - troubled;
-        let _ = writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
+        let _ =
+            writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
         if troubled > rows {
             let _ = writeln!(out, "{} more do not", count(troubled - rows, "backend"));
         }

@@ -25,7 +25,7 @@ use crate::tables::{Compiler, Inputs, Tables, View};
 use network::Network;
 use rates::Rates;
 
-pub use start::{Dataplane, StartError, wait_for_hops};
+pub use start::{Dataplane, StartError, wait_for_network};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]

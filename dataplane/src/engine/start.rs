@@ -413,15 +413,17 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     Ok([number(low), number(high)])
 }
 
-/// Waits until the next hops of all nodes are known, or `most` is over.
-pub fn wait_for_hops(shared: &Shared, most: Duration) {
+/// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
+pub fn wait_for_network(shared: &Shared, most: Duration) {
     let deadline = Instant::now() + most;
-    let unknown = || {
+    let is_waiting = || {
         let tables = Arc::clone(&shared.published().tables);
-        let hops = shared.network().mirror.hops();
-        tables.nodes.iter().filter(|node| hops.targets.get(*node).copied().flatten().is_none()).count()
+        let network = shared.network();
+        let hops = network.mirror.hops();
+        let known = |node: &std::net::IpAddr| hops.targets.get(node).copied().flatten().is_some();
+        !network.has_claimed_all() || !tables.nodes.iter().all(known)
     };
-    while unknown() > 0 && Instant::now() < deadline {
+    while is_waiting() && Instant::now() < deadline {
         keep_house(shared);
     }
 }
