@@ -246,6 +246,20 @@ fn own_address_works(rig: &Rig, own: DualAddr, v6: bool) {
     icmp::ping(rig.client(), own.ip(v6), 3, 56).expect("the kernel's echo reply");
 }
 
+/// `curl http://VIP/` typed on the box itself.
+#[test]
+fn privileged_the_box_itself_reaches_its_vips() {
+    if !privilege::require("privileged_the_box_itself_reaches_its_vips") {
+        return;
+    }
+    let rig = rig(Lab::builder());
+    for v6 in [false, true] {
+        let tally = Volley::new(rig.vip(v6), 100).run(&rig.lab.the_box, |_| {});
+        assert_eq!((tally.answered(), tally.failed()), (100, 0), "{tally:?}\n{}", rig.dataplane.log_tail());
+    }
+    rig.finish().expect("a clean end");
+}
+
 #[test]
 fn privileged_10_000_of_10_000_shared_equally() {
     if !privilege::require("privileged_10_000_of_10_000_shared_equally") {

@@ -109,13 +109,13 @@ fn traffic(narrator: &Narrator, lab: &Lab, args: &DemoArgs) -> Result<Tally> {
         let count = args.connections * share / 3;
         let progress = narrator.progress(name, count);
         let tally = Volley::new(SocketAddr::new(vip.ip(v6), 80), count).run(client, |done| progress.at(done));
-        progress.done(&report::outcome(&tally, "connections"));
+        progress.done(&report::outcome(&tally, "connections", "second"));
         sum.merge(tally);
     }
     let volley = UdpVolley { per_flow: 1, ..UdpVolley::new(SocketAddr::new(vip.ip(false), 80), args.udp_flows) };
     let progress = narrator.progress("UDP", args.udp_flows);
     let tally = volley.run(client, |done| progress.at(done));
-    progress.done(&report::outcome(&tally, "exchanges"));
+    progress.done(&report::outcome(&tally, "exchanges", "second"));
     sum.merge(tally);
     Ok(sum)
 }

@@ -68,7 +68,7 @@ fn traffic(narrator: &Narrator, lab: &mut MemLab, args: &DemoArgs) -> Tally {
             tally.merge(lab.connections(v6, batch, 16, BYTES));
             progress.at(tally.answered());
         }
-        progress.done(&report::outcome(&tally, "connections"));
+        progress.done(&report::outcome(&tally, "connections", "virtual second"));
         sum.merge(tally);
     }
     sum

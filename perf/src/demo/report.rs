@@ -30,11 +30,11 @@ pub fn table(before: &Tally, after: &Tally, removed: &str) -> String {
 }
 
 /// One line of a volley: how many, how fast, what failed.
-pub fn outcome(tally: &Tally, what: &str) -> String {
+pub fn outcome(tally: &Tally, what: &str, per: &str) -> String {
     let rate = tally.answered() * 1000 / u64::try_from(tally.elapsed.as_millis().max(1)).unwrap_or(u64::MAX);
     let failed = tally.failed();
     let failed = if failed == 0 { "none failed".into() } else { format!("{failed} FAILED: {:?}", tally.failures) };
-    format!("{} {what}, {} per second, {failed}", thousands(tally.answered()), thousands(rate))
+    format!("{} {what}, {} per {per}, {failed}", thousands(tally.answered()), thousands(rate))
 }
 
 /// What a change of the set cost the nodes that stayed in it.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use penstock_configs::desired::{Announce, Desired, Health};
 use penstock_configs::file::ConfigFile;
-use penstock_dataplane::rss::Placement;
 use penstock_dataplane::clock::Now;
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::handoff::Exchange;
@@ -16,6 +15,7 @@ use penstock_dataplane::io::{FramePool, PacketMemory};
 use penstock_dataplane::persist::Store;
 use penstock_dataplane::pipeline::{Pipeline, PipelineConfig};
 use penstock_dataplane::publish::Mailbox;
+use penstock_dataplane::rss::Placement;
 use penstock_dataplane::stats::WorkerStats;
 use penstock_dataplane::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
 use penstock_dataplane::verdict::{DropReason, PortId, WorkerId};
@@ -151,10 +151,15 @@ impl MemBox {
     /// Turns the workers until none has work. A hand-off needs a turn of its receiver.
     pub(super) fn turn(&mut self, now: u64) {
         let now = Now { ns: now * 1000 };
-        while self.workers.iter_mut().fold(false, |worked, worker| worker.turn(now) || worked) {
-            for mailbox in &self.mailboxes {
-                mailbox.reap();
+        loop {
+            let mut worked = false;
+            for worker in &mut self.workers {
+                worked |= worker.turn(now);
             }
+            if !worked {
+                return;
+            }
+            self.mailboxes.iter().for_each(|mailbox| mailbox.reap());
         }
     }
 
