@@ -2,6 +2,7 @@
 //! a further part (a Kubernetes API, say) joins the list in [`run`].
 
 mod box_in_lab;
+mod in_memory;
 mod narrator;
 mod report;
 
@@ -30,10 +31,6 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> Result<()> {
     match privilege::missing() {
         None if !args.in_memory => box_in_lab::run(args),
-        reason => in_memory(reason.unwrap_or("asked for with --in-memory"), args),
+        reason => in_memory::run(reason.unwrap_or("asked for with --in-memory"), args),
     }
-}
-
-fn in_memory(reason: &str, _args: &DemoArgs) -> Result<()> {
-    anyhow::bail!("the lab can't be had here: {reason}")
 }

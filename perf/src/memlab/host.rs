@@ -1,8 +1,10 @@
 //! A host: a smoltcp stack with a small server (nodes) or client on it.
 //!
 //! The client sends eight bytes, how many bytes it wants; the node answers its name, a newline and
-//! that many bytes of the pattern, and closes.
+//! that many bytes of the pattern. The client closes first, as curl does. (smoltcp 0.14 may never
+//! retransmit a FIN that followed lost data, so nobody here sends a FIN behind unacknowledged data.)
 
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::Instant;
@@ -27,7 +29,10 @@ pub(super) struct Host {
     sockets: SocketSet<'static>,
     serving: Vec<Serving>,
     asking: Vec<Asking>,
+    /// A node's.
     echo: Option<SocketHandle>,
+    /// The client's: one datagram at a time.
+    exchange: Option<SocketHandle>,
 }
 
 /// A node's end of a connection, or a listener.
@@ -83,6 +88,7 @@ impl Host {
             serving: Vec::new(),
             asking: Vec::new(),
             echo: None,
+            exchange: None,
         }
     }
 
@@ -95,9 +101,28 @@ impl Host {
 
     pub(super) fn receive(&mut self, frame: Vec<u8>) {
         let to_us = frame.get(..6).is_some_and(|to| to == self.mac || to[0] & 1 == 1);
-        if to_us {
+        if to_us && !self.is_repeated_syn(&frame) {
             self.nic.received.push_back(frame);
         }
+    }
+
+    /// Of several smoltcp sockets that listen on a port, one would take a repeated SYN for a second
+    /// connection and answer it with another sequence number. The first one repeats its SYN-ACK anyway.
+    fn is_repeated_syn(&self, frame: &[u8]) -> bool {
+        let Ok(packet) = SlicedPacket::from_ethernet(frame) else { return false };
+        let (Some(TransportSlice::Tcp(tcp)), Some(net)) = (&packet.transport, &packet.net) else { return false };
+        let source: IpAddr = match net {
+            NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+            NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+            NetSlice::Arp(_) => return false,
+        };
+        let remote = IpEndpoint::new(IpAddress::from(source), tcp.source_port());
+        tcp.syn()
+            && !tcp.ack()
+            && self.serving.iter().any(|serving| {
+                let socket = self.sockets.get::<tcp::Socket<'_>>(serving.handle);
+                socket.is_open() && socket.remote_endpoint() == Some(remote)
+            })
     }
 
     pub(super) fn take(&mut self) -> Vec<Vec<u8>> {
@@ -131,6 +156,9 @@ impl Host {
             }
             if let Some(answer) = &mut serving.answer {
                 answer.send(socket);
+            }
+            if socket.state() == tcp::State::CloseWait {
+                socket.close();
             }
         }
     }
@@ -181,13 +209,14 @@ impl Host {
         self.asking.retain(|asking| {
             let socket = sockets.get_mut::<tcp::Socket<'_>>(asking.handle);
             let outcome = match socket.state() {
-                // The node has closed and everything was read: our FIN, then done.
-                tcp::State::CloseWait if !socket.can_recv() => {
+                tcp::State::Established if asking.is_complete() => {
                     socket.close();
                     return true;
                 }
                 tcp::State::Closed | tcp::State::TimeWait => asking.outcome(),
-                _ if now > asking.deadline => Err("timed out".to_owned()),
+                state if now > asking.deadline => {
+                    Err(format!("timed out in {state} with {} of {} bytes", asking.digest.length(), asking.wanted))
+                }
                 _ => return true,
             };
             outcomes.push(outcome);
@@ -209,20 +238,19 @@ impl Host {
 
     /// Sends a datagram that names its local port, from a fresh socket.
     pub(super) fn send_datagram(&mut self, target: IpAddr, port: u16, local: u16) {
-        if let Some(old) = self.echo.take() {
+        if let Some(old) = self.exchange.take() {
             self.sockets.remove(old);
         }
         let handle = self.bound_udp(local);
         let socket = self.sockets.get_mut::<udp::Socket<'_>>(handle);
         let remote = IpEndpoint::new(IpAddress::from(target), port);
         socket.send_slice(local.to_string().as_bytes(), remote).expect("an empty buffer has room");
-        self.asking.clear();
-        self.echo = Some(handle);
+        self.exchange = Some(handle);
     }
 
     /// The node that answered the datagram.
     pub(super) fn datagram(&mut self) -> Option<String> {
-        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.echo?);
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.exchange?);
         let local = socket.endpoint().port.to_string();
         let (payload, _) = socket.recv().ok()?;
         let text = String::from_utf8_lossy(payload);
@@ -238,7 +266,6 @@ impl Answer {
                 self.rest = self.pattern.chunk().to_vec();
             }
             if self.rest.is_empty() {
-                socket.close();
                 return;
             }
             let Ok(taken) = socket.send_slice(&self.rest) else { return };
@@ -256,6 +283,10 @@ impl Asking {
             bytes = end.map_or(&[], |end| &bytes[end + 1..]);
         }
         self.digest.update(bytes);
+    }
+
+    fn is_complete(&self) -> bool {
+        self.named && self.digest.length() == self.wanted
     }
 
     fn outcome(&self) -> Result<String, String> {

@@ -158,6 +158,12 @@ impl MemLab {
         self.wire.impaired
     }
 
+    /// What the box dropped, by reason.
+    #[must_use]
+    pub fn drops(&self) -> std::collections::BTreeMap<&'static str, u64> {
+        self.the_box.drops()
+    }
+
     /// Virtual time since the start, and packets the box has sent.
     #[must_use]
     pub fn totals(&self) -> (std::time::Duration, u64) {

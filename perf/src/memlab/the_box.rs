@@ -18,7 +18,7 @@ use penstock_dataplane::pipeline::{Pipeline, PipelineConfig};
 use penstock_dataplane::publish::Mailbox;
 use penstock_dataplane::stats::WorkerStats;
 use penstock_dataplane::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
-use penstock_dataplane::verdict::{PortId, WorkerId};
+use penstock_dataplane::verdict::{DropReason, PortId, WorkerId};
 use penstock_dataplane::worker::{Attached, IdlePolicy, Worker, WorkerParts};
 use rustc_hash::FxHashSet;
 
@@ -121,12 +121,11 @@ impl MemBox {
             tables: Arc::clone(&self.tables),
             placement: Arc::new(Placement::read(&[], self.mailboxes.len() as u16).0),
             node_hops: self.tables.nodes.iter().map(|node| self.node_macs.get(node).map(hop)).collect(),
-            default_v4: None,
-            default_v6: None,
             ports: [Side::Clients, Side::Nodes]
                 .map(|side| PortView { mac: port_mac(side), mtu: MTU, is_kernel: false })
                 .into(),
             claimed: Self::claimed(config),
+            ..View::default()
         });
         for mailbox in &self.mailboxes {
             mailbox.publish(Arc::clone(&view));
@@ -165,6 +164,17 @@ impl MemBox {
             self.peers.iter().flat_map(move |peers| peers[side_index(side)].take_all()).map(move |f| (side, f))
         };
         of(Side::Clients).chain(of(Side::Nodes)).collect()
+    }
+
+    /// Drops by reason, of all workers.
+    pub(super) fn drops(&self) -> BTreeMap<&'static str, u64> {
+        let mut drops = BTreeMap::new();
+        for stats in &self.stats {
+            for (reason, count) in DropReason::ALL.iter().zip(&stats.drops).filter(|(_, count)| count.get() > 0) {
+                *drops.entry(reason.name()).or_default() += count.get();
+            }
+        }
+        drops
     }
 
     pub(super) fn sent(&self) -> u64 {
