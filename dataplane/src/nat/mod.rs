@@ -11,7 +11,7 @@ pub use partition::Partition;
 use crate::clock::Now;
 use crate::flow::tcp::reopens;
 use crate::flow::{FlowTable, State, SynInfo};
-use crate::tables::Snat;
+use crate::tables::{Snat, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{Family, PROTO_TCP, Tuple};
 
@@ -150,7 +150,13 @@ fn candidate<F: Family>(
     }
 }
 
-/// What the caller knows of time, as a predicate over records.
-pub fn older_than<A>(now: Now, timeouts: &[u32; State::COUNT]) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
-    move |record, state| now.tick().since(record.last_seen()) > timeouts[state as usize]
+/// Whether a flow's time is up by the timeouts of its own service: the one that looks for a port may
+/// be another, with shorter ones. A record the running snapshot has not seen yet is left to the sweep.
+pub fn timed_out<A>(now: Now, tables: &Tables) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
+    move |record, state| {
+        record.epoch == tables.epoch
+            && tables
+                .service(record.service)
+                .is_some_and(|service| now.tick().since(record.last_seen()) > service.timeouts[state as usize])
+    }
 }
