@@ -9,9 +9,9 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::source;
-use penstock_configs::validate::HostFacts;
+use penstock_configs::validate::{BoxContext, HostFacts};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
-use penstock_dataplane::engine::{Dataplane, Live, wait_for_hops};
+use penstock_dataplane::engine::{Dataplane, Live};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -37,6 +37,13 @@ struct Args {
 enum Command {
     /// Serve until stopped (the default)
     Run,
+    /// Mount the bpffs the XDP program is pinned in, where it outlives this process: before entering a
+    /// network or mount namespace, whose own mounts end with it
+    Prepare {
+        /// The box's run directory
+        #[arg(long, default_value = "/run/penstock")]
+        run_dir: PathBuf,
+    },
     /// Remove what a killed dataplane left on the interfaces: the XDP program and its pins
     Detach {
         /// The box's run directory
@@ -51,12 +58,21 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let result = match &args.command {
         Some(Command::Detach { run_dir }) => detach(run_dir).map(|()| ExitCode::SUCCESS),
+        Some(Command::Prepare { run_dir }) => prepare(run_dir).map(|()| ExitCode::SUCCESS),
         Some(Command::Run) | None => run(&args),
     };
     result.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn prepare(run_dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(run_dir).with_context(|| format!("run directory {}", run_dir.display()))?;
+    if let Some(warning) = penstock_dataplane::steer::prepare(run_dir)? {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
 }
 
 fn detach(run_dir: &Path) -> anyhow::Result<()> {
@@ -81,11 +97,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let mut dataplane = Dataplane::prepare(&config)?;
     let engine: Arc<dyn Engine> = Arc::<penstock_dataplane::engine::Shared>::clone(&dataplane.shared);
-    let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, Some(&config));
+    let context = BoxContext::new(&config, Some(&host));
+    let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
     if let Some(Err(refusal)) = outcome {
         admin.notice(format!("{}: {refusal}", args.config.display()));
     }
-    wait_for_hops(&dataplane.shared, Duration::from_millis(500));
+    dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = runtime.block_on(serve(args, &config, &admin, &dataplane));
@@ -186,7 +203,7 @@ fn reload(
     if let Err(faults) = shared.reconfigure(&Live::from(&config)) {
         return refuse(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
     }
-    if let Err(refusal) = admin.apply_file(&config) {
+    if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
         let _ = shared.reconfigure(&Live::from(running));
         return refuse(refusal.to_string());
     }

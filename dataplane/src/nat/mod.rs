@@ -165,12 +165,6 @@ fn candidate<F: Family>(
     }
 }
 
-/// For callers with no NIC hash to consult.
-#[must_use]
-pub fn anywhere<A>(_: A, _: u16) -> bool {
-    true
-}
-
 /// Whether a flow's time is up by the timeouts of its own service: the one that looks for a port may
 /// be another, with shorter ones. A record the running snapshot has not seen yet is left to the sweep.
 pub fn timed_out<A>(now: Now, tables: &Tables) -> impl Fn(&crate::flow::Record<A>, State) -> bool {

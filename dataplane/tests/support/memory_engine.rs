@@ -50,11 +50,11 @@ impl Engine for MemoryEngine {
     /// Refuses what no compiler would take: a service named `uncompilable`.
     fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let refuse = |(index, service): (usize, &Service)| {
-            (service.name == "uncompilable").then(|| {
-                Fault::new(format!("service[{index}]"), "can not be compiled", "give it another name")
-            })
+            (service.name == "uncompilable")
+                .then(|| Fault::new(format!("service[{index}]"), "can not be compiled", "give it another name"))
         };
-        let faults: Vec<Fault> = owners.values().flat_map(|d| d.services.iter().enumerate().filter_map(refuse)).collect();
+        let faults: Vec<Fault> =
+            owners.values().flat_map(|d| d.services.iter().enumerate().filter_map(refuse)).collect();
         if !faults.is_empty() {
             return Err(faults);
         }
@@ -198,6 +198,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         bytes: 6_543_210_987,
         moved: 12,
         table_size: 65_537,
+        disrupted: 0,
         backends: backends.iter().map(status).collect(),
     }
 }

@@ -123,6 +123,7 @@ impl Plan {
         let port = |id: usize| PortView { mac: BOX_MACS[id], mtu: self.mtu, is_kernel: id == usize::from(KERNEL.0) };
         View {
             number,
+            placement: Arc::default(),
             node_hops: tables.nodes.iter().map(|node| Some(node).filter(known).map(hop)).collect(),
             tables,
             default_v4: default,
