@@ -1,8 +1,10 @@
 //! `penstock` as its user sees it: the real binary against the dataplane's real API server over an
 //! engine in memory.
 
+#[allow(dead_code, reason = "the API's own tests use the rest")]
 #[path = "../../dataplane/tests/support/api_server.rs"]
 mod api_server;
+#[allow(dead_code, reason = "the API's own tests use the rest")]
 #[path = "../../dataplane/tests/support/memory_engine.rs"]
 mod memory_engine;
 
@@ -123,15 +125,15 @@ WORKER  CORE  BUSY   FLOWS  HALF-OPEN  RX/s  HANDED OVER/s
      1     3   73%  12,345         67  617k          1.02k
 
 Services
-SERVICE         ADDRESS               MODE  FLOWS  NEW/s    BYTES  BACKENDS
-shop/web:https  203.0.113.10:443 tcp  nat   1,234     57  6.1 GiB       2/2
-dns             203.0.113.11:53 udp   nat   1,234     57  6.1 GiB       2/2
+SERVICE         ADDRESS               MODE  FLOWS  NEW/s  BACKENDS
+shop/web:https  203.0.113.10:443 tcp  nat   1,234     57       2/2
+dns             203.0.113.11:53 udp   nat   1,234     57       2/2
 
-BACKEND  OF SERVICE      ADDRESS          WEIGHT  FLOWS  SHARE  STATE
-node-1   shop/web:https  10.0.0.11:30443       1    411    50%  active
-node-2   shop/web:https  10.0.0.12:30443       2    411    50%  active
-node-1   dns             10.0.0.11:30053       1    411    50%  active
-node-2   dns             10.0.0.12:30053       2    411    50%  active
+BACKEND  OF SERVICE      ADDRESS          FLOWS  SHARE  STATE
+node-1   shop/web:https  10.0.0.11:30443    411    50%  active
+node-2   shop/web:https  10.0.0.12:30443    411    50%  active
+node-1   dns             10.0.0.11:30053    411    50%  active
+node-2   dns             10.0.0.12:30053    411    50%  active
 
 Owners
 OWNER  SERVICES  GENERATION  RUNNING  TERM  LAST SNAPSHOT
@@ -168,7 +170,8 @@ fn a_large_cluster_still_fits_a_screen() {
     let out = cli.run(&["status"]).good();
     assert_fits(&out);
     assert!(out.lines().count() < 100, "{out}");
-    assert!(out.contains("99/100") && out.contains("and 160 more") && out.contains("draining: drained by"), "{out}");
+    assert!(out.contains("99/100") && out.contains("and 160 more") && out.contains("draining: "), "{out}");
+    assert!(out.contains("with-one-39:https"), "what tells names apart is not cut: {out}");
 }
 
 #[test]
@@ -212,9 +215,12 @@ fn check_names_every_fault_with_its_line_and_remedy() {
     let examples = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/examples");
     let good = cli.run(&["check", &format!("{examples}/two-arm.toml")]).good();
     assert_fits(&good.replace(examples, ""));
-    assert!(good.contains("good") && good.contains("203.0.113.10:"), "{good}");
+    assert!(good.contains("would serve 3 services over 3 nodes") && good.contains("203.0.113.10:"), "{good}");
     let text = fs::read_to_string(format!("{examples}/two-arm.toml")).expect("the example");
-    let bad = cli.file("bad.toml", &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"));
+    let bad = cli.file(
+        "bad.toml",
+        &text.replace("interface = \"inside\"", "inteface = \"inside\"").replace("10.20.0.11", "10.20.0.300"),
+    );
     let run = cli.run(&["check", &bad]);
     assert_eq!(run.code, Some(2));
     let line = |text_of: &str| {
@@ -357,4 +363,17 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+/// Not a test: `cargo test -p penstock-control --test cli show -- --ignored` serves for
+/// five minutes on the socket that the file penstock-show in the temporary directory names.
+#[test]
+#[ignore = "for looking at the screens by eye"]
+fn show() {
+    let cli = Cli::serving(SNAPSHOT);
+    cli.run(&["drain", "node-1", "--reason", "new disk"]).good();
+    let clash = cli.file("clash.json", SNAPSHOT);
+    cli.run(&["apply", &clash, "--owner", "staging"]);
+    fs::write(std::env::temp_dir().join("penstock-show"), cli.server.socket.display().to_string()).expect("written");
+    std::thread::sleep(std::time::Duration::from_secs(300));
 }

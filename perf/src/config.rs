@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use penstock_configs::desired::{Backend, BackendSet, Node, Protocol, Service};
-use penstock_configs::file::{BoxConfig, ConfigFile, Limits, PortConfig, SCHEMA_VERSION, SnatAddress, WorkersConfig};
+use penstock_configs::file::{
+    BoxConfig, ConfigFile, Limits, PortConfig, ProbePolicy, SCHEMA_VERSION, SnatAddress, WorkersConfig,
+};
 
 use crate::lab::{Lab, plan};
 
@@ -31,6 +33,7 @@ pub fn base(lab: &Lab, workers: u16) -> ConfigFile {
             name: "lab".into(),
             run_dir: lab.dir().join("run"),
             state_dir: lab.dir().join("state"),
+            probe: ProbePolicy::Quick,
             ..BoxConfig::default()
         },
         ports: lab.box_interfaces().into_iter().map(port).collect(),

@@ -79,14 +79,15 @@ impl Dataplane {
 
     /// Replaces the config file, sends SIGHUP and waits until every worker runs the new services.
     pub fn reload(&mut self, config: &ConfigFile) -> Result<()> {
-        let before = self.status()?.file_generation();
+        let status = self.status()?;
+        let (before, known) = (status.file_generation(), status.notices.len());
         self.write(config)?;
         self.signal(Signal::HUP)?;
         self.wait_until("running the new config", RELOAD_PATIENCE, |status| {
-            let Some(owner) = status.owners.iter().find(|owner| owner.owner == FILE_OWNER) else { return Ok(false) };
-            if let Some(why) = &owner.refused {
+            if let Some(why) = status.notices.iter().skip(known).find(|notice| notice.contains("refused")) {
                 bail!("the new config was refused: {why}");
             }
+            let Some(owner) = status.owners.iter().find(|owner| owner.owner == FILE_OWNER) else { return Ok(false) };
             Ok(owner.generation > before && owner.is_running())
         })
     }

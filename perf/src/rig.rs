@@ -7,11 +7,14 @@ use anyhow::{Context, Result, bail, ensure};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::status::Counters;
 
+use crate::clients::icmp;
 use crate::config::{self, NODE_PORT};
 use crate::dataplane::Dataplane;
 use crate::lab::{Lab, LabBuilder, Netns, plan};
 use crate::servers::{NodePorts, NodeServer};
 
+/// How long probing for the box's addresses may take.
+const CLAIM: Duration = Duration::from_secs(15);
 /// How long packets in flight may take to come to rest.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The port of the first VIP's services.
@@ -37,6 +40,7 @@ impl Rig {
         config.services = config::web_services();
         edit(&mut config);
         let dataplane = Dataplane::start(&lab, &config)?;
+        wait_for_addresses(&lab, &config).with_context(|| dataplane.log_tail())?;
         let resets = lab.resets_sent()?;
         Ok(Self { dataplane, servers, config, lab, resets })
     }
@@ -109,6 +113,21 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Waits until the box has claimed its addresses (it probes for them first, as a host does): VIPs as
+/// the clients see them, SNAT addresses as the nodes do.
+pub fn wait_for_addresses(lab: &Lab, config: &ConfigFile) -> Result<()> {
+    let deadline = Instant::now() + CLAIM;
+    let mut vips: Vec<_> = config.services.iter().map(|service| service.vip).collect();
+    vips.dedup();
+    let vips = vips.into_iter().map(|vip| (&lab.clients[0].ns, vip));
+    for (ns, address) in vips.chain(config.snat.iter().map(|snat| (&lab.nodes[0].ns, snat.address))) {
+        while let Err(error) = icmp::probe(ns, address) {
+            ensure!(Instant::now() < deadline, "{address} does not answer {}: {error:#}", ns.name());
+        }
+    }
+    Ok(())
 }
 
 /// What does not add up, in words.

@@ -56,7 +56,9 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
         if accepted.acknowledged { "served by every worker" } else { "accepted and on its way to the workers" }
     );
     if document.has_box {
-        out.push_str("only the services of the file were taken: [box], [[port]], [[snat]] and limits are the dataplane's own\n");
+        out.push_str(
+            "only the services of the file were taken: [box], [[port]], [[snat]] and limits are the dataplane's own\n",
+        );
     }
     for warning in &accepted.warnings {
         out.push_str(&screen.wrap("warning: ", warning));
@@ -91,12 +93,11 @@ pub(super) fn read(path: &Path) -> Outcome<Document> {
     };
     let text = text.map_err(|error| Failure::input(format!("{name}: cannot be read: {error}")))?;
     if text.trim_start().starts_with('{') {
-        let desired = serde_json::from_str(&text)
-            .map_err(|error| Failure::input(format!("{name}:{}: {error}", error.line())))?;
+        let desired =
+            serde_json::from_str(&text).map_err(|error| Failure::input(format!("{name}:{}: {error}", error.line())))?;
         return Ok(Document { desired, has_box: false });
     }
-    let file = source::parse(&text, &name).map_err(|faults| {
-        Failure::input(format!("{} in {name}:\n{faults}", count(faults.list.len(), "fault")))
-    })?;
+    let file = source::parse(&text, &name)
+        .map_err(|faults| Failure::input(format!("{} in {name}:\n{faults}", count(faults.list.len(), "fault"))))?;
     Ok(Document { desired: file.desired(0), has_box: true })
 }

@@ -67,14 +67,14 @@ fn serves(screen: &Screen, name: &str, file: &ConfigFile, warnings: usize) -> St
     let good = screen.paint("good", Style::Good);
     let warned = if warnings == 0 { String::new() } else { format!(", with {}", count(warnings, "warning")) };
     let mut out = format!(
-        "{name}: {good}{warned}. Box {:?} on {} would serve {} over {}.\n",
+        "{name}: {good}{warned}\nbox {:?} on {} would serve {} over {}\n",
         file.the_box.name,
         interfaces.join(" and "),
         count(desired.services.len(), "service"),
         count(desired.nodes.len(), "node"),
     );
     let resolver = Resolver::new(&desired);
-    let mut table = Table::new(&[("SERVICE", Column::Cut), ("ADDRESS", Column::Left), ("BACKENDS", Column::Cut)]);
+    let mut table = Table::new(&[("SERVICE", Column::Name), ("ADDRESS", Column::Left), ("BACKENDS", Column::Cut)]);
     for service in desired.services.iter().take(SERVICES_SHOWN) {
         let backends: Vec<String> = resolver
             .backends_of(service)

@@ -61,6 +61,9 @@ fn render(counters: &Counters, reasons: &[Reason], screen: &Screen) -> String {
     out
 }
 
+/// A number of the ledger.
+type Part = fn(&Ledger) -> u64;
+
 fn ledgers(counters: &Counters, screen: &Screen) -> String {
     let mut columns = vec![("PACKETS", Column::Left), ("TOTAL", Column::Right)];
     let names: Vec<String> = counters.workers.iter().map(|worker| format!("WORKER {}", worker.worker)).collect();
@@ -70,7 +73,7 @@ fn ledgers(counters: &Counters, screen: &Screen) -> String {
         columns.extend(names.iter().map(|name| (name.as_str(), Column::Right)));
     }
     let mut table = Table::new(&columns);
-    let parts: [(&str, fn(&Ledger) -> u64); 8] = [
+    let parts: [(&str, Part); 8] = [
         ("received", |ledger| ledger.rx),
         ("generated", |ledger| ledger.generated),
         ("handed over, in", |ledger| ledger.handoff_in),

@@ -73,7 +73,7 @@ fn render(flows: &[FlowStatus], screen: &Screen) -> String {
             ("EXPIRES", Column::Right),
             ("SNAT", Column::Left),
             ("WORKER", Column::Right),
-            ("SERVICE", Column::Cut),
+            ("SERVICE", Column::Name),
         ]);
     }
     let mut table = Table::new(&columns);

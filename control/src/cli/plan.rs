@@ -9,11 +9,11 @@ use penstock_configs::desired::{BackendState, Desired, Service};
 use penstock_configs::resolve::Resolver;
 use penstock_configs::validate::FILE_OWNER;
 
+use super::apply;
 use super::failure::Outcome;
 use super::screen::{Screen, Style};
 use super::status::socket;
 use super::units::count;
-use super::apply;
 use crate::client::Dataplane;
 
 /// Backends named in one line of the plan.
@@ -86,7 +86,12 @@ fn summary(changes: &[Change]) -> String {
         return "no service changes\n".to_owned();
     }
     let of = |kind| changes.iter().filter(|change| change.kind == kind).count();
-    format!("{} added, {} changed, {} removed\n", count(of(Kind::Added), "service"), of(Kind::Changed), of(Kind::Removed))
+    format!(
+        "{} added, {} changed, {} removed\n",
+        count(of(Kind::Added), "service"),
+        of(Kind::Changed),
+        of(Kind::Removed)
+    )
 }
 
 /// Compared as packets would see it: a set renamed, or nodes listed otherwise, is no change.
@@ -105,9 +110,9 @@ fn changes(old: &Desired, new: &Desired) -> Vec<Change> {
         }
         (None, None) => None,
     };
-    let described = names.into_iter().filter_map(|name| {
-        change(name).map(|(kind, details)| Change { kind, service: name.to_owned(), details })
-    });
+    let described = names
+        .into_iter()
+        .filter_map(|name| change(name).map(|(kind, details)| Change { kind, service: name.to_owned(), details }));
     described.collect()
 }
 
@@ -164,7 +169,11 @@ fn backends(names: &Resolver, service: &Service) -> Backends {
 
 fn moved_backends(old: &Backends, new: &Backends) -> Vec<String> {
     let only = |these: &Backends, those: &Backends| -> Backends {
-        these.iter().filter(|(key, _)| !those.contains_key(*key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+        these
+            .iter()
+            .filter(|(key, _)| !those.contains_key(*key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     };
     let (gained, lost) = (only(new, old), only(old, new));
     let mut details = Vec::new();
@@ -216,7 +225,7 @@ mod tests {
         serde_json::from_value(value).expect("the schema")
     }
 
-    fn one(set: &str, backends: serde_json::Value, service: serde_json::Value) -> Desired {
+    fn one(set: &str, backends: &serde_json::Value, service: &serde_json::Value) -> Desired {
         let mut whole = json!({"name": "web", "vip": "203.0.113.1", "port": 80, "protocol": "tcp", "set": set});
         for (key, value) in service.as_object().expect("an object") {
             whole[key] = value.clone();
@@ -232,18 +241,19 @@ mod tests {
     fn what_packets_can_not_tell_apart_is_no_change() {
         let backends = json!([{"address": "10.0.0.1", "port": 1}, {"address": "10.0.0.2", "port": 1}]);
         let turned = json!([{"address": "10.0.0.2", "port": 1}, {"address": "10.0.0.1"}]);
-        let old = one("a", backends, json!({}));
-        let new = one("b", turned, json!({"target_port": 1}));
+        let old = one("a", &backends, &json!({}));
+        let new = one("b", &turned, &json!({"target_port": 1}));
         assert_eq!(changes(&old, &new), []);
     }
 
     #[test]
     fn backends_and_settings_are_compared() {
-        let old = one("a", json!([{"address": "10.0.0.1", "port": 1}, {"address": "10.0.0.2", "port": 1}]), json!({}));
+        let old =
+            one("a", &json!([{"address": "10.0.0.1", "port": 1}, {"address": "10.0.0.2", "port": 1}]), &json!({}));
         let new = one(
             "a",
-            json!([{"address": "10.0.0.1", "port": 1, "weight": 5, "state": "draining"}, {"address": "10.0.0.3", "port": 1}]),
-            json!({"mode": "dnat", "source_ranges": ["10.0.0.0/8"]}),
+            &json!([{"address": "10.0.0.1", "port": 1, "weight": 5, "state": "draining"}, {"address": "10.0.0.3", "port": 1}]),
+            &json!({"mode": "dnat", "source_ranges": ["10.0.0.0/8"]}),
         );
         assert_eq!(
             details(&old, &new),
@@ -256,12 +266,22 @@ mod tests {
                 "10.0.0.1 10.0.0.1:1: active -> draining",
             ]
         );
-        assert_eq!(details(&old, &one("a", json!([{"address": "10.0.0.1", "port": 1}, {"address": "10.0.0.2", "port": 1}]), json!({"port": 81}))), ["address 203.0.113.1:80 tcp -> 203.0.113.1:81 tcp; its flows end"]);
+        assert_eq!(
+            details(
+                &old,
+                &one(
+                    "a",
+                    &json!([{"address": "10.0.0.1", "port": 1}, {"address": "10.0.0.2", "port": 1}]),
+                    &json!({"port": 81})
+                )
+            ),
+            ["address 203.0.113.1:80 tcp -> 203.0.113.1:81 tcp; its flows end"]
+        );
     }
 
     #[test]
     fn services_come_and_go() {
-        let new = one("a", json!([{"address": "10.0.0.1", "port": 1}]), json!({}));
+        let new = one("a", &json!([{"address": "10.0.0.1", "port": 1}]), &json!({}));
         let added = changes(&Desired::default(), &new);
         assert_eq!((added[0].kind, added[0].service.as_str()), (Kind::Added, "web"));
         assert_eq!(changes(&new, &Desired::default())[0].kind, Kind::Removed);

@@ -139,26 +139,34 @@ fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         order.sort_by_key(|service| !is_troubled(service));
     }
     let several_owners = services.iter().any(|service| service.owner != services[0].owner);
-    let mut table = Table::new(&[
-        ("SERVICE", Column::Cut),
+    let wide = is_wide(screen);
+    let mut columns = vec![
+        ("SERVICE", Column::Name),
         ("ADDRESS", Column::Left),
         ("MODE", Column::Left),
         ("FLOWS", Column::Right),
         ("NEW/s", Column::Right),
-        ("BYTES", Column::Right),
         ("BACKENDS", Column::Right),
-    ]);
+    ];
+    if wide {
+        columns.extend([("PACKETS", Column::Right), ("BYTES", Column::Right), ("MOVED", Column::Right)]);
+    }
+    let mut table = Table::new(&columns);
     for service in &order[..shown] {
         let name = if several_owners { format!("{}/{}", service.owner, service.name) } else { service.name.clone() };
-        table.row(vec![
+        let mut cells = vec![
             name.into(),
             format!("{} {}", socket(service.vip, service.port), service.protocol.as_str()).into(),
             mode(service.mode).into(),
             grouped(service.flows).into(),
             short(service.new_flows_per_second).into(),
-            bytes(service.bytes).into(),
             health(service),
-        ]);
+        ];
+        if wide {
+            let moved = share(service.moved.into(), service.table_size.into());
+            cells.extend([grouped(service.packets).into(), bytes(service.bytes).into(), moved.into()]);
+        }
+        table.row(cells);
     }
     let mut out = table.render(screen);
     if shown < services.len() {
@@ -171,40 +179,53 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
     let pairs = || services.iter().flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
     let total = pairs().count();
     let everything = all || total <= BACKENDS_SHOWN;
-    let mut table = Table::new(&[
-        ("BACKEND", Column::Cut),
-        ("OF SERVICE", Column::Cut),
+    let wide = is_wide(screen);
+    let mut columns = vec![
+        ("BACKEND", Column::Name),
+        ("OF SERVICE", Column::Name),
         ("ADDRESS", Column::Left),
-        ("WEIGHT", Column::Right),
         ("FLOWS", Column::Right),
         ("SHARE", Column::Right),
         ("STATE", Column::Cut),
-    ]);
+    ];
+    if wide {
+        columns.insert(3, ("WEIGHT", Column::Right));
+    }
+    let mut table = Table::new(&columns);
     let limit = if all { usize::MAX } else { BACKENDS_SHOWN };
     let wanted = pairs().filter(|(_, backend)| everything || !is_well(backend));
     let mut rows = 0;
     for (service, backend) in wanted.take(limit) {
         rows += 1;
-        table.row(vec![
+        let mut cells = vec![
             backend.name.as_str().into(),
             service.name.as_str().into(),
             socket(backend.address, backend.port).into(),
-            backend.weight.to_string().into(),
             grouped(backend.flows).into(),
             share(backend.flows, service.backends.iter().map(|backend| backend.flows).sum()).into(),
             state(backend),
-        ]);
+        ];
+        if wide {
+            cells.insert(3, backend.weight.to_string().into());
+        }
+        table.row(cells);
     }
     let mut out = if rows == 0 { String::new() } else { format!("\n{}", table.render(screen)) };
     if !everything {
         let troubled = pairs().filter(|(_, backend)| !is_well(backend)).count();
         let rest = total - troubled;
-        let _ = writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
+        let _ =
+            writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
         if troubled > rows {
             let _ = writeln!(out, "{} more do not", count(troubled - rows, "backend"));
         }
     }
     out
+}
+
+/// On a narrow screen the room goes to names and states.
+fn is_wide(screen: &Screen) -> bool {
+    screen.width.is_none_or(|width| width >= 100)
 }
 
 fn is_well(backend: &BackendStatus) -> bool {
@@ -249,7 +270,7 @@ pub(super) fn socket(address: std::net::IpAddr, port: u16) -> String {
 
 fn owners(owners: &[OwnerStatus], screen: &Screen) -> String {
     let mut table = Table::new(&[
-        ("OWNER", Column::Cut),
+        ("OWNER", Column::Name),
         ("SERVICES", Column::Right),
         ("GENERATION", Column::Right),
         ("RUNNING", Column::Right),

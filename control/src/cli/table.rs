@@ -4,6 +4,8 @@ use super::screen::{Screen, Style};
 
 /// A cut column keeps at least this much.
 const LEAST: usize = 8;
+/// Names give way before words do, as long as they can be told apart.
+const LEAST_NAME: usize = 14;
 const GAP: &str = "  ";
 
 #[derive(Debug, Clone)]
@@ -34,11 +36,12 @@ pub(super) enum Column {
     Right,
     /// Left, and cut with `…` when the screen is narrow.
     Cut,
+    /// As `Cut`, in the middle: names of a cluster begin alike and end unlike.
+    Name,
 }
 
 #[derive(Debug)]
 pub(super) struct Table {
-    indent: usize,
     columns: Vec<Column>,
     rows: Vec<Vec<Cell>>,
 }
@@ -46,12 +49,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(columns: &[(&str, Column)]) -> Self {
         let header = columns.iter().map(|(name, _)| styled(*name, Style::Dim)).collect();
-        Self { indent: 0, columns: columns.iter().map(|(_, column)| *column).collect(), rows: vec![header] }
-    }
-
-    pub(super) fn indented(mut self, indent: usize) -> Self {
-        self.indent = indent;
-        self
+        Self { columns: columns.iter().map(|(_, column)| *column).collect(), rows: vec![header] }
     }
 
     pub(super) fn row(&mut self, cells: Vec<Cell>) {
@@ -63,9 +61,9 @@ impl Table {
         let widths = self.widths(screen.width);
         let mut out = String::new();
         for row in &self.rows {
-            let mut line = " ".repeat(self.indent);
+            let mut line = String::new();
             for (index, ((cell, column), width)) in row.iter().zip(&self.columns).zip(&widths).enumerate() {
-                let text = cut(&cell.text, *width);
+                let text = cut(&cell.text, *width, *column);
                 let padding = " ".repeat(width - text.chars().count());
                 let painted = screen.paint(&text, cell.style);
                 if index > 0 {
@@ -73,7 +71,7 @@ impl Table {
                 }
                 match column {
                     Column::Right => line.extend([padding.as_str(), painted.as_str()]),
-                    Column::Left | Column::Cut => line.extend([painted.as_str(), padding.as_str()]),
+                    Column::Left | Column::Cut | Column::Name => line.extend([painted.as_str(), padding.as_str()]),
                 }
             }
             out.push_str(line.trim_end());
@@ -89,23 +87,27 @@ impl Table {
         };
         let mut widths: Vec<usize> = (0..self.columns.len()).map(widest).collect();
         let Some(screen) = screen else { return widths };
-        let used = |widths: &[usize]| self.indent + widths.iter().sum::<usize>() + GAP.len() * (widths.len().max(1) - 1);
-        while used(&widths) > screen {
-            let candidates = (0..widths.len()).filter(|i| self.columns[*i] == Column::Cut && widths[*i] > LEAST);
-            let Some(widest) = candidates.max_by_key(|i| widths[*i]) else { break };
-            widths[widest] -= 1;
+        let used = |widths: &[usize]| widths.iter().sum::<usize>() + GAP.len() * (widths.len().max(1) - 1);
+        for (kinds, least) in [(&[Column::Name][..], LEAST_NAME), (&[Column::Cut, Column::Name], LEAST)] {
+            while used(&widths) > screen {
+                let candidates = (0..widths.len()).filter(|i| kinds.contains(&self.columns[*i]) && widths[*i] > least);
+                let Some(widest) = candidates.max_by_key(|i| widths[*i]) else { break };
+                widths[widest] -= 1;
+            }
         }
         widths
     }
 }
 
-fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+fn cut(text: &str, width: usize, column: Column) -> String {
+    let length = text.chars().count();
+    if length <= width {
         return text.to_owned();
     }
-    let mut kept: String = text.chars().take(width.saturating_sub(1)).collect();
-    kept.push('…');
-    kept
+    let kept = width.saturating_sub(1);
+    let tail = if column == Column::Name { kept * 2 / 3 } else { 0 };
+    let head = text.chars().take(kept - tail);
+    head.chain(std::iter::once('…')).chain(text.chars().skip(length - tail)).collect()
 }
 
 #[cfg(test)]
@@ -136,6 +138,14 @@ mod tests {
             assert!(text.lines().all(|line| line.chars().count() <= width), "at {width}:\n{text}");
             assert!(text.contains("1.23M"), "numbers are never cut");
         }
+    }
+
+    #[test]
+    fn names_keep_what_tells_them_apart() {
+        let mut table = Table::new(&[("NAME", Column::Name), ("WHY", Column::Cut)]);
+        table.row(vec!["production/checkout-frontend-7:https".into(), "draining: new disk".into()]);
+        let screen = Screen { width: Some(40), height: None, colors: false };
+        assert_eq!(table.render(&screen).lines().nth(1), Some("product…tend-7:https  draining: new disk"));
     }
 
     #[test]

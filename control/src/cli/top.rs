@@ -61,9 +61,9 @@ fn render(before: &Counters, now: &Counters, seconds: f64, status: &Status, scre
     );
     out.push_str(&workers(before, now, seconds, status, screen));
     let drops = drops(&before.total, &now.total, seconds);
-    let room = screen.height.map_or(20, |height| {
-        height.saturating_sub(FRAME_LINES + now.workers.len() + drops.len().min(5)).max(3)
-    });
+    let room = screen
+        .height
+        .map_or(20, |height| height.saturating_sub(FRAME_LINES + now.workers.len() + drops.len().min(5)).max(3));
     let _ = write!(out, "\n{}", services(status, room, screen));
     let mut table = Table::new(&[("DROPS/s", Column::Right), ("REASON", Column::Left)]);
     for (reason, rate) in drops.iter().take(5) {
@@ -125,7 +125,7 @@ fn services(status: &Status, room: usize, screen: Screen) -> String {
     let mut services: Vec<_> = status.services.iter().collect();
     services.sort_by(|a, b| b.new_flows_per_second.total_cmp(&a.new_flows_per_second).then(b.flows.cmp(&a.flows)));
     let mut table = Table::new(&[
-        ("SERVICE", Column::Cut),
+        ("SERVICE", Column::Name),
         ("ADDRESS", Column::Left),
         ("NEW/s", Column::Right),
         ("FLOWS", Column::Right),
@@ -159,7 +159,8 @@ mod tests {
         assert!((rate(10, 30, 2.0) - 10.0).abs() < 1e-9);
         assert!(rate(30, 10, 2.0).abs() < 1e-9, "counters went back: restarted");
         assert!(rate(0, 10, 0.0).abs() < 1e-9);
-        let ledger = |count| Ledger { drops: [("a".to_owned(), count), ("b".to_owned(), 1)].into(), ..Ledger::default() };
+        let ledger =
+            |count| Ledger { drops: [("a".to_owned(), count), ("b".to_owned(), 1)].into(), ..Ledger::default() };
         let drops = drops(&ledger(1), &ledger(5), 2.0);
         assert_eq!(drops.len(), 1, "what did not move is not listed");
         assert!((drops[0].1 - 2.0).abs() < 1e-9);

@@ -10,7 +10,11 @@ pub(super) fn short(value: f64) -> String {
     for suffix in ["", "k", "M", "G", "T"] {
         // 999.6 would be shown as 1000: it is 1.00k.
         if scaled < 999.5 {
-            return if suffix.is_empty() { digits_below_thousand(scaled) } else { format!("{}{suffix}", three(scaled)) };
+            return if suffix.is_empty() {
+                digits_below_thousand(scaled)
+            } else {
+                format!("{}{suffix}", three(scaled))
+            };
         }
         scaled /= 1000.0;
     }
@@ -113,7 +117,10 @@ mod tests {
 
     #[test]
     fn counts_bytes_times_and_shares() {
-        assert_eq!([grouped(0), grouped(999), grouped(1_000), grouped(12_345_678)], ["0", "999", "1,000", "12,345,678"]);
+        assert_eq!(
+            [grouped(0), grouped(999), grouped(1_000), grouped(12_345_678)],
+            ["0", "999", "1,000", "12,345,678"]
+        );
         assert_eq!([bytes(0), bytes(1023), bytes(1024), bytes(6_543_210_987)], ["0 B", "1023 B", "1.0 KiB", "6.1 GiB"]);
         let times = [0.44, 12.0, 200.0, 11_100.0, 273_845.0].map(duration);
         assert_eq!(times, ["0.4s", "12s", "3m 20s", "3h 5m", "3d 4h"]);

@@ -29,7 +29,8 @@ impl ApiServer {
     /// A process with nothing in memory over what an earlier one left on disk.
     pub(crate) fn in_directory(directory: TempDir) -> Self {
         let engine = Arc::new(MemoryEngine::default());
-        let (admin, _) = AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), the_box(), None);
+        let (admin, _) =
+            AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), the_box(), None);
         let socket = directory.path().join("run/dataplane.sock");
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();

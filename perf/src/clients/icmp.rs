@@ -20,7 +20,8 @@ pub fn ping(ns: &Netns, target: IpAddr, count: u16, size: usize) -> Result<()> {
     // Datagram ICMP sockets are for the groups of this range.
     ns.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
     ns.run(|| {
-        let socket = open(target).with_context(|| format!("an ICMP socket towards {target}"))?;
+        let socket =
+            open(target, Duration::from_secs(2)).with_context(|| format!("an ICMP socket towards {target}"))?;
         for sequence in 1..=count {
             exchange(&socket, target.is_ipv6(), sequence, size)
                 .with_context(|| format!("echo request {sequence} of {count} to {target}"))?;
@@ -29,7 +30,13 @@ pub fn ping(ns: &Netns, target: IpAddr, count: u16, size: usize) -> Result<()> {
     })
 }
 
-fn open(target: IpAddr) -> io::Result<UdpSocket> {
+/// One small echo request that is given little time: is anybody there yet?
+pub fn probe(ns: &Netns, target: IpAddr) -> Result<()> {
+    ns.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
+    ns.run(|| exchange(&open(target, Duration::from_millis(50))?, target.is_ipv6(), 1, 0))
+}
+
+fn open(target: IpAddr, patience: Duration) -> io::Result<UdpSocket> {
     let (family, protocol) = match target {
         IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
         IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -37,7 +44,7 @@ fn open(target: IpAddr) -> io::Result<UdpSocket> {
     // std has no ICMP socket type; connect, send and receive are the same calls on this one.
     let socket = UdpSocket::from(socket(family, SocketType::DGRAM, Some(protocol))?);
     socket.connect(SocketAddr::new(target, 0))?;
-    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    socket.set_read_timeout(Some(patience))?;
     Ok(socket)
 }
 

@@ -15,6 +15,7 @@ use crate::clients::udp::UdpVolley;
 use crate::config;
 use crate::dataplane::{Dataplane, program};
 use crate::lab::{Lab, plan};
+use crate::rig::wait_for_addresses;
 use crate::servers::{NodePorts, NodeServer};
 
 const VICTIM: &str = "node1";
@@ -86,6 +87,7 @@ fn start(narrator: &Narrator, lab: &Lab, config: &penstock_configs::file::Config
          one worker per queue rewrites them (full NAT) and sends them on. The kernel's stack never sees them.",
     );
     let dataplane = Dataplane::start(lab, config)?;
+    wait_for_addresses(lab, config)?;
     let status = dataplane.status()?;
     for port in &status.ports {
         let copy = if port.zero_copy { "zero-copy" } else { "copy mode" };
@@ -128,7 +130,7 @@ fn outcome(tally: &Tally, what: &str) -> String {
 /// What the change cost the clients of the nodes that stayed.
 fn slots_moved(status: &Status) -> String {
     let Some(service) = status.services.first() else { return "no service".into() };
-    let (moved, size) = (u64::from(service.moved), u64::from(service.table_size.max(1)));
+    let (moved, size) = (u64::from(service.disrupted), u64::from(service.table_size.max(1)));
     format!(
         "{} of {} table slots ({}.{:02} %) moved that belonged to a node that stayed",
         thousands(moved),

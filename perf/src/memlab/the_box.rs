@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use penstock_configs::desired::{Announce, Desired, Health};
 use penstock_configs::file::ConfigFile;
+use penstock_dataplane::rss::Placement;
 use penstock_dataplane::clock::Now;
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::handoff::Exchange;
@@ -118,6 +119,7 @@ impl MemBox {
         let view = Arc::new(View {
             number: self.publications,
             tables: Arc::clone(&self.tables),
+            placement: Arc::new(Placement::read(&[], self.mailboxes.len() as u16).0),
             node_hops: self.tables.nodes.iter().map(|node| self.node_macs.get(node).map(hop)).collect(),
             default_v4: None,
             default_v6: None,

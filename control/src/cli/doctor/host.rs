@@ -2,6 +2,7 @@
 
 use penstock_configs::file::{ConfigFile, HugePages};
 
+use super::super::units::count;
 use super::Finding;
 use super::machine::{Machine, cpu_list};
 
@@ -29,11 +30,9 @@ fn kernel(machine: &Machine) -> Finding {
         (0, _) => Finding::warn("kernel", "its version can not be read", "5.16 or newer is needed"),
         // NTF_EXT_MANAGED neighbours: 5.16. One UMEM over several devices: 5.10.
         version if version < (5, 16) => Finding::bad("kernel", release, "5.16 or newer is needed; Debian 12 has 6.1"),
-        version if version < (6, 6) => Finding::warn(
-            "kernel",
-            release,
-            "frames larger than 4 KiB (jumbo MTU) need 6.6; all else works",
-        ),
+        version if version < (6, 6) => {
+            Finding::warn("kernel", release, "frames larger than 4 KiB (jumbo MTU) need 6.6; all else works")
+        }
         _ => Finding::good("kernel", release),
     }
 }
@@ -78,8 +77,8 @@ fn capabilities(machine: &Machine) -> Finding {
     let bits = bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
     let has = |bit: u32| bits >> bit & 1 == 1;
     // SYS_ADMIN covers what BPF was split from; mounting the bpf filesystem needs it anyway.
-    let missing: Vec<&str> =
-        NEEDED.iter().filter(|(bit, _)| !has(*bit) && !(*bit == 39 && has(SYS_ADMIN))).map(|(_, name)| *name).collect();
+    let granted = |bit: u32, name: &str| has(bit) || (name == "BPF" && has(SYS_ADMIN));
+    let missing: Vec<&str> = NEEDED.iter().filter(|(bit, name)| !granted(*bit, name)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
         return Finding::good("capabilities", "all the dataplane needs to start");
     }
@@ -96,7 +95,8 @@ fn locked_memory(machine: &Machine) -> Finding {
     let soft = line.and_then(|line| line.split_whitespace().next()).unwrap_or("unknown");
     let status = machine.read("/proc/self/status").unwrap_or_default();
     let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let can_lock = bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).is_some_and(|bits| bits >> 14 & 1 == 1);
+    let can_lock =
+        bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).is_some_and(|bits| bits >> 14 & 1 == 1);
     if soft == "unlimited" || can_lock {
         return Finding::good("locked memory", format!("limit {soft}; CAP_IPC_LOCK lifts it"));
     }
@@ -156,13 +156,19 @@ fn cores(machine: &Machine, file: &ConfigFile) -> Finding {
     if workers >= machine_cores {
         return Finding::warn(
             "cores",
-            format!("{workers} workers on {machine_cores} cores leave none to SSH, BGP and the kernel"),
+            format!(
+                "{} on {machine_cores} cores leave none to SSH, BGP and the kernel",
+                count(workers.into(), "worker")
+            ),
             format!("set workers.count = {}", machine_cores.saturating_sub(1).max(1)),
         );
     }
     let isolated = cpu_list(&machine.read("/sys/devices/system/cpu/isolated").unwrap_or_default());
     let hint = if isolated.is_empty() { "; isolcpus= on the kernel's command line would steady latency" } else { "" };
-    Finding::good("cores", format!("{workers} workers, {} cores left{hint}", machine_cores - workers))
+    Finding::good(
+        "cores",
+        format!("{}, {} left{hint}", count(workers.into(), "worker"), count((machine_cores - workers).into(), "core")),
+    )
 }
 
 fn huge_pages(machine: &Machine, file: &ConfigFile) -> Finding {
@@ -179,9 +185,11 @@ fn huge_pages(machine: &Machine, file: &ConfigFile) -> Finding {
         HugePages::Off => Finding::good("huge pages", "not asked for"),
         _ if free >= needed => Finding::good("huge pages", text),
         HugePages::Require => Finding::bad("huge pages", text, format!("sysctl -w vm.nr_hugepages={needed}")),
-        HugePages::Auto => {
-            Finding::warn("huge pages", format!("{text}; plain pages serve"), format!("sysctl -w vm.nr_hugepages={needed}"))
-        }
+        HugePages::Auto => Finding::warn(
+            "huge pages",
+            format!("{text}; plain pages serve"),
+            format!("sysctl -w vm.nr_hugepages={needed}"),
+        ),
     }
 }
 
@@ -189,7 +197,8 @@ fn huge_pages(machine: &Machine, file: &ConfigFile) -> Finding {
 fn run_dir(machine: &Machine, file: &ConfigFile) -> Finding {
     let path = file.the_box.run_dir.display().to_string();
     let mounts = machine.read("/proc/self/mounts").unwrap_or_default();
-    let holds = |mount: &str| mount == "/" || path == mount || path.starts_with(&format!("{}/", mount.trim_end_matches('/')));
+    let holds =
+        |mount: &str| mount == "/" || path == mount || path.starts_with(&format!("{}/", mount.trim_end_matches('/')));
     let mounted = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         Some((fields.next()?, fields.next()?))
@@ -200,7 +209,7 @@ fn run_dir(machine: &Machine, file: &ConfigFile) -> Finding {
         Some(kind) => Finding::warn(
             "run directory",
             format!("{path} is on {kind}: flow records would be written to a disk"),
-            "set box.run_dir to a directory under /run",
+            "mount a tmpfs there, or set box.run_dir to a directory on one",
         ),
     }
 }

@@ -14,8 +14,25 @@ const LINK_HEADERS: u32 = 14 + 8;
 const ZERO_COPY: &[&str] = &["i40e", "ice", "ixgbe", "igc", "igb", "mlx5_core", "stmmac", "gve", "virtio_net"];
 /// Native XDP, AF_XDP by copying.
 const NATIVE: &[&str] = &[
-    "veth", "tun", "bnxt_en", "ena", "ixgbevf", "iavf", "nfp", "qede", "sfc", "thunder", "tg3", "mlx4_en", "mvneta",
-    "hv_netvsc", "xen-netfront", "vmxnet3", "dpaa2-eth", "enetc", "atlantic",
+    "veth",
+    "tun",
+    "bnxt_en",
+    "ena",
+    "ixgbevf",
+    "iavf",
+    "nfp",
+    "qede",
+    "sfc",
+    "thunder",
+    "tg3",
+    "mlx4_en",
+    "mvneta",
+    "hv_netvsc",
+    "xen-netfront",
+    "vmxnet3",
+    "dpaa2-eth",
+    "enetc",
+    "atlantic",
 ];
 
 pub(super) fn check(machine: &Machine, port: &PortConfig, workers: &WorkersConfig) -> Vec<Finding> {
@@ -83,7 +100,8 @@ fn driver(machine: &Machine, port: &PortConfig, base: &str) -> Finding {
             "set xdp = \"auto\" if the attach is refused",
         );
     }
-    let under = if matches!(driver.as_str(), "bridge" | "bonding") { "; name its member interfaces instead" } else { "" };
+    let under =
+        if matches!(driver.as_str(), "bridge" | "bonding") { "; name its member interfaces instead" } else { "" };
     Finding::warn(
         name,
         format!("driver {driver} is not known to have native XDP"),
@@ -161,8 +179,7 @@ fn reverse_path(machine: &Machine, name: &str) -> Finding {
 fn numa(machine: &Machine, name: &str, base: &str, workers: &WorkersConfig) -> Option<Finding> {
     let node: i32 = machine.read(&format!("{base}/device/numa_node"))?.parse().ok()?;
     let near = super::machine::cpu_list(&machine.read(&format!("/sys/devices/system/node/node{node}/cpulist"))?);
-    let far: Vec<String> =
-        workers.cores.iter().filter(|core| !near.contains(core)).map(ToString::to_string).collect();
+    let far: Vec<String> = workers.cores.iter().filter(|core| !near.contains(core)).map(ToString::to_string).collect();
     if far.is_empty() {
         return None;
     }

@@ -98,7 +98,7 @@ pub(super) fn run(screen: &Screen, arguments: &Arguments) -> Outcome {
     let (bad, warn) = (of(Grade::Bad), of(Grade::Warn));
     let _ = writeln!(out, "\n{}, {} in order", verdict(bad, warn), count(of(Grade::Good), "check"));
     if arguments.file.is_none() {
-        out.push_str("with a config file (`penstock doctor FILE`) its interfaces, cores and addresses are checked too\n");
+        out.push_str("`penstock doctor FILE` checks a config file's interfaces and addresses too\n");
     }
     screen.print(&out)?;
     if bad > 0 { Err(Failure::Told(1)) } else { Ok(()) }
