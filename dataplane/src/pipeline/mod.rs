@@ -15,7 +15,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, SynInfo, tcp};
+use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
@@ -347,6 +347,27 @@ impl Pipeline {
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         self.worker
+    }
+
+    /// What must hold between two bursts; for tests.
+    ///
+    /// # Errors
+    /// The sentence that does not hold.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.v4.flows.check_invariants().map_err(|problem| format!("IPv4: {problem}"))?;
+        self.v6.flows.check_invariants().map_err(|problem| format!("IPv6: {problem}"))
+    }
+
+    /// The IPv4 flows, for tests and status.
+    #[must_use]
+    pub fn flows_v4(&self) -> &FlowTable<V4> {
+        &self.v4.flows
+    }
+
+    /// The IPv6 flows.
+    #[must_use]
+    pub fn flows_v6(&self) -> &FlowTable<V6> {
+        &self.v6.flows
     }
 }
 
