@@ -14,5 +14,6 @@
 pub mod config;
 pub mod crd;
 pub mod dataplane;
+pub mod index;
 pub mod pool;
 pub mod probe;
