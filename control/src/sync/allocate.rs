@@ -72,7 +72,7 @@ impl Controller {
             }
         }
         for (key, info) in self.index.services.iter() {
-            let ours = ask::is_wanted(&info.spec, &self.kubernetes);
+            let ours = self.translation.plans.contains_key(key);
             for address in info.status.ingress.iter().filter_map(|i| i.ip) {
                 if self.index.records.get(&address).is_some() || self.records_in_flight.contains_key(&address) {
                     continue;

@@ -17,6 +17,7 @@ use super::job::{Done, Job, RecordWrite, Step};
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
 use crate::index::extract::{self};
+use crate::index::kinds::RecordInfo;
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
@@ -161,11 +162,28 @@ impl Controller {
             _ => None,
         };
         let capacity = matches!(&update, Update::Pool(_) | Update::Record(_) | Update::Namespace(_));
+        // Whose claim comes or goes has a next step, whether or not its plan changes.
+        if let Update::Record(Change::Seen(address, _) | Change::Put(address, _) | Change::Gone(address, _)) = &update {
+            let known = self.index.records.get(address);
+            self.touched.extend(known.into_iter().flat_map(RecordInfo::services));
+        }
+        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record)) = &update {
+            self.touched.extend(record.services());
+        }
+        if let Update::Record(Change::End) = &update {
+            self.all_touched = true;
+        }
+        let shown = |controller: &Self| {
+            let info = service.as_ref().and_then(|key| controller.index.services.get(key));
+            info.map(|info| info.status.ingress.clone()).unwrap_or_default()
+        };
+        let before = shown(self);
         let changed = self.index.apply(update);
         if changed == Changed::Nothing {
             return;
         }
-        if capacity {
+        // An address that a status no longer shows is free as well.
+        if capacity || !before.is_empty() && shown(self) != before {
             self.pools_dirty = true;
             // Somebody who found nothing may find something now.
             for work in self.work.values_mut() {
@@ -180,6 +198,8 @@ impl Controller {
                     work.allocate_after = None;
                 }
             }
+            // The last trace of ours may be gone, and with it the plan.
+            self.translate_wanted |= self.translation.plans.get(&key).is_some_and(|p| p.stage == Stage::Leaving);
             self.touched.insert(key);
         }
         self.translate_wanted |= changed == Changed::Desired;

@@ -141,7 +141,7 @@ async fn service(client: kube::Client, job: &ServiceJob) -> Result<Service, kube
 }
 
 /// The whole of what we own: what an apply leaves out, it takes away.
-fn status_body(job: &ServiceJob, wanted: &Wanted) -> Value {
+pub(super) fn status_body(job: &ServiceJob, wanted: &Wanted) -> Value {
     let now = Timestamp::now();
     let condition = |c: &crate::index::outcome::Condition| {
         let seen = job.before.conditions.iter().find(|s| s.kind == c.kind && s.status == c.status);
