@@ -4,7 +4,10 @@
 use std::future::Future;
 use std::time::Duration;
 
+use hyper::StatusCode;
 use penstock_configs::desired::{Desired, Health};
+
+use crate::client::ClientError;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataplaneError {
@@ -46,4 +49,39 @@ pub trait Dataplane: Send + Sync + 'static {
     fn generation(&self, owner: &str) -> impl Future<Output = Result<Option<u64>, DataplaneError>> + Send;
 
     fn put_health(&self, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
+}
+
+impl Dataplane for crate::client::Dataplane {
+    async fn put_desired(&self, owner: &str, desired: &Desired, wait: Duration) -> Result<bool, DataplaneError> {
+        let accepted = Self::put_desired(self, owner, desired, Some(wait)).await.map_err(said)?;
+        for warning in &accepted.warnings {
+            tracing::warn!(owner, "{warning}");
+        }
+        Ok(accepted.acknowledged)
+    }
+
+    async fn generation(&self, owner: &str) -> Result<Option<u64>, DataplaneError> {
+        let owners = self.owners().await.map_err(said)?;
+        Ok(owners.into_iter().find(|o| o.owner == owner).map(|o| o.generation))
+    }
+
+    async fn put_health(&self, health: &Health) -> Result<(), DataplaneError> {
+        Self::put_health(self, health).await.map(|_| ()).map_err(said)
+    }
+}
+
+/// 409: a term, a generation. Any other refusal of the client's: the document's fault. The rest may pass.
+fn said(error: ClientError) -> DataplaneError {
+    match error.refused() {
+        Some((StatusCode::CONFLICT, refused)) => DataplaneError::Fenced(refused.error.clone()),
+        Some((status, refused)) if status.is_client_error() => {
+            let mut faults: Vec<Fault> =
+                refused.faults.iter().map(|f| Fault { path: f.path.clone(), problem: f.problem.clone() }).collect();
+            if faults.is_empty() {
+                faults.push(Fault { path: String::new(), problem: refused.error.clone() });
+            }
+            DataplaneError::Refused { faults }
+        }
+        _ => DataplaneError::Unreachable(error.to_string()),
+    }
 }

@@ -21,6 +21,9 @@ const SAME_FAILURES: u32 = 3;
 /// A watch that has not failed for this long after a failure is running again: longer than connecting may take.
 const SETTLED: Duration = Duration::from_secs(35);
 
+/// For one page of a list.
+const LISTING: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub enum Input {
     Update(Box<Update>),
@@ -52,8 +55,20 @@ pub(super) async fn feed<K>(
     'build: loop {
         let mut stream = pin!(watcher(api.clone(), watcher::Config::default().timeout(watch_seconds)));
         let mut refused = 0u32;
+        let mut listing = true;
         loop {
-            let next = if failing {
+            let next = if listing {
+                // A server that accepts and says nothing would be waited for, for ever.
+                let Ok(next) = timeout(LISTING, stream.next()).await else {
+                    let state = FeedState::Failing(format!("list: no answer in {} s", LISTING.as_secs()));
+                    failing = true;
+                    if out.send(Input::Feed { kind, state }).await.is_err() {
+                        return;
+                    }
+                    continue 'build;
+                };
+                next
+            } else if failing {
                 let Ok(next) = timeout(SETTLED, stream.next()).await else {
                     failing = false;
                     refused = 0;
@@ -69,6 +84,10 @@ pub(super) async fn feed<K>(
             };
             match next {
                 Some(Ok(event)) => {
+                    listing = match &event {
+                        Event::Init | Event::InitApply(_) => true,
+                        _ => false,
+                    };
                     // `Init` only says that a list will be tried.
                     if failing && !matches!(event, Event::Init) {
                         failing = false;
