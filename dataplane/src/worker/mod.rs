@@ -146,7 +146,8 @@ impl<P: Port, K: Port> Worker<P, K> {
             }
             let mut burst = Burst::new();
             let mut port = PortId(0);
-            while !burst.is_full() {
+            // Without a free frame they wait where they are, and the ring pushes back.
+            while !burst.is_full() && self.pool.free_count() > 0 {
                 let Some(parcel) = self.exchange.receive(from, self.id) else { break };
                 self.stats.handoff_in.add(1);
                 if !burst.is_empty() && parcel.port != port {

@@ -201,9 +201,8 @@ fn valid_smac(out: &Out) -> [u8; 6] {
 #[test]
 fn last_hops_in_use_are_never_forgotten() {
     let mut rig = rig();
-    let conns: Vec<Conn> = (0..200)
-        .map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:7000", n / 100, n % 100 + 1), TO_WEB))
-        .collect();
+    let conns: Vec<Conn> =
+        (0..200).map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:7000", n / 100, n % 100 + 1), TO_WEB)).collect();
     Conn::open(&mut rig, CLIENT6, TO_WEB6);
     for turn in 0..400 {
         rig.now.ns += 37_000_000;
