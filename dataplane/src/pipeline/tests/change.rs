@@ -151,7 +151,9 @@ fn snat_addresses_retired_and_taken_up_again() {
     let conns = open_many(&mut rig, 100);
     let of = |conn: &Conn| conn.at_node.src.ip().to_string();
     assert!(conns.iter().any(|conn| of(conn) == SNAT) && conns.iter().any(|conn| of(conn) == "10.0.0.2"));
-    rig.change(|plan| drop(plan.snat.remove(0)));
+    rig.change(|plan| {
+        plan.snat.remove(0);
+    });
     for conn in &conns {
         if of(conn) == SNAT {
             conn.out(&mut rig, TCP_ACK).dropped(DropReason::FlowRevoked);
@@ -230,7 +232,7 @@ fn shares_are_even_and_removal_moves_little() {
     assert_eq!(old.maglev.size(), 65_537);
     let moved = new.moved_from(&old);
     let excess = f64::from(moved.excess()) / f64::from(moved.size);
-    println!("removal of one of three at 65,537: {:.4} of the slots moved without need", excess);
+    println!("removal of one of three at 65,537: {excess:.4} of the slots moved without need");
     assert!(excess < 0.01, "{excess}");
     assert!((moved.share() - 1.0 / 3.0).abs() < 0.02, "{}", moved.share());
 }

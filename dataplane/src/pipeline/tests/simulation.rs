@@ -148,9 +148,12 @@ impl World {
             let ended = matches!(
                 out.verdict,
                 Verdict::Drop(
-                    DropReason::FlowRevoked | DropReason::NoService | DropReason::OutOfState | DropReason::NoFlow
-                ) | Verdict::Drop(DropReason::SourceDenied)
-                    | Verdict::Kernel
+                    DropReason::FlowRevoked
+                        | DropReason::NoService
+                        | DropReason::OutOfState
+                        | DropReason::NoFlow
+                        | DropReason::SourceDenied
+                ) | Verdict::Kernel
             );
             assert!(ended, "a flow that must end: {:?}", out.verdict);
             self.revoked += 1;
