@@ -241,3 +241,6 @@ impl<P: Port, K: Port> Worker<P, K> {
         &self.pipeline
     }
 }
+
+#[cfg(test)]
+mod tests;

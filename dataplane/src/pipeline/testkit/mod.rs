@@ -3,10 +3,12 @@
 //! code with the packet path.
 #![allow(clippy::missing_panics_doc, clippy::must_use_candidate, reason = "test code: a panic is the outcome")]
 
+mod farm;
 mod packets;
 mod plan;
 mod rig;
 
+pub use farm::{Farm, FarmConfig, FarmWorker};
 pub use packets::{Icmp, Pkt, Seen, internet_sum, look, valid};
 pub use plan::{Plan, client_mac, down, draining, node_mac};
 pub use rig::{Out, Rig, config};

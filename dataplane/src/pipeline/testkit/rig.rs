@@ -77,12 +77,20 @@ impl Rig {
     }
 
     pub fn with(plan: Plan, config: &PipelineConfig) -> Self {
-        let store = Store::anonymous(config.shape()).expect("memory");
+        Self::over(plan, config, Store::anonymous(config.shape()).expect("memory"))
+    }
+
+    /// Over a store that may hold flows.
+    pub fn over(plan: Plan, config: &PipelineConfig, store: Store) -> Self {
+        let mut compiler = Compiler::default();
+        if store.recovered {
+            let (v4, v6) = Pipeline::stored_snats(&store);
+            compiler.seed_snats(&v4, &v6);
+        }
         let stats = Arc::new(WorkerStats::new(3, config.max_services));
         let pipeline = Pipeline::new(config, store, stats).expect("memory");
         let pool = FramePool::new(PacketMemory::heap(256, 2048, 256));
-        let mut rig =
-            Self { plan, compiler: Compiler::default(), pipeline, pool, now: Now::from_secs(1000), views: 0 };
+        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), views: 0 };
         rig.apply();
         rig
     }
@@ -134,7 +142,7 @@ impl Rig {
     }
 
     #[track_caller]
-    fn send_as(&mut self, from: PortId, packet: &[u8], handed: bool) -> Out {
+    pub fn send_as(&mut self, from: PortId, packet: &[u8], handed: bool) -> Out {
         self.burst(from, &[packet], handed).pop().expect("one verdict per frame")
     }
 
