@@ -2,14 +2,15 @@
 //! a further part (a Kubernetes API, say) joins the list in [`run`].
 
 mod box_in_lab;
-mod in_memory;
 mod narrator;
 mod report;
+
+use std::io::IsTerminal;
 
 use anyhow::Result;
 use clap::Args;
 
-use crate::privilege;
+use crate::{memlab, privilege};
 
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
@@ -31,6 +32,20 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> Result<()> {
     match privilege::missing() {
         None if !args.in_memory => box_in_lab::run(args),
-        reason => in_memory::run(reason.unwrap_or("asked for with --in-memory"), args),
+        reason => in_memory(reason.unwrap_or("asked for with --in-memory"), args),
     }
+}
+
+/// Where namespaces or AF_XDP are not to be had: the same pipeline between user-space TCP stacks.
+fn in_memory(reason: &str, args: &DemoArgs) -> Result<()> {
+    let options = memlab::DemoOptions {
+        connections: args.connections,
+        udp_flows: args.udp_flows,
+        reason: reason.to_owned(),
+        progress: std::io::stdout().is_terminal(),
+        ..memlab::DemoOptions::default()
+    };
+    let summary = memlab::demo(&mut std::io::stdout(), &options)?;
+    anyhow::ensure!(summary.failed() == 0, "{} connections failed", summary.failed());
+    Ok(())
 }
