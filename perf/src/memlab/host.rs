@@ -9,6 +9,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
 use super::client::Client;
+use super::fin_guard::FinGuard;
 use super::nic::Nic;
 use super::node::Node;
 
@@ -42,6 +43,7 @@ pub(super) struct Host {
     nic: Nic,
     stack: Interface,
     sockets: SocketSet<'static>,
+    fin_guard: FinGuard,
     pub(super) role: Role,
     /// When it wants to be polled.
     pub(super) wakes_at: u64,
@@ -66,7 +68,8 @@ impl Host {
             routes.add_default_ipv6_route(gateway).expect("a stack has room for a default route of each family");
         }
         let sockets = SocketSet::new(Vec::new());
-        Self { mac, address, inbox: VecDeque::new(), nic, stack, sockets, role, wakes_at: now }
+        let (inbox, fin_guard) = (VecDeque::new(), FinGuard::default());
+        Self { mac, address, inbox, nic, stack, sockets, fin_guard, role, wakes_at: now }
     }
 
     pub(super) fn has(&self, address: IpAddr) -> bool {
@@ -100,9 +103,17 @@ impl Host {
         let mut first = true;
         while first || !self.inbox.is_empty() {
             first = false;
-            let take = self.inbox.len().min(FRAMES_PER_POLL);
-            self.nic.received.extend(self.inbox.drain(..take));
+            // Listeners first, for what may open connections.
             self.work(now);
+            for frame in self.inbox.drain(..self.inbox.len().min(FRAMES_PER_POLL)) {
+                let admitted = match &mut self.role {
+                    Role::Node(node) => node.admits(&frame, &mut self.sockets),
+                    Role::Client(_) | Role::Router => true,
+                };
+                if admitted && !self.fin_guard.keeps_back(&frame, &self.sockets) {
+                    self.nic.received.push_back(frame);
+                }
+            }
             self.stack.poll(instant(now), &mut self.nic, &mut self.sockets);
             self.work(now);
             self.stack.poll(instant(now), &mut self.nic, &mut self.sockets);
