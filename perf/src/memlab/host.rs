@@ -15,9 +15,6 @@ use super::node::Node;
 
 /// Room of a TCP socket each way.
 const TCP_ROOM: usize = 8 * 1024;
-/// Frames a stack takes between two looks at its applications: a server must have a listener for
-/// each SYN among them.
-pub(super) const FRAMES_PER_POLL: usize = 16;
 
 /// Where a host is.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +102,9 @@ impl Host {
             first = false;
             // Listeners first, for what may open connections.
             self.work(now);
-            for frame in self.inbox.drain(..self.inbox.len().min(FRAMES_PER_POLL)) {
+            // One frame at a time: an ACK that follows a third duplicate before smoltcp 0.14 has sent
+            // anything stops its retransmissions for good, as in `fin_guard`.
+            if let Some(frame) = self.inbox.pop_front() {
                 let admitted = match &mut self.role {
                     Role::Node(node) => node.admits(&frame, &mut self.sockets),
                     Role::Client(_) | Role::Router => true,

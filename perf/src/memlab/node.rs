@@ -8,11 +8,14 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 
 use super::fin_guard::source;
-use super::host::{FRAMES_PER_POLL, tcp_socket, udp_socket};
+use super::host::{tcp_socket, udp_socket};
 use super::talk::{Checker, Ending, REQUEST, Request, Sender, down_seed};
 
 /// A client that is silent for so long while it owes an acknowledgement is gone.
 const PATIENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(180);
+
+/// A stack takes one frame between two looks at its applications, so one SYN at most.
+const LISTENERS: usize = 2;
 
 /// How a node saw its connections end, and what it minds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,8 +39,6 @@ pub(super) struct Node {
     listening: Vec<SocketHandle>,
     /// Connections by the other end.
     by_peer: BTreeMap<SocketAddr, u64>,
-    /// Other ends of SYNs the stack has been given since the listeners were looked at.
-    opening: Vec<SocketAddr>,
     next: u64,
     datagrams: Option<SocketHandle>,
     pub(super) report: NodeReport,
@@ -71,7 +72,6 @@ impl Node {
             serving: BTreeMap::new(),
             listening: Vec::new(),
             by_peer: BTreeMap::new(),
-            opening: Vec::new(),
             next: 0,
             datagrams: None,
             report,
@@ -123,9 +123,6 @@ impl Node {
     /// (RFC 9293 section 3.6.1).
     pub(super) fn admits(&mut self, frame: &[u8], sockets: &mut SocketSet<'static>) -> bool {
         let Some(peer) = opener(frame) else { return true };
-        if self.opening.contains(&peer) {
-            return false;
-        }
         match self.by_peer.get(&peer).copied() {
             Some(id) if self.serving.get(&id).is_some_and(|serving| serving.gone_at.is_some()) => {
                 self.report.closed += 1;
@@ -134,7 +131,6 @@ impl Node {
             Some(_) => return false,
             None => {}
         }
-        self.opening.push(peer);
         true
     }
 
@@ -153,8 +149,7 @@ impl Node {
             serving.insert(*next, Serving::new(*handle, peer));
             false
         });
-        self.opening.clear();
-        while self.listening.len() < FRAMES_PER_POLL {
+        while self.listening.len() < LISTENERS {
             let mut socket = tcp_socket();
             socket.set_timeout(Some(PATIENCE));
             socket.listen(self.port).expect("a closed socket listens on any port but 0");
