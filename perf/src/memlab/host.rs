@@ -13,8 +13,10 @@ use super::fin_guard::FinGuard;
 use super::nic::Nic;
 use super::node::Node;
 
-/// Room of a TCP socket each way.
-const TCP_ROOM: usize = 8 * 1024;
+/// What a TCP socket may have in flight, and room for what it receives: more, so that no window is ever
+/// closed. smoltcp 0.14 believes an overtaken ACK that closes it, and then stops retransmitting for good.
+const TCP_IN_FLIGHT: usize = 8 * 1024;
+const TCP_ROOM: usize = 2 * TCP_IN_FLIGHT;
 
 /// Where a host is.
 #[derive(Debug, Clone, Copy)]
@@ -142,8 +144,8 @@ impl Host {
 }
 
 pub(super) fn tcp_socket() -> tcp::Socket<'static> {
-    let room = || tcp::SocketBuffer::new(vec![0; TCP_ROOM]);
-    tcp::Socket::new(room(), room())
+    let room = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
+    tcp::Socket::new(room(TCP_ROOM), room(TCP_IN_FLIGHT))
 }
 
 pub(super) fn udp_socket() -> udp::Socket<'static> {
