@@ -61,6 +61,8 @@ pub struct BoxConfig {
     pub state_dir: PathBuf,
     /// Default of each service's `announce`.
     pub announce: Announce,
+    /// How carefully an address is probed for before it is claimed on a network.
+    pub probe: ProbePolicy,
     /// Routed ranges VIPs come from: an address of them that no service uses is unreachable,
     /// instead of circling between the box and its gateway.
     pub vip_ranges: Vec<IpNet>,
@@ -73,9 +75,20 @@ impl Default for BoxConfig {
             run_dir: "/run/penstock".into(),
             state_dir: "/var/lib/penstock".into(),
             announce: Announce::L2,
+            probe: ProbePolicy::Full,
             vip_ranges: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProbePolicy {
+    /// The times of RFC 5227 and RFC 4862: up to seven seconds.
+    #[default]
+    Full,
+    /// The same steps in a fraction of a second: labs, and networks with nobody else's addresses.
+    Quick,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +155,16 @@ impl Default for WorkersConfig {
             ring_size: 1024,
             busy_poll_budget: 0,
         }
+    }
+}
+
+impl WorkersConfig {
+    /// How many workers to run: as asked for, else one per core named, else one per queue of the port
+    /// with the fewest, at most one per core of the machine.
+    #[must_use]
+    pub fn effective_count(&self, fewest_queues: u16, cores: u16) -> u16 {
+        let named = u16::try_from(self.cores.len()).ok().filter(|count| *count > 0);
+        self.count.or(named).unwrap_or(fewest_queues.min(cores)).max(1)
     }
 }
 

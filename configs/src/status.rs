@@ -1,6 +1,9 @@
 //! What the dataplane says of itself: the JSON of `GET /v1/status`, `/v1/counters` and `/v1/flows`.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +75,9 @@ pub struct ServiceStatus {
     /// Table slots that changed backend at the last change, of how many.
     pub moved: u32,
     pub table_size: u32,
+    /// Of the slots moved, those that surviving backends lost: Maglev's disruption.
+    #[serde(default)]
+    pub disrupted: u32,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -101,4 +107,226 @@ pub struct FlowStatus {
     pub service: String,
     pub idle_seconds: f64,
     pub expires_seconds: f64,
+}
+
+/// Where every packet of a worker went, since its start. Balanced at every burst:
+/// rx + generated + `handoff_in` = tx + `handoff_out` + kernel + drops + held.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ledger {
+    pub rx: u64,
+    /// Packets the worker built itself: ARP, neighbour discovery, ICMP.
+    pub generated: u64,
+    pub handoff_in: u64,
+    pub tx: u64,
+    pub handoff_out: u64,
+    /// Steered here, proved not ours, given back through the TAP.
+    pub kernel: u64,
+    /// Waiting now (for a neighbour, for a fragment): a level, not a count.
+    pub held: u64,
+    /// By `DropReason` name; a reason that never occurred may be missing.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl Ledger {
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.values().sum()
+    }
+
+    /// What came in minus what is accounted for: 0, or a packet was lost or counted twice.
+    #[must_use]
+    pub fn imbalance(&self) -> i128 {
+        let inward = [self.rx, self.generated, self.handoff_in];
+        let outward = [self.tx, self.handoff_out, self.kernel, self.dropped(), self.held];
+        inward.map(i128::from).iter().sum::<i128>() - outward.map(i128::from).iter().sum::<i128>()
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.rx += other.rx;
+        self.generated += other.generated;
+        self.handoff_in += other.handoff_in;
+        self.tx += other.tx;
+        self.handoff_out += other.handoff_out;
+        self.kernel += other.kernel;
+        self.held += other.held;
+        for (reason, count) in &other.drops {
+            *self.drops.entry(reason.clone()).or_default() += count;
+        }
+    }
+}
+
+/// `GET /v1/counters`: monotonic since the dataplane's start, except levels (held, frames, flows).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Counters {
+    pub uptime_seconds: f64,
+    pub total: Ledger,
+    pub workers: Vec<WorkerCounters>,
+    pub ports: Vec<PortCounters>,
+}
+
+impl Counters {
+    /// Fills `total` from the workers.
+    #[must_use]
+    pub fn new(uptime_seconds: f64, workers: Vec<WorkerCounters>, ports: Vec<PortCounters>) -> Self {
+        let mut total = Ledger::default();
+        for worker in &workers {
+            total.add(&worker.ledger);
+        }
+        Self { uptime_seconds, total, workers, ports }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerCounters {
+    pub worker: u16,
+    pub ledger: Ledger,
+    #[serde(default)]
+    pub frames: FrameCounters,
+    #[serde(default)]
+    pub flows: FlowCounters,
+    /// One per (interface, queue) the worker serves.
+    #[serde(default)]
+    pub sockets: Vec<SocketCounters>,
+    /// Time from receive to transmit, where it is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
+}
+
+/// Where the worker's frames are now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FrameCounters {
+    pub total: u64,
+    pub free: u64,
+    /// With the kernel: on fill, receive, transmit and completion rings.
+    pub kernel: u64,
+    pub held: u64,
+}
+
+/// The worker's flow tables, both families together.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowCounters {
+    pub established: u64,
+    pub established_capacity: u64,
+    pub embryonic: u64,
+    pub embryonic_capacity: u64,
+    pub time_wait: u64,
+    pub created: u64,
+    pub expired: u64,
+    /// Embryos pushed out by newer ones: a flood, or `limits.embryonic` too small.
+    pub evicted: u64,
+}
+
+/// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketCounters {
+    pub interface: String,
+    pub queue: u16,
+    pub zero_copy: bool,
+    pub rx_dropped: u64,
+    pub rx_invalid_descriptors: u64,
+    pub tx_invalid_descriptors: u64,
+    pub rx_ring_full: u64,
+    pub fill_ring_empty: u64,
+    pub tx_ring_empty: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortCounters {
+    pub interface: String,
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+/// Nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    pub samples: u64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub p999: u64,
+    pub max: u64,
+}
+
+/// `GET /v1/reasons`: why packets are dropped, by name, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    pub name: String,
+    pub help: String,
+}
+
+/// Which flows to list; an empty query lists all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowQuery {
+    pub client: Option<Endpoint>,
+    pub vip: Option<Endpoint>,
+    pub backend: Option<Endpoint>,
+    pub service: Option<String>,
+}
+
+impl FlowQuery {
+    #[must_use]
+    pub fn matches(&self, flow: &FlowStatus) -> bool {
+        let at = |wanted: Option<Endpoint>, seen: SocketAddr| wanted.is_none_or(|endpoint| endpoint.matches(seen));
+        at(self.client, flow.client)
+            && at(self.vip, flow.vip)
+            && at(self.backend, flow.backend)
+            && self.service.as_ref().is_none_or(|name| *name == flow.service)
+    }
+}
+
+/// An address, or an address and a port: `10.0.0.1`, `10.0.0.1:80`, `fd00::1`, `[fd00::1]:80`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub address: IpAddr,
+    pub port: Option<u16>,
+}
+
+impl Endpoint {
+    #[must_use]
+    pub fn matches(self, seen: SocketAddr) -> bool {
+        self.address == seen.ip() && self.port.is_none_or(|port| port == seen.port())
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self { address, port: None });
+        }
+        let socket: SocketAddr =
+            text.parse().map_err(|_| format!("`{text}` is neither ADDRESS nor ADDRESS:PORT (IPv6: [ADDRESS]:PORT)"))?;
+        Ok(Self { address: socket.ip(), port: Some(socket.port()) })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }

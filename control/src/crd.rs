@@ -235,3 +235,16 @@ impl VipAllocation {
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     vec![VipPool::crd(), VipAllocation::crd(), VipBox::crd()]
 }
+
+/// The definitions as one YAML document stream: `configs/kubernetes/crds.yaml`.
+///
+/// # Errors
+/// When they cannot be written as YAML.
+pub fn manifest() -> Result<String, serde_saphyr::SerializeError> {
+    let mut text = String::from("# Made by `penstock-control crds`; a test compares.\n");
+    for definition in definitions() {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&definition)?);
+    }
+    Ok(text)
+}

@@ -14,6 +14,7 @@ pub const CONDITION_DOMAIN: &str = "penstock.dev/";
 pub const EXPOSE: &str = "penstock.dev/expose";
 /// Written by us on exposed NodePort Services.
 pub const VIP: &str = "penstock.dev/vip";
+pub const STICKY: &str = "penstock.dev/sticky";
 pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 const DOMAIN: &str = "penstock.dev/";
 const METALLB: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];

@@ -9,7 +9,7 @@ use penstock_configs::desired::{Announce, BackendState, Mode, Protocol};
 use serde_json::{Value, json};
 
 use super::outcome::{self, Health, Signals};
-use super::translate::{Plan, Stage, Translation, translate};
+use super::translate::{Plan, Quarantine, Stage, Translation, translate};
 use super::*;
 use crate::config::ControlConfig;
 use crate::probe::Check;
@@ -92,7 +92,7 @@ impl World {
     }
 
     fn translate(&self) -> Translation {
-        translate(&self.index, &self.config, true, &HashMap::new())
+        translate(&self.index, &self.config, true, &Quarantine::default())
     }
 
     fn plan(&self) -> Plan {
@@ -722,7 +722,7 @@ fn only_the_leader_announces_and_routes_let_all_serve_silently() {
         let mut world = World::with_nodes(config, &["a"]);
         world.service(&web());
         world.record("203.0.113.1", &[("web", "u1")]);
-        let translation = translate(&world.index, &world.config, leader, &HashMap::new());
+        let translation = translate(&world.index, &world.config, leader, &Quarantine::default());
         assert_eq!(translation.desired.services[0].announce, Some(announce), "{config} {leader}");
     }
 }
@@ -734,7 +734,8 @@ fn a_service_the_dataplane_refused_by_name_is_left_out_alone() {
     other["metadata"]["name"] = json!("second");
     world.service(&other);
     world.record("203.0.113.2", &[("second", "u2")]);
-    let quarantine = HashMap::from([(ServiceKey::new("default", "web"), "claimed by owner `file`".to_owned())]);
+    let services = HashMap::from([(ServiceKey::new("default", "web"), "claimed by owner `file`".to_owned())]);
+    let quarantine = Quarantine { services, ..Quarantine::default() };
     let translation = translate(&world.index, &world.config, true, &quarantine);
     assert_eq!(translation.desired.services.len(), 1);
     assert_eq!(refusal(&translation.plans[&ServiceKey::new("default", "web")]).0, "RefusedByDataplane");

@@ -18,8 +18,13 @@ use crate::crd::Claim;
 use crate::pool::Family;
 use crate::probe::{Check, ProbeTarget};
 
-/// Services that the dataplane refused by name, and why: left out, so that they do not keep the others waiting.
-pub type Quarantine = HashMap<ServiceKey, String>;
+/// What the dataplane refused by name, and why: left out, so that it does not keep the rest waiting.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Quarantine {
+    pub services: HashMap<ServiceKey, String>,
+    /// A node that is the box itself, for one.
+    pub nodes: HashMap<Arc<str>, String>,
+}
 
 #[derive(Debug, Default)]
 pub struct Translation {
@@ -73,20 +78,21 @@ pub enum Stage {
 }
 
 #[must_use]
-pub fn translate(index: &Index, config: &ControlConfig, leader: bool, quarantine: &Quarantine) -> Translation {
+pub fn translate(index: &Index, config: &ControlConfig, announces: bool, quarantine: &Quarantine) -> Translation {
     let Some(kubernetes) = &config.kubernetes else { return Translation::default() };
     let mut builder = Builder {
         index,
         config,
         kubernetes,
-        leader,
+        announces,
+        quarantine,
         out: Translation::default(),
         sets: BTreeMap::new(),
         used_nodes: BTreeSet::new(),
         probes: BTreeMap::new(),
     };
     for (key, info) in index.services.iter() {
-        builder.service(key, info, quarantine);
+        builder.service(key, info);
     }
     builder.orphans();
     builder.finish()
@@ -105,7 +111,8 @@ struct Builder<'a> {
     index: &'a Index,
     config: &'a ControlConfig,
     kubernetes: &'a KubernetesConfig,
-    leader: bool,
+    announces: bool,
+    quarantine: &'a Quarantine,
     out: Translation,
     sets: BTreeMap<Arc<str>, Vec<Backend>>,
     used_nodes: BTreeSet<Arc<str>>,
@@ -113,7 +120,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn service(&mut self, key: &ServiceKey, info: &ServiceInfo, quarantine: &Quarantine) {
+    fn service(&mut self, key: &ServiceKey, info: &ServiceInfo) {
         if !ask::is_wanted(&info.spec, self.kubernetes) {
             // A Service being deleted with our class still on it is ours even if nothing else was written yet.
             let deleted_ours = info.spec.deleting
@@ -121,12 +128,17 @@ impl Builder<'_> {
                 && info.spec.kind == ServiceType::LoadBalancer
                 && info.spec.class.as_ref().map_or(self.kubernetes.default_class, |c| *c == self.kubernetes.class);
             if deleted_ours || is_marked(self.index, key, info, &self.kubernetes.owner) {
-                self.out.plans.insert(key.clone(), self.plan(info, Stage::Leaving, self.kubernetes.mode));
+                let mut plan = self.plan(info, Stage::Leaving, self.kubernetes.mode);
+                // Only the Service's own end keeps its address for the next one of its name.
+                plan.sticky =
+                    info.spec.deleting && info.spec.annotations.get(ask::STICKY).is_some_and(|v| v.trim() == "true");
+                plan.exposed = info.spec.kind != ServiceType::LoadBalancer;
+                self.out.plans.insert(key.clone(), plan);
             }
             return;
         }
         let read = ask::read(&info.spec, self.kubernetes);
-        let plan = match (read, quarantine.get(key)) {
+        let plan = match (read, self.quarantine.services.get(key)) {
             (Err(refused), _) => self.refused(key, info, refused),
             (Ok(_), Some(why)) => self.refused(key, info, Refused::new("RefusedByDataplane", why.clone())),
             (Ok(ask), None) => self.wanted(key, info, &ask),
@@ -243,7 +255,7 @@ impl Builder<'_> {
         let set = if info.spec.local { self.local_set(key, info, ask, family) } else { self.cluster_set(family) };
         let announce = match (ask.announce, self.kubernetes.announce) {
             (Some(Announce::None), _) | (None, AnnounceBy::Routes) => Announce::None,
-            _ if self.leader => Announce::L2,
+            _ if self.announces => Announce::L2,
             _ => Announce::None,
         };
         // The second family's entries need names of their own; the first keeps its own when one is added.
@@ -340,7 +352,10 @@ impl Builder<'_> {
     }
 
     fn node(&self, name: &Arc<str>, family: Family) -> Option<&NodeInfo> {
-        self.index.nodes.get(name).filter(|info| info.address(family).is_some())
+        self.index
+            .nodes
+            .get(name)
+            .filter(|info| info.address(family).is_some() && !self.quarantine.nodes.contains_key(name))
     }
 
     fn is_backend(&self, name: &Arc<str>, family: Family) -> bool {

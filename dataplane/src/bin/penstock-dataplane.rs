@@ -1,1 +1,251 @@
-fn main() {}
+//! `penstock-dataplane`: the poll-mode packet path of the box.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use penstock_configs::file::ConfigFile;
+use penstock_configs::source;
+use penstock_configs::validate::{BoxContext, HostFacts};
+use penstock_dataplane::admin::{self, AdminHandle, Engine};
+use penstock_dataplane::engine::{Dataplane, Live, wait_for_hops};
+use penstock_dataplane::neighbor::host;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The packet path of the box: AF_XDP workers between clients and nodes.
+///
+/// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
+/// SIGHUP, or a change of the file, reloads it; a bad file leaves what runs alone and says why.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// The box's config file
+    #[arg(long, short, default_value = "/etc/penstock/penstock.toml")]
+    config: PathBuf,
+    /// On a clean stop leave the XDP program in place: packets to VIPs and SNAT addresses are then
+    /// dropped, not shown to the kernel, until the next start
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve until stopped (the default)
+    Run,
+    /// Mount the bpffs the XDP program is pinned in, where it outlives this process: before entering a
+    /// network or mount namespace, whose own mounts end with it
+    Prepare {
+        /// The box's run directory
+        #[arg(long, default_value = "/run/penstock")]
+        run_dir: PathBuf,
+    },
+    /// Remove what a killed dataplane left on the interfaces: the XDP program and its pins
+    Detach {
+        /// The box's run directory
+        #[arg(long, default_value = "/run/penstock")]
+        run_dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match &args.command {
+        Some(Command::Detach { run_dir }) => detach(run_dir).map(|()| ExitCode::SUCCESS),
+        Some(Command::Prepare { run_dir }) => prepare(run_dir).map(|()| ExitCode::SUCCESS),
+        Some(Command::Run) | None => run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        tracing::error!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn prepare(run_dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(run_dir).with_context(|| format!("run directory {}", run_dir.display()))?;
+    Ok(penstock_dataplane::steer::prepare(run_dir)?)
+}
+
+fn detach(run_dir: &Path) -> anyhow::Result<()> {
+    let removed = penstock_dataplane::steer::detach_all(run_dir)?;
+    if removed.is_empty() {
+        println!("nothing of Penstock's was attached");
+    }
+    for what in removed {
+        println!("{what}");
+    }
+    Ok(())
+}
+
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let host = host_facts()?;
+    let config = match source::load_for(&args.config, Some(&host)) {
+        Ok(config) => config,
+        Err(faults) => {
+            eprintln!("{faults}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let mut dataplane = Dataplane::prepare(&config)?;
+    let engine: Arc<dyn Engine> = Arc::<penstock_dataplane::engine::Shared>::clone(&dataplane.shared);
+    let context = BoxContext::new(&config, Some(&host));
+    let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
+    if let Some(Err(refusal)) = outcome {
+        admin.notice(format!("{}: {refusal}", args.config.display()));
+    }
+    wait_for_hops(&dataplane.shared, Duration::from_millis(500));
+    dataplane.go()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let served = runtime.block_on(serve(args, &config, &admin, &dataplane));
+    // Requests under way hold blocking threads; a stop does not wait for them.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let stopped = dataplane.stop(args.keep);
+    served.and(stopped).map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves the API and follows the file until a signal says stop.
+async fn serve(
+    args: &Args,
+    config: &ConfigFile,
+    admin: &AdminHandle,
+    dataplane: &Dataplane,
+) -> anyhow::Result<()> {
+    let socket = config.the_box.run_dir.join("dataplane.sock");
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async move {
+        let _ = stopped.await;
+    };
+    let api = tokio::spawn(admin::serve(admin.clone(), socket.clone(), shutdown));
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut every_second = tokio::time::interval(Duration::from_secs(1));
+    let mut file = Watched::new(&args.config, config.clone());
+    tracing::info!(api = %socket.display(), "serving");
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => file.reload(admin, dataplane).await,
+            _ = every_second.tick() => {
+                if file.has_changed() {
+                    file.reload(admin, dataplane).await;
+                }
+                anyhow::ensure!(dataplane.is_alive(), "a worker has ended; see the lines above");
+                anyhow::ensure!(!api.is_finished(), "the API on {} has ended", socket.display());
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("stopping");
+    let _ = stop.send(());
+    api.await?.context("the API")?;
+    Ok(())
+}
+
+/// The config file, and what it looked like when it was read last.
+struct Watched {
+    path: PathBuf,
+    seen: Option<(SystemTime, u64)>,
+    running: ConfigFile,
+}
+
+impl Watched {
+    fn new(path: &Path, running: ConfigFile) -> Self {
+        Self { path: path.into(), seen: look(path), running }
+    }
+
+    fn has_changed(&self) -> bool {
+        let now = look(&self.path);
+        now.is_some() && now != self.seen
+    }
+
+    /// Reads the file and serves what it says; a bad one changes nothing.
+    async fn reload(&mut self, admin: &AdminHandle, dataplane: &Dataplane) {
+        self.seen = look(&self.path);
+        let (path, admin) = (self.path.clone(), admin.clone());
+        let (shared, running) = (Arc::clone(&dataplane.shared), self.running.clone());
+        let work = tokio::task::spawn_blocking(move || reload(&path, &admin, &shared, &running));
+        match work.await {
+            Ok(Some(config)) => self.running = config,
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "reloading failed"),
+        }
+    }
+}
+
+fn reload(
+    path: &Path,
+    admin: &AdminHandle,
+    shared: &penstock_dataplane::engine::Shared,
+    running: &ConfigFile,
+) -> Option<ConfigFile> {
+    let refuse = |why: String| {
+        admin.notice(format!("{}: refused, what ran before goes on:\n{why}", path.display()));
+        None
+    };
+    let host = match host_facts() {
+        Ok(host) => host,
+        Err(error) => return refuse(format!("{error:#}")),
+    };
+    let config = match source::load_for(path, Some(&host)) {
+        Ok(config) => config,
+        Err(faults) => return refuse(faults.to_string()),
+    };
+    if let Err(faults) = shared.reconfigure(&Live::from(&config)) {
+        return refuse(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
+    }
+    if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
+        let _ = shared.reconfigure(&Live::from(running));
+        return refuse(refusal.to_string());
+    }
+    for what in needs_restart(running, &config) {
+        admin.notice(format!("{}: `{what}` changed, which takes a restart; what ran before goes on", path.display()));
+    }
+    tracing::info!("{}: reloaded", path.display());
+    Some(config)
+}
+
+/// Parts of the file that are fixed at start.
+fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
+    let mut changed = Vec::new();
+    if old.ports != new.ports {
+        changed.push("port");
+    }
+    if old.workers != new.workers {
+        changed.push("workers");
+    }
+    let maglev = |limits: &penstock_configs::file::Limits| penstock_configs::file::Limits { maglev_size: 0, ..limits.clone() };
+    if maglev(&old.limits) != maglev(&new.limits) {
+        changed.push("limits");
+    }
+    if (&old.the_box.run_dir, &old.the_box.state_dir, old.the_box.probe)
+        != (&new.the_box.run_dir, &new.the_box.state_dir, new.the_box.probe)
+    {
+        changed.push("box");
+    }
+    changed
+}
+
+fn look(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+/// What the kernel knows of the box, for checking that no address of the file locks somebody out.
+fn host_facts() -> anyhow::Result<HostFacts> {
+    let facts = host::HostFacts::read().context("the kernel's links and addresses cannot be read")?;
+    Ok(HostFacts {
+        addresses: facts.addresses,
+        gateways: facts.gateways,
+        local_port_range: facts.local_ports.map(|(first, last)| [first, last]),
+        listeners: Vec::new(),
+        interfaces: facts.interfaces.into_iter().map(|interface| (interface.name, interface.rx_queues)).collect(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from) as u16,
+    })
+}

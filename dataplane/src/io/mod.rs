@@ -1,7 +1,27 @@
 //! Ports: where frames come from and go to. The worker owns the ports, the pipeline never sees
 //! them, so it runs the same over AF_XDP, memory rings, a pcap file and a fault injector.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`frame`] | packet memory, and who owns which frame of it |
+//! | [`xsk`] | AF_XDP sockets; the pitfalls of AF_XDP, and where each is handled |
+//! | [`tap`] | back to the kernel: what was steered to us and proves not ours |
+//! | [`mem`] | rings in memory, for tests and benchmarks |
+//! | [`pcap`] | replay a capture file, capture what passes |
+//! | [`fault`] | any port on a bad day, by a seed |
+//!
+//! What a worker owes its ports: one [`Port::service`] per port and turn, the first before any
+//! packet can come; what a port did not take is dropped by the worker, given back to the pool and
+//! counted; no sleep while a port is [`Port::tx_pending`], and otherwise on all of [`Port::poll_fd`].
+//! At any time `pool.free_count()`, every port's [`Port::frames_held`] and the frames in the worker's hands
+//! make up the whole memory ([`FramePool::assert_conserved`]).
 
+pub mod fault;
 pub mod frame;
+pub mod mem;
+pub mod pcap;
+pub mod tap;
+pub mod xsk;
 
 pub use frame::{Frame, FramePool, PacketMemory};
 
@@ -19,7 +39,14 @@ pub struct PortStats {
     pub rx_dropped: u64,
     pub rx_ring_full: u64,
     pub rx_fill_empty: u64,
+    /// Fill descriptors the kernel refused.
+    pub rx_invalid: u64,
+    /// Frames no wire would take: shorter than an Ethernet header.
     pub tx_invalid: u64,
+    /// Descriptors from the kernel that named no frame the port had given it.
+    pub bad_descriptors: u64,
+    /// Wake-ups that failed: the link is down or the interface is gone.
+    pub kick_errors: u64,
 }
 
 /// One receive and transmit queue. Implementations: [`xsk`], [`mem`], [`pcap`], [`fault`], [`tap`].
@@ -40,6 +67,12 @@ pub trait Port {
     /// Frames the port (its rings and the kernel behind them) holds now; with the pool's free
     /// frames and those in flight in the worker they make up the whole packet memory.
     fn frames_held(&self) -> usize;
+
+    /// Frames wait for another [`Port::service`] before the kernel transmits them. A worker that is
+    /// about to sleep must not: nothing would wake it, and the tail of a burst would strand.
+    fn tx_pending(&self) -> bool {
+        false
+    }
 
     /// The descriptor to sleep on when idle; `None`: this port needs no sleeping.
     fn poll_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>> {

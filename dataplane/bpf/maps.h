@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: (MIT OR Apache-2.0) OR GPL-2.0 */
+/* What the loader (src/steer) fills and reads. A change of any key, value or meaning here is a new
+ * layout: raise LAYOUT in src/steer/layout.rs, so that a pinned older set of maps is never adopted. */
+#pragma once
+
+#include "bpf.h"
+
+/* struct local.flags */
+#define LOCAL_WHOLE 1u	  /* every packet to the address is ours: a VIP or a dedicated SNAT address */
+#define LOCAL_ANNOUNCE 2u /* ARP and neighbour discovery for it are ours too */
+#define LOCAL_VIP 4u	  /* counted as VIP, else as SNAT */
+
+/* An address packets are sent to. Ports (host order, both included) count only where not WHOLE:
+ * a SNAT address shared with the kernel. */
+struct local {
+	__u32 flags;
+	__u16 port_first;
+	__u16 port_last;
+};
+
+/* A dnat backend as the source of replies. Port and protocol 0: the address alone, for fragments,
+ * which carry no ports. No padding: keys are compared as bytes. */
+struct dnat4 {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 zero;
+};
+
+struct dnat6 {
+	struct in6_addr address;
+	__be16 port;
+	__u8 protocol;
+	__u8 zero;
+};
+
+/* Non-zero: the dnat map of that family has entries. Saves most packets a lookup. */
+struct settings {
+	__u32 dnat4;
+	__u32 dnat6;
+};
+
+enum class {
+	CLASS_VIP,
+	CLASS_SNAT,
+	CLASS_SNAT_SHARED,
+	CLASS_DNAT,
+	CLASS_NEIGHBOR,
+	CLASSES,
+};
+
+struct counters {
+	__u64 passed;
+	__u64 unserved; /* passed because the queue is none of ours */
+	__u64 malformed; /* passed because headers are cut short or contradict themselves */
+	__u64 redirected[CLASSES];
+	__u64 no_socket[CLASSES]; /* ours, but dropped: no process has a socket on the queue */
+};
+
+/* Not preallocated: the sizes are ceilings set by the loader, memory goes with the entries. */
+#define HASH(map_name, key_type, value_type)                                                                           \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_HASH);                                                                       \
+		__uint(max_entries, 1);                                                                                \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \
+		__type(key, key_type);                                                                                 \
+		__type(value, value_type);                                                                             \
+	} map_name SEC(".maps")
+
+HASH(local4, __be32, struct local);
+HASH(local6, struct in6_addr, struct local);
+HASH(dnat4, struct dnat4, __u32);
+HASH(dnat6, struct dnat6, __u32);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+/* One per interface: the program is loaded once per interface, each with its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sockets SEC(".maps");
+
+/* Receive queues served on this interface; set at load. Packets of the rest pass to the kernel. */
+volatile const __u32 queues = 0;

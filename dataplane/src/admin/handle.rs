@@ -1,0 +1,411 @@
+//! The API's state and its one way of changing: judge, check, publish, remember, keep on disk.
+//!
+//! Two locks, so that status answers while a large snapshot compiles: `writer` is held for a whole
+//! change, `state` only to look or to commit.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
+use penstock_configs::desired::{Desired, Health};
+use penstock_configs::file::ConfigFile;
+use penstock_configs::status::Status;
+use penstock_configs::validate::{BoxContext, FILE_OWNER};
+
+use super::engine::{Engine, Snapshots};
+use super::faults::check_name;
+use super::owners::{Judgement, Owners};
+use super::refusal::Refusal;
+use super::store::{Restored, Store, StoreError};
+use super::{faults, overlay};
+
+/// Notices kept; older ones are in the journal.
+const NOTICES: usize = 32;
+
+/// Shared by the API server and the watcher of the config file. Its calls compile tables and wait
+/// for the disk: make them on a blocking thread.
+#[derive(Clone)]
+pub struct AdminHandle(Arc<Inner>);
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    store: Store,
+    writer: Mutex<()>,
+    state: RwLock<State>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Overlays {
+    health: Health,
+    drains: Drains,
+}
+
+#[derive(Default)]
+struct State {
+    owners: Owners,
+    /// The box the snapshots are held against.
+    context: Arc<BoxContext>,
+    overlays: Overlays,
+    /// Of the last publication; 0: none yet.
+    epoch: u64,
+    notices: Vec<String>,
+}
+
+impl AdminHandle {
+    /// Restores what `state_dir` holds, puts `file` in the place of the stored config file, and
+    /// publishes all of it at once: flows that outlived a restart find their services in the first
+    /// publication. The second value is how `file` fared; if badly, the stored one serves.
+    #[must_use]
+    pub fn start(
+        engine: Arc<dyn Engine>,
+        state_dir: &Path,
+        context: BoxContext,
+        file: Option<&ConfigFile>,
+    ) -> (Self, Option<Result<Accepted, Refusal>>) {
+        let store = Store::new(state_dir);
+        let Restored { owners, drains, notices } = store.load();
+        let overlays = Overlays { health: Health::default(), drains };
+        let state = RwLock::new(State { overlays, context: Arc::new(context), ..State::default() });
+        let admin = Self(Arc::new(Inner { engine, store, writer: Mutex::new(()), state }));
+        for notice in notices {
+            admin.notice(notice);
+        }
+        let stored: Snapshots = owners.into_iter().map(|(name, desired)| (name, Arc::new(desired))).collect();
+        let previous = stored.get(FILE_OWNER).cloned();
+        let mut first = stored;
+        let offered = file.map(|file| Arc::new(next_of(file, previous.as_deref())));
+        if let Some(offered) = &offered {
+            first.insert(FILE_OWNER.to_owned(), Arc::clone(offered));
+        }
+        let whole = admin.restore(first);
+        if let (false, Some(previous)) = (whole.contains(&FILE_OWNER.to_owned()), previous) {
+            let mut again = admin.read(|state| state.owners.snapshots());
+            again.insert(FILE_OWNER.to_owned(), previous);
+            admin.restore(again);
+        }
+        let outcome = file.map(|file| admin.replace_file(file));
+        (admin, outcome)
+    }
+
+    /// Publishes as many of `snapshots` as go together; those that don't stay on disk and are named.
+    fn restore(&self, snapshots: Snapshots) -> Vec<String> {
+        let _writer = self.writer();
+        let context = self.context();
+        let mut good = Snapshots::new();
+        for (name, desired) in snapshots {
+            match faults::check(&name, &desired, &good, &context) {
+                Ok(()) => drop(good.insert(name, desired)),
+                Err(why) => self.leave_out(&name, &why),
+            }
+        }
+        while !good.is_empty() {
+            let health = self.effective(&good);
+            let Err(refusal) = self.apply(&good, &health).map(|epoch| self.commit_all(&good, epoch)) else {
+                break;
+            };
+            // Nobody knows yet whose fault it is: without one owner the others may go, the last first.
+            let Some(name) = self.culprit(&good, &health) else { break };
+            self.leave_out(&name, &refusal);
+            good.remove(&name);
+        }
+        good.into_keys().collect()
+    }
+
+    /// The owner without whom the rest is accepted, else the last one: always some progress.
+    fn culprit(&self, snapshots: &Snapshots, health: &Health) -> Option<String> {
+        if snapshots.len() > 1 {
+            for name in snapshots.keys().rev() {
+                let mut rest = snapshots.clone();
+                rest.remove(name);
+                if self.apply(&rest, health).is_ok() {
+                    return Some(name.clone());
+                }
+            }
+        }
+        snapshots.keys().next_back().cloned()
+    }
+
+    fn commit_all(&self, snapshots: &Snapshots, epoch: u64) {
+        let mut state = self.write();
+        for (name, desired) in snapshots {
+            state.owners.accept(name, Arc::clone(desired), epoch);
+        }
+    }
+
+    fn leave_out(&self, name: &str, why: &Refusal) {
+        self.write().owners.refuse(name, why.to_string());
+        self.notice(format!("the snapshot of owner `{name}` can not be served: {why}"));
+    }
+
+    /// `PUT /v1/desired/{owner}`.
+    ///
+    /// # Errors
+    /// Everything that stands against it; the owner's snapshot before it goes on being served.
+    pub fn put(&self, owner: &str, json: &[u8]) -> Result<Accepted, Refusal> {
+        check_name(owner)?;
+        if owner == FILE_OWNER {
+            return Err(Refusal::FileOwner);
+        }
+        let desired = faults::snapshot(owner, json, &self.context()).inspect_err(|why| self.refused(owner, why))?;
+        let _writer = self.writer();
+        self.replace(owner, desired, |desired, others| faults::claims(owner, desired, others))
+    }
+
+    /// The config file changed; `context` is the box it describes. Its generation is counted here.
+    ///
+    /// # Errors
+    /// Everything that stands against it: the file before it goes on being served.
+    pub fn apply_file(&self, file: &ConfigFile, context: BoxContext) -> Result<Accepted, Refusal> {
+        self.write().context = Arc::new(context);
+        self.replace_file(file)
+    }
+
+    fn replace_file(&self, file: &ConfigFile) -> Result<Accepted, Refusal> {
+        let _writer = self.writer();
+        let served = self.read(|state| state.owners.get(FILE_OWNER).cloned());
+        let context = self.context();
+        self.replace(FILE_OWNER, next_of(file, served.as_deref()), |desired, others| {
+            faults::check(FILE_OWNER, desired, others, &context)
+        })
+    }
+
+    /// The caller holds the writer's lock.
+    fn replace(
+        &self,
+        owner: &str,
+        desired: Desired,
+        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<Accepted, Refusal> {
+        let (services, generation) = (desired.services.len(), desired.generation);
+        self.judge_and_publish(owner, desired, check)
+            .inspect(|accepted| {
+                tracing::info!(owner, generation, services, epoch = accepted.epoch, "snapshot accepted");
+            })
+            .inspect_err(|why| self.refused(owner, why))
+    }
+
+    fn refused(&self, owner: &str, why: &Refusal) {
+        tracing::warn!(owner, "snapshot refused: {why}");
+        self.write().owners.refuse(owner, why.to_string());
+    }
+
+    fn judge_and_publish(
+        &self,
+        owner: &str,
+        desired: Desired,
+        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<Accepted, Refusal> {
+        let (judgement, mut snapshots) =
+            self.read(|state| (state.owners.judge(owner, &desired), state.owners.snapshots()));
+        let generation = Some(desired.generation);
+        if let Judgement::Unchanged { epoch } = judgement? {
+            self.write().owners.confirm(owner);
+            // An earlier write may have failed: say so again rather than claim it is kept.
+            return Ok(self.accepted(generation, epoch, self.0.store.save_owner(owner, &desired)));
+        }
+        snapshots.remove(owner);
+        check(&desired, &snapshots)?;
+        let desired = Arc::new(desired);
+        snapshots.insert(owner.to_owned(), Arc::clone(&desired));
+        let epoch = self.publish(&snapshots)?;
+        self.write().owners.accept(owner, Arc::clone(&desired), epoch);
+        Ok(self.accepted(generation, epoch, self.0.store.save_owner(owner, &desired)))
+    }
+
+    /// `DELETE /v1/desired/{owner}`. A `term`, if given, fences off an old leader; without one the
+    /// operator has the last word. The owner's history goes too: a leader that only wants nothing
+    /// served sends an empty snapshot instead.
+    ///
+    /// # Errors
+    /// The owner is unknown or the config file's, the term is over, or the rest can't be published.
+    pub fn delete(&self, owner: &str, term: Option<u64>) -> Result<Accepted, Refusal> {
+        check_name(owner)?;
+        if owner == FILE_OWNER {
+            return Err(Refusal::FileOwner);
+        }
+        let _writer = self.writer();
+        let mut snapshots = self.read(|state| state.owners.snapshots());
+        let Some(removed) = snapshots.remove(owner) else { return Err(Refusal::UnknownOwner(owner.into())) };
+        if let (Some(offered), Some(held)) = (term, removed.term)
+            && offered < held
+        {
+            return Err(Refusal::StaleTerm { owner: owner.into(), offered, held });
+        }
+        let epoch = self.publish(&snapshots)?;
+        self.write().owners.remove(owner);
+        tracing::info!(owner, epoch, "owner deleted");
+        Ok(self.accepted(None, epoch, self.0.store.remove_owner(owner)))
+    }
+
+    /// `PUT /v1/health`.
+    ///
+    /// # Errors
+    /// The faults in it; the health before it holds.
+    pub fn put_health(&self, json: &[u8]) -> Result<Accepted, Refusal> {
+        let health = faults::health(json)?;
+        let _writer = self.writer();
+        let epoch = self.put_overlays(|overlays, _| {
+            overlays.health = health;
+            Ok(())
+        })?;
+        Ok(self.accepted(None, epoch, Ok(())))
+    }
+
+    /// `PUT /v1/drain/{target}`, target a node's name or an address.
+    ///
+    /// # Errors
+    /// Nobody has such a node, or several do.
+    pub fn drain(&self, target: &str, drain: Drain) -> Result<Accepted, Refusal> {
+        self.change_drains(|drains, snapshots| {
+            overlay::check_target(target, snapshots)?;
+            drains.insert(target.to_owned(), Drain { addresses: Vec::new(), ..drain });
+            Ok(())
+        })
+    }
+
+    /// `DELETE /v1/drain/{target}`.
+    ///
+    /// # Errors
+    /// It was not drained.
+    pub fn undrain(&self, target: &str) -> Result<Accepted, Refusal> {
+        self.change_drains(|drains, _| {
+            drains.remove(target).map(drop).ok_or_else(|| Refusal::NotDrained(target.to_owned()))
+        })
+    }
+
+    fn change_drains(
+        &self,
+        change: impl FnOnce(&mut Drains, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<Accepted, Refusal> {
+        let _writer = self.writer();
+        let epoch = self.put_overlays(|overlays, snapshots| change(&mut overlays.drains, snapshots))?;
+        let kept = self.0.store.save_drains(&self.read(|state| state.overlays.drains.clone()));
+        Ok(self.accepted(None, epoch, kept))
+    }
+
+    /// The caller holds the writer's lock. What changes nothing is not published again: a checker
+    /// may repeat itself every second.
+    fn put_overlays(
+        &self,
+        change: impl FnOnce(&mut Overlays, &Snapshots) -> Result<(), Refusal>,
+    ) -> Result<u64, Refusal> {
+        let (mut overlays, snapshots, epoch) =
+            self.read(|state| (state.overlays.clone(), state.owners.snapshots(), state.epoch));
+        let before = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        change(&mut overlays, &snapshots)?;
+        let health = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        let epoch = if health == before && epoch > 0 { epoch } else { self.apply(&snapshots, &health)? };
+        self.write().overlays = overlays;
+        Ok(epoch)
+    }
+
+    fn publish(&self, snapshots: &Snapshots) -> Result<u64, Refusal> {
+        self.apply(snapshots, &self.effective(snapshots))
+    }
+
+    fn apply(&self, snapshots: &Snapshots, health: &Health) -> Result<u64, Refusal> {
+        let epoch = self.0.engine.apply(snapshots, health).map_err(Refusal::Faults)?;
+        self.write().epoch = epoch;
+        Ok(epoch)
+    }
+
+    fn effective(&self, snapshots: &Snapshots) -> Health {
+        self.read(|state| overlay::effective(&state.overlays.health, &state.overlays.drains, snapshots))
+    }
+
+    fn accepted(&self, generation: Option<u64>, epoch: u64, kept: Result<(), StoreError>) -> Accepted {
+        let warnings: Vec<String> = kept.err().map(|error| error.to_string()).into_iter().collect();
+        for warning in &warnings {
+            self.notice(warning.clone());
+        }
+        Accepted { generation, epoch, acknowledged: self.0.engine.acknowledged() >= epoch, warnings }
+    }
+
+    #[must_use]
+    pub fn engine(&self) -> &dyn Engine {
+        &*self.0.engine
+    }
+
+    fn context(&self) -> Arc<BoxContext> {
+        self.read(|state| Arc::clone(&state.context))
+    }
+
+    #[must_use]
+    pub fn desired(&self, owner: &str) -> Option<Arc<Desired>> {
+        self.read(|state| state.owners.get(owner).cloned())
+    }
+
+    #[must_use]
+    pub fn summaries(&self) -> Vec<OwnerSummary> {
+        self.read(|state| state.owners.summaries())
+    }
+
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.read(|state| state.overlays.health.clone())
+    }
+
+    /// With the addresses each name stands for now.
+    #[must_use]
+    pub fn drains(&self) -> Drains {
+        self.read(|state| {
+            let snapshots = state.owners.snapshots();
+            let mut drains = state.overlays.drains.clone();
+            for (target, drain) in &mut drains {
+                drain.addresses = overlay::resolve(target, &snapshots);
+            }
+            drains
+        })
+    }
+
+    /// The engine's status with what only the API knows: owners, and the notices of both.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let mut status = self.0.engine.status();
+        let acknowledged = self.0.engine.acknowledged();
+        let mut state = self.write();
+        state.owners.settle(acknowledged);
+        status.owners = state.owners.status();
+        status.notices.extend(state.notices.iter().cloned());
+        drop(state);
+        for (target, drain) in self.drains() {
+            if drain.addresses.is_empty() {
+                status.notices.push(format!("drain of `{target}` matches no node now; penstock undrain {target}"));
+            }
+        }
+        status
+    }
+
+    /// Something the operator should see in `penstock status`.
+    pub fn notice(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut state = self.write();
+        state.notices.retain(|known| *known != text);
+        if state.notices.len() >= NOTICES {
+            state.notices.remove(0);
+        }
+        state.notices.push(text);
+    }
+
+    // A panic in one request must not take the API away: every guarded value is replaced whole.
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.0.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.0.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The file's snapshot under the generation served now, if it says the same, else the next.
+fn next_of(file: &ConfigFile, served: Option<&Desired>) -> Desired {
+    let generation = served.map_or(1, |served| {
+        let unchanged = *served == file.desired(served.generation);
+        served.generation + u64::from(!unchanged)
+    });
+    file.desired(generation)
+}

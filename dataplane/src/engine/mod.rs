@@ -1,0 +1,209 @@
+//! The box put together: snapshots compiled and published to the workers, next hops mirrored from
+//! the kernel, addresses steered and announced. Runs beside the workers, never on their cores' time.
+
+mod flows;
+mod network;
+mod rates;
+mod start;
+mod status;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use penstock_configs::desired::{Announce, Health};
+use penstock_configs::fault::Fault;
+use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
+
+use crate::admin::Engine;
+use crate::admin::engine::Snapshots;
+use crate::publish::Mailbox;
+use crate::stats::WorkerStats;
+use crate::tables::{Compiler, Inputs, Tables, View};
+use network::Network;
+use rates::Rates;
+
+pub use start::{Dataplane, StartError, wait_for_hops};
+
+/// What of the config file can change while the box runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Live {
+    pub snat: Vec<SnatAddress>,
+    pub timeouts: Timeouts,
+    pub announce: Announce,
+    pub vip_ranges: Vec<ipnet::IpNet>,
+    pub maglev_size: u32,
+}
+
+impl From<&ConfigFile> for Live {
+    fn from(file: &ConfigFile) -> Self {
+        Self {
+            snat: file.snat.clone(),
+            timeouts: file.timeouts.clone(),
+            announce: file.the_box.announce,
+            vip_ranges: file.the_box.vip_ranges.clone(),
+            maglev_size: file.limits.maglev_size,
+        }
+    }
+}
+
+/// What the workers and the API see of the box.
+pub struct Shared {
+    name: String,
+    started: Instant,
+    limits: Limits,
+    workers: Vec<WorkerHandle>,
+    ports: Vec<PortFacts>,
+    published: Mutex<Published>,
+    network: Mutex<Network>,
+    rates: Mutex<Rates>,
+    notices: Mutex<Vec<String>>,
+}
+
+/// One worker, from outside.
+pub struct WorkerHandle {
+    pub core: u16,
+    pub mailbox: Arc<Mailbox>,
+    pub stats: Arc<WorkerStats>,
+    /// Where its flow records lie.
+    pub store: std::path::PathBuf,
+    pub sockets: Vec<SocketFacts>,
+}
+
+pub struct SocketFacts {
+    pub interface: String,
+    pub port: usize,
+    pub queue: u16,
+    pub zero_copy: bool,
+}
+
+/// A port as it was set up.
+pub struct PortFacts {
+    pub interface: String,
+    pub queues: u16,
+    pub zero_copy: bool,
+}
+
+/// What was published last, and from what.
+struct Published {
+    compiler: Compiler,
+    live: Live,
+    owners: Snapshots,
+    health: Health,
+    tables: Arc<Tables>,
+    view: u64,
+    /// Names of nodes by address, for people.
+    names: BTreeMap<IpAddr, String>,
+}
+
+impl Shared {
+    fn published(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn network(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compiles and publishes; on failure what ran before goes on.
+    fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
+        let mut published = self.published();
+        let inputs = Inputs {
+            owners,
+            health,
+            snat: &live.snat,
+            timeouts: &live.timeouts,
+            announce: live.announce,
+            maglev_max: live.maglev_size,
+            max_services: self.limits.services as usize,
+            max_nodes: self.limits.nodes as usize,
+        };
+        let tables = published.compiler.compile(&inputs).map_err(|error| {
+            vec![Fault::new("", error.to_string(), "the last good snapshot goes on being served")]
+        })?;
+        published.names = names(owners);
+        published.live = live.clone();
+        published.owners = owners.clone();
+        published.health = health.clone();
+        published.tables = Arc::clone(&tables);
+        let mut network = self.network();
+        network.want(&tables, live);
+        let number = self.publish(&mut published, &network);
+        // The workers know new addresses before packets to them are steered here, and no longer
+        // know old ones when those are steered to the kernel again.
+        if let Err(error) = network.steer(&tables, live) {
+            return Err(vec![Fault::new("", error, "see the dataplane's log")]);
+        }
+        Ok(number)
+    }
+
+    /// The config file's box part changed: compiled anew with the same snapshots.
+    ///
+    /// # Errors
+    /// What stands against it; nothing changed then.
+    pub fn reconfigure(&self, live: &Live) -> Result<(), Vec<Fault>> {
+        let (before, owners, health) = {
+            let published = self.published();
+            (published.live.clone(), published.owners.clone(), published.health.clone())
+        };
+        if before == *live { Ok(()) } else { self.compile(live, &owners, &health).map(drop) }
+    }
+
+    /// Next hops or claimed addresses changed: the same tables in a new view.
+    fn republish(&self) {
+        let mut published = self.published();
+        let mut network = self.network();
+        self.publish(&mut published, &network);
+        let (tables, live) = (Arc::clone(&published.tables), published.live.clone());
+        if let Err(error) = network.steer(&tables, &live) {
+            self.notice(error);
+        }
+    }
+
+    fn publish(&self, published: &mut Published, network: &Network) -> u64 {
+        published.view += 1;
+        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables));
+        for worker in &self.workers {
+            worker.mailbox.publish(Arc::clone(&view));
+        }
+        published.view
+    }
+
+    /// Something the operator should see in `penstock status`.
+    pub fn notice(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.retain(|known| *known != text);
+        notices.push(text);
+    }
+}
+
+fn names(owners: &Snapshots) -> BTreeMap<IpAddr, String> {
+    let nodes = owners.values().flat_map(|desired| &desired.nodes);
+    nodes.flat_map(|node| node.addresses.iter().map(|address| (*address, node.name.clone()))).collect()
+}
+
+impl Engine for Shared {
+    fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
+        let live = self.published().live.clone();
+        self.compile(&live, owners, health)
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.stats.view.get()).min().unwrap_or(0)
+    }
+
+    fn status(&self) -> Status {
+        status::status(self)
+    }
+
+    fn flows(&self, query: &FlowQuery, limit: usize) -> Vec<FlowStatus> {
+        flows::list(self, query, limit)
+    }
+
+    fn counters(&self) -> Counters {
+        status::counters(self)
+    }
+}

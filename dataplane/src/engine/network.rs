@@ -1,0 +1,204 @@
+//! The box in its network: steering, announcing, next hops, and the routes that are ours.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Live;
+use crate::io::tap::TapDevice;
+use crate::neighbor::announce::{Announcer, Settings};
+use crate::neighbor::mirror::{Hop as KernelHop, Hops, Link, Mirror};
+use crate::neighbor::routes::OwnRoutes;
+use crate::neighbor::sockets::Announcements;
+use crate::steer::{SnatSteer, Steer, Steering};
+use crate::tables::{FamilyTables, Hop, Local, PortView, Tables, View};
+use crate::verdict::PortId;
+use crate::wire::{Family, V4, V6};
+
+pub struct Network {
+    pub steer: Steer,
+    pub mirror: Mirror,
+    pub announcements: Announcements,
+    pub routes: OwnRoutes,
+    /// The TAP, and its place behind the configured ports.
+    pub tap: Option<TapDevice>,
+    pub ports: usize,
+    /// Addresses to answer for, whatever the announcer has got to.
+    wanted: Vec<IpAddr>,
+    claimed: BTreeSet<(u8, IpAddr)>,
+    links: Vec<Link>,
+}
+
+impl Network {
+    pub fn new(steer: Steer, mirror: Mirror, routes: OwnRoutes, tap: Option<TapDevice>, quick: bool) -> Self {
+        let settings = if quick { Settings::quick() } else { Settings::default() };
+        let links = mirror.hops().links.clone();
+        let seed = crate::clock::Now::read().ns;
+        let mut announcements = Announcements::new(Announcer::new(settings, seed));
+        announcements.set_links(&links);
+        Self {
+            steer,
+            mirror,
+            announcements,
+            routes,
+            tap,
+            ports: links.len(),
+            wanted: Vec::new(),
+            claimed: BTreeSet::new(),
+            links,
+        }
+    }
+
+    /// Follows what the tables name: nodes to resolve, addresses to announce, routes to hold.
+    pub fn want(&mut self, tables: &Tables, live: &Live) {
+        self.mirror.want(&tables.nodes);
+        self.wanted = announced(tables);
+        let ports = 0..self.ports;
+        let claims: Vec<(PortId, IpAddr)> = ports
+            .flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address)))
+            .collect();
+        self.announcements.set(&claims);
+        self.update_claims();
+        if let Err(error) = self.routes.set_unreachable(&live.vip_ranges) {
+            tracing::warn!(%error, "unreachable routes for box.vip_ranges could not be set");
+        }
+        if let Some(tap) = &self.tap {
+            let vips = vips(tables);
+            if let Err(error) = self.routes.set_local_vips(tap.index, &vips) {
+                tracing::warn!(%error, "the box itself cannot reach its VIPs: routes could not be set");
+            }
+        }
+    }
+
+    /// Takes over the addresses an earlier process answered for, without probing again.
+    pub fn resume(&mut self) {
+        let ports = 0..self.ports;
+        let held: Vec<(PortId, IpAddr)> = ports
+            .flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address)))
+            .collect();
+        self.announcements.resume(&held);
+        self.update_claims();
+    }
+
+    /// Regular work. True: what the workers see changed.
+    pub fn poll(&mut self, now: Instant) -> bool {
+        self.announcements.on_readable();
+        self.announcements.poll(now);
+        let hops = self.mirror.on_readable() | self.mirror.poll(now);
+        if hops {
+            let links = self.mirror.hops().links.clone();
+            if links != self.links {
+                self.announcements.set_links(&links);
+                self.links = links;
+            }
+        }
+        hops | self.update_claims()
+    }
+
+    fn update_claims(&mut self) -> bool {
+        let claimed = self.announcements.claimed().map(|(port, address)| (port.0, address)).collect();
+        let changed = claimed != self.claimed;
+        self.claimed = claimed;
+        changed
+    }
+
+    /// Readable when [`Self::poll`] has work.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(self.mirror.fd()).chain(self.announcements.fds()).collect()
+    }
+
+    /// Makes the XDP program know what the tables name.
+    pub fn steer(&mut self, tables: &Tables, live: &Live) -> Result<(), String> {
+        let is_claimed = |address: IpAddr| self.claimed.iter().any(|(_, claimed)| *claimed == address);
+        let mut steering = Steering::default();
+        collect::<V4>(&tables.v4, &mut steering, &is_claimed);
+        collect::<V6>(&tables.v6, &mut steering, &is_claimed);
+        steering.snat = live
+            .snat
+            .iter()
+            .map(|snat| SnatSteer { address: snat.address, ports: snat.ports, shared: snat.shared })
+            .collect();
+        self.steer.sync(&steering).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// What the workers see.
+    pub fn view(&self, number: u64, tables: &Arc<Tables>) -> View {
+        let hops = self.mirror.hops();
+        let mut ports: Vec<PortView> = self.ports_view(&hops);
+        if let Some(tap) = &self.tap {
+            let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
+            ports.push(PortView { mac: tap.mac, mtu, is_kernel: true });
+        }
+        View {
+            number,
+            tables: Arc::clone(tables),
+            node_hops: tables.nodes.iter().map(|node| plain(hops.targets.get(node).copied().flatten())).collect(),
+            default_v4: plain(hops.default_v4),
+            default_v6: plain(hops.default_v6),
+            ports,
+            claimed: self.claimed.iter().copied().collect(),
+        }
+    }
+
+    fn ports_view(&self, hops: &Hops) -> Vec<PortView> {
+        let missing = PortView { mac: [0; 6], mtu: 0, is_kernel: false };
+        let mut ports = vec![missing; self.ports];
+        for link in &hops.links {
+            if let Some(port) = ports.get_mut(usize::from(link.port.0)) {
+                *port = PortView { mac: link.mac, mtu: link.mtu, is_kernel: false };
+            }
+        }
+        ports
+    }
+
+    pub fn links(&self) -> &[Link] {
+        &self.links
+    }
+
+    /// Why things are not as they should be, in words.
+    pub fn notices(&self) -> Vec<String> {
+        let mut notices: Vec<String> = self.mirror.notices().to_vec();
+        notices.extend(self.announcements.notices());
+        notices.extend(self.routes.notices().iter().cloned());
+        notices.extend(self.steer.warnings().iter().cloned());
+        notices
+    }
+}
+
+/// A hop the workers can take: they put no tags on frames.
+fn plain(hop: Option<KernelHop>) -> Option<Hop> {
+    let hop = hop.filter(|hop| hop.tags.iter().all(Option::is_none))?;
+    Some(Hop { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.mtu })
+}
+
+/// VIPs with `announce = "l2"` and the SNAT addresses that are ours alone.
+fn announced(tables: &Tables) -> Vec<IpAddr> {
+    fn of<F: Family>(family: &FamilyTables<F::Addr>) -> impl Iterator<Item = IpAddr> + '_ {
+        family.locals.iter().filter_map(|(address, local)| match local {
+            Local::Vip { announce: true } => Some(F::to_ip(*address)),
+            Local::Snat { id } if !family.snats.get(usize::from(*id))?.shared => Some(F::to_ip(*address)),
+            _ => None,
+        })
+    }
+    let mut all: Vec<IpAddr> = of::<V4>(&tables.v4).chain(of::<V6>(&tables.v6)).collect();
+    all.sort();
+    all
+}
+
+fn vips(tables: &Tables) -> Vec<IpAddr> {
+    let services = tables.services.iter().flatten();
+    services.map(|service| service.vip).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+fn collect<F: Family>(family: &FamilyTables<F::Addr>, steering: &mut Steering, claimed: &impl Fn(IpAddr) -> bool) {
+    for (address, local) in &family.locals {
+        if let Local::Vip { announce } = local {
+            let address = F::to_ip(*address);
+            steering.vips.push((address, *announce && claimed(address)));
+        }
+    }
+    let dnat = family.dnat.keys();
+    steering.dnat.extend(dnat.map(|key| (F::to_ip(key.addr), key.port, key.protocol)));
+}

@@ -1,0 +1,79 @@
+//! Rates: differences of counters over about a second.
+
+use std::time::{Duration, Instant};
+
+use super::Shared;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Default)]
+pub struct Rates {
+    last: Option<Sample>,
+    pub worker_rx: Vec<f64>,
+    pub worker_handoff: Vec<f64>,
+    pub worker_busy: Vec<f64>,
+    pub port_rx: Vec<f64>,
+    pub port_tx: Vec<f64>,
+    /// By service slot.
+    pub new_flows: Vec<f64>,
+}
+
+struct Sample {
+    at: Instant,
+    worker_rx: Vec<u64>,
+    worker_handoff: Vec<u64>,
+    worker_turns: Vec<u64>,
+    worker_busy: Vec<u64>,
+    port_rx: Vec<u64>,
+    port_tx: Vec<u64>,
+    new_flows: Vec<u64>,
+}
+
+impl Sample {
+    fn take(shared: &Shared, at: Instant) -> Self {
+        let stats = || shared.workers.iter().map(|worker| &worker.stats);
+        let ports = shared.ports.len();
+        let of_port = |port: usize, pick: fn(&crate::stats::PortCounters) -> u64| -> u64 {
+            stats().filter_map(|stats| stats.ports.get(port)).map(pick).sum()
+        };
+        let services = shared.published().tables.services.len();
+        Self {
+            at,
+            worker_rx: stats().map(|stats| stats.rx.get()).collect(),
+            worker_handoff: stats().map(|stats| stats.handoff_in.get()).collect(),
+            worker_turns: stats().map(|stats| stats.turns.get()).collect(),
+            worker_busy: stats().map(|stats| stats.busy_turns.get()).collect(),
+            port_rx: (0..ports).map(|port| of_port(port, |counters| counters.rx.get())).collect(),
+            port_tx: (0..ports).map(|port| of_port(port, |counters| counters.tx.get())).collect(),
+            new_flows: (0..services)
+                .map(|slot| stats().filter_map(|s| s.services.get(slot)).map(|s| s.new_flows.get()).sum())
+                .collect(),
+        }
+    }
+}
+
+impl Rates {
+    /// Takes a sample if one is due.
+    pub fn poll(&mut self, shared: &Shared, now: Instant) {
+        if self.last.as_ref().is_some_and(|last| now.duration_since(last.at) < INTERVAL) {
+            return;
+        }
+        let new = Sample::take(shared, now);
+        if let Some(old) = &self.last {
+            let seconds = now.duration_since(old.at).as_secs_f64();
+            let per_second = |new: &[u64], old: &[u64]| -> Vec<f64> {
+                let old = old.iter().chain(std::iter::repeat(&0));
+                new.iter().zip(old).map(|(new, old)| new.saturating_sub(*old) as f64 / seconds).collect()
+            };
+            self.worker_rx = per_second(&new.worker_rx, &old.worker_rx);
+            self.worker_handoff = per_second(&new.worker_handoff, &old.worker_handoff);
+            self.port_rx = per_second(&new.port_rx, &old.port_rx);
+            self.port_tx = per_second(&new.port_tx, &old.port_tx);
+            self.new_flows = per_second(&new.new_flows, &old.new_flows);
+            let turns = per_second(&new.worker_turns, &old.worker_turns);
+            let busy = per_second(&new.worker_busy, &old.worker_busy);
+            self.worker_busy = busy.iter().zip(&turns).map(|(busy, turns)| busy / turns.max(1.0)).collect();
+        }
+        self.last = Some(new);
+    }
+}

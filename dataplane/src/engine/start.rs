@@ -1,0 +1,413 @@
+//! Set-up, in the order in which nothing is lost: the program that steers (adopted if an earlier
+//! process left it), sockets, flow state, the first snapshot; only then packets.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use penstock_configs::file::{ConfigFile, PollMode, PortConfig};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::network::Network;
+use super::rates::Rates;
+use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
+use crate::flow::Capacity;
+use crate::handoff::Exchange;
+use crate::io::tap::{self, TapDevice, TapPort};
+use crate::io::xsk::{self, UmemConfig, Want, XskConfig, XskPort};
+use crate::neighbor::mirror::Mirror;
+use crate::neighbor::routes::OwnRoutes;
+use crate::persist::{self, Store};
+use crate::pipeline::{Pipeline, PipelineConfig};
+use crate::publish::Mailbox;
+use crate::stats::WorkerStats;
+use crate::steer::{AttachMode, Interface, Steer};
+use crate::tables::{Compiler, Tables};
+use crate::verdict::{PortId, WorkerId};
+use crate::worker::{Attached, IdlePolicy, Worker, WorkerParts};
+
+/// The device that leads back to the kernel.
+const TAP_NAME: &str = "penstock0";
+/// How long an adaptive worker spins after the last packet.
+const SPIN_NS: u64 = 50_000;
+
+pub type StartError = anyhow::Error;
+
+/// The running box.
+pub struct Dataplane {
+    pub shared: Arc<Shared>,
+    run_dir: PathBuf,
+    stop: Arc<AtomicBool>,
+    ready: Vec<Worker<XskPort, TapPort>>,
+    threads: Vec<JoinHandle<()>>,
+    sockets: Vec<(usize, u32, std::os::fd::OwnedFd)>,
+    recovered: bool,
+    _lock: std::fs::File,
+}
+
+impl Dataplane {
+    /// Sets everything up but lets no packet in yet: the first snapshot is published in between.
+    ///
+    /// # Errors
+    /// What could not be had, and what to do about it.
+    pub fn prepare(config: &ConfigFile) -> Result<Self, StartError> {
+        let run_dir = &config.the_box.run_dir;
+        std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
+        let lock = lock(run_dir)?;
+        let names: Vec<String> = config.ports.iter().map(|port| port.interface.clone()).collect();
+        let queues = queue_counts(&config.ports)?;
+        let interfaces: Vec<Interface> = config
+            .ports
+            .iter()
+            .zip(&queues)
+            .map(|(port, queues)| Interface { name: port.interface.clone(), ifindex: 0, queues: *queues, mode: port.xdp })
+            .collect();
+        let steer = Steer::open(run_dir, &interfaces)?;
+        let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
+        let workers = worker_count(config, &queues);
+        let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(9000);
+        let (taps, tap) = open_tap(workers, mtu as u16);
+        let routes = OwnRoutes::open().context("routes cannot be set")?;
+        let quick = config.the_box.probe == penstock_configs::file::ProbePolicy::Quick;
+
+        let mut setup = Setup::new(config, &queues, workers, &steer)?;
+        for (worker, tap) in (0..workers).zip(taps.into_iter().map(Some).chain(std::iter::repeat_with(|| None))) {
+            setup.worker(worker, tap)?;
+        }
+        let Setup { handles, ready, sockets, snats, recovered, notices, zero_copy, .. } = setup;
+        let network = Network::new(steer, mirror, routes, tap, quick);
+        let mut compiler = Compiler::default();
+        compiler.seed_snats(&snats.0, &snats.1);
+        let shared = Shared {
+            name: config.the_box.name.clone(),
+            started: Instant::now(),
+            limits: config.limits.clone(),
+            workers: handles,
+            ports: config
+                .ports
+                .iter()
+                .zip(&queues)
+                .zip(&zero_copy)
+                .map(|((port, queues), zero_copy)| PortFacts {
+                    interface: port.interface.clone(),
+                    queues: *queues,
+                    zero_copy: *zero_copy,
+                })
+                .collect(),
+            published: Mutex::new(Published {
+                compiler,
+                live: Live::from(config),
+                owners: Default::default(),
+                health: Default::default(),
+                tables: Arc::new(Tables::default()),
+                view: 0,
+                names: Default::default(),
+            }),
+            network: Mutex::new(network),
+            rates: Mutex::new(Rates::default()),
+            notices: Mutex::new(notices),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            run_dir: run_dir.clone(),
+            stop: Arc::new(AtomicBool::new(false)),
+            ready,
+            threads: Vec::new(),
+            sockets,
+            recovered,
+            _lock: lock,
+        })
+    }
+
+    /// Lets the packets in: to be called when the first snapshot has been published.
+    ///
+    /// # Errors
+    /// A thread or a socket could not be had.
+    pub fn go(&mut self) -> Result<(), StartError> {
+        if self.recovered {
+            self.shared.network().resume();
+        }
+        self.shared.republish();
+        for (at, mut worker) in self.ready.drain(..).enumerate() {
+            let (stop, core) = (Arc::clone(&self.stop), self.shared.workers[at].core);
+            let body = move || {
+                core_affinity::set_for_current(core_affinity::CoreId { id: usize::from(core) });
+                // Sockets are open and bound: from here on the worker needs no privilege.
+                let _ = caps::clear(None, caps::CapSet::Effective);
+                worker.run(&stop);
+            };
+            self.threads.push(std::thread::Builder::new().name(format!("worker-{at}")).spawn(body)?);
+        }
+        let mut network = self.shared.network();
+        for (interface, queue, fd) in &self.sockets {
+            use std::os::fd::AsFd;
+            network.steer.set_socket(*interface, *queue, fd.as_fd())?;
+        }
+        drop(network);
+        self.sockets.clear();
+        let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let housekeeping = move || {
+            while !stop.load(Ordering::Relaxed) {
+                keep_house(&shared);
+            }
+        };
+        self.threads.push(std::thread::Builder::new().name("housekeeping".into()).spawn(housekeeping)?);
+        Ok(())
+    }
+
+    /// Whether every worker still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.threads.iter().all(|thread| !thread.is_finished())
+    }
+
+    /// A clean stop. Unless told to keep it, the program that steers goes too, with routes and neighbours.
+    ///
+    /// # Errors
+    /// What could not be cleaned up.
+    pub fn stop(self, keep: bool) -> Result<(), StartError> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+        let mut network = self.shared.network();
+        if keep {
+            return Ok(());
+        }
+        let _ = network.mirror.release();
+        network.routes.clear().context("our routes could not be removed")?;
+        drop(network);
+        crate::steer::detach_all(&self.run_dir)?;
+        Ok(())
+    }
+}
+
+/// One round of housekeeping: sleeps until the kernel has news, or a tenth of a second.
+fn keep_house(shared: &Shared) {
+    {
+        let network = shared.network();
+        let fds = network.fds();
+        // The descriptors outlive the lock: they change only on this thread's own `poll`.
+        let owned: Vec<_> = fds.iter().filter_map(|fd| fd.try_clone_to_owned().ok()).collect();
+        drop(fds);
+        drop(network);
+        let mut polls: Vec<PollFd<'_>> = owned.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let timeout = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let _ = rustix::event::poll(&mut polls, Some(&timeout));
+    }
+    let now = Instant::now();
+    let changed = shared.network().poll(now);
+    if changed {
+        shared.republish();
+    }
+    for worker in &shared.workers {
+        worker.mailbox.reap();
+    }
+    let mut rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    rates.poll(shared, now);
+}
+
+/// Workers as they are put together.
+struct Setup<'a> {
+    config: &'a ConfigFile,
+    queues: &'a [u16],
+    workers: u16,
+    cores: Vec<u16>,
+    generic: Vec<bool>,
+    exchange: Arc<Exchange>,
+    boot_id: [u8; 16],
+    handles: Vec<WorkerHandle>,
+    ready: Vec<Worker<XskPort, TapPort>>,
+    sockets: Vec<(usize, u32, std::os::fd::OwnedFd)>,
+    snats: (Vec<u32>, Vec<u128>),
+    recovered: bool,
+    notices: Vec<String>,
+    zero_copy: Vec<bool>,
+}
+
+impl<'a> Setup<'a> {
+    fn new(config: &'a ConfigFile, queues: &'a [u16], workers: u16, steer: &Steer) -> Result<Self, StartError> {
+        let generic = (0..config.ports.len()).map(|port| steer.attached(port) == Some(AttachMode::Generic)).collect();
+        Ok(Self {
+            config,
+            queues,
+            workers,
+            cores: cores(config, workers),
+            generic,
+            exchange: Arc::new(Exchange::new(workers, config.workers.frame_size as usize)?),
+            boot_id: persist::boot_id(),
+            handles: Vec::new(),
+            ready: Vec::new(),
+            sockets: Vec::new(),
+            snats: Default::default(),
+            recovered: false,
+            notices: Vec::new(),
+            zero_copy: vec![true; config.ports.len()],
+        })
+    }
+
+    fn worker(&mut self, worker: u16, tap: Option<TapPort>) -> Result<(), StartError> {
+        let (wants, places) = self.wants(worker);
+        let opened = xsk::open_worker(&UmemConfig::from(&self.config.workers), &wants)?;
+        for (report, (port, _)) in opened.reports.iter().zip(&places) {
+            tracing::info!("{report}");
+            self.notices.extend(report.warnings.iter().cloned());
+            self.zero_copy[*port] &= report.zero_copy;
+        }
+        for (socket, (port, queue)) in opened.ports.iter().zip(&places) {
+            self.sockets.push((*port, u32::from(*queue), socket.fd().try_clone_to_owned()?));
+        }
+        let facts = places.iter().zip(&opened.reports).map(|((port, queue), report)| SocketFacts {
+            interface: report.interface.clone(),
+            port: *port,
+            queue: *queue,
+            zero_copy: report.zero_copy,
+        });
+        let facts = facts.collect();
+        let path = self.config.the_box.run_dir.join(format!("flows.{worker}"));
+        let pipeline = self.pipeline(worker, &path)?;
+        let stats = Arc::clone(pipeline.stats());
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(self.exchange.bell(WorkerId(worker)))));
+        let sockets = opened.ports.into_iter().zip(&places);
+        let idle = match self.config.workers.poll {
+            PollMode::Busy => IdlePolicy::busy(),
+            PollMode::Adaptive => IdlePolicy::adaptive(SPIN_NS),
+        };
+        self.ready.push(Worker::new(WorkerParts {
+            sockets: sockets.map(|(port, (at, _))| Attached { id: PortId(*at as u8), port }).collect(),
+            kernel: tap.map(|port| Attached { id: PortId(self.config.ports.len() as u8), port }),
+            pool: opened.pool,
+            pipeline,
+            exchange: Arc::clone(&self.exchange),
+            mailbox: Arc::clone(&mailbox),
+            idle,
+        }));
+        let core = self.cores[usize::from(worker)];
+        self.handles.push(WorkerHandle { core, mailbox, stats, store: path, sockets: facts });
+        Ok(())
+    }
+
+    /// The sockets a worker wants, and which port and queue each is of: queue q is worker q mod W's.
+    fn wants(&self, worker: u16) -> (Vec<Want>, Vec<(usize, u16)>) {
+        let mut wants = Vec::new();
+        let mut places = Vec::new();
+        for (at, (port, queues)) in self.config.ports.iter().zip(self.queues).enumerate() {
+            for queue in (worker..*queues).step_by(usize::from(self.workers)) {
+                let config = XskConfig {
+                    zero_copy: port.zero_copy,
+                    generic: self.generic[at],
+                    busy_poll_budget: self.config.workers.busy_poll_budget,
+                };
+                wants.push(Want { interface: port.interface.clone(), queue: u32::from(queue), config });
+                places.push((at, queue));
+            }
+        }
+        (wants, places)
+    }
+
+    fn pipeline(&mut self, worker: u16, path: &Path) -> Result<Pipeline, StartError> {
+        let limits = &self.config.limits;
+        let capacity = |established| Capacity { established, embryonic: limits.embryonic };
+        let config = PipelineConfig {
+            worker: WorkerId(worker),
+            workers: self.workers,
+            flows_v4: capacity(limits.flows_ipv4),
+            flows_v6: capacity(limits.flows_ipv6),
+            max_nodes: limits.nodes as usize,
+            max_services: limits.services as usize,
+            icmp_per_second: limits.icmp_per_second,
+        };
+        let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
+        if let Some(why) = &store.discarded {
+            self.notices.push(format!("{}: earlier flows were not taken up: {why}", path.display()));
+        }
+        if store.recovered {
+            self.recovered = true;
+            let stored = Pipeline::stored_snats(&store);
+            if stored.0.len() + stored.1.len() > self.snats.0.len() + self.snats.1.len() {
+                self.snats = stored;
+            }
+        }
+        let ports = self.config.ports.len() + 1;
+        let stats = Arc::new(WorkerStats::new(ports, limits.services as usize));
+        Ok(Pipeline::new(&config, store, stats)?)
+    }
+}
+
+fn lock(run_dir: &Path) -> Result<std::fs::File, StartError> {
+    let path = run_dir.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(|| {
+        format!("{}: another penstock-dataplane runs with this run_dir; stop it, or give this one its own", path.display())
+    })?;
+    Ok(file)
+}
+
+fn queue_counts(ports: &[PortConfig]) -> Result<Vec<u16>, StartError> {
+    let facts = crate::neighbor::host::HostFacts::read().context("the kernel's links cannot be read")?;
+    ports
+        .iter()
+        .map(|port| {
+            let known = facts.interfaces.iter().find(|interface| interface.name == port.interface);
+            let known = known.with_context(|| {
+                format!("port {}: there is no such interface here (`ip link` lists them)", port.interface)
+            })?;
+            Ok(port.queues.unwrap_or(known.rx_queues).min(known.rx_queues).max(1))
+        })
+        .collect()
+}
+
+fn worker_count(config: &ConfigFile, queues: &[u16]) -> u16 {
+    let fewest = queues.iter().copied().min().unwrap_or(1);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
+    config.workers.count.unwrap_or(fewest.min(cores)).clamp(1, fewest)
+}
+
+/// The configured cores, or the machine's last ones.
+fn cores(config: &ConfigFile, workers: u16) -> Vec<u16> {
+    let mut cores = config.workers.cores.clone();
+    if cores.is_empty() {
+        cores = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id as u16).collect();
+        cores.reverse();
+    }
+    if cores.is_empty() {
+        cores.push(0);
+    }
+    (0..usize::from(workers)).map(|worker| cores[worker % cores.len()]).collect()
+}
+
+/// The TAP; without one, packets that prove not ours are dropped by name.
+fn open_tap(workers: u16, mtu: u16) -> (Vec<TapPort>, Option<TapDevice>) {
+    match tap::open(TAP_NAME, workers, mtu) {
+        Ok((ports, device)) => (ports, Some(device)),
+        Err(error) => {
+            tracing::warn!("{error}; packets that prove not ours will be dropped, and the box cannot reach its VIPs");
+            (Vec::new(), None)
+        }
+    }
+}
+
+fn random_seed() -> Result<[u64; 2], StartError> {
+    let mut bytes = [0_u8; 16];
+    let mut random = std::fs::File::open("/dev/urandom").context("/dev/urandom")?;
+    std::io::Read::read_exact(&mut random, &mut bytes)?;
+    let (low, high) = bytes.split_at(8);
+    let number = |half: &[u8]| half.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    Ok([number(low), number(high)])
+}
+
+/// Waits until the next hops of all nodes are known, or `most` is over.
+pub fn wait_for_hops(shared: &Shared, most: Duration) {
+    let deadline = Instant::now() + most;
+    let unknown = || {
+        let tables = Arc::clone(&shared.published().tables);
+        let hops = shared.network().mirror.hops();
+        tables.nodes.iter().filter(|node| hops.targets.get(*node).copied().flatten().is_none()).count()
+    };
+    while unknown() > 0 && Instant::now() < deadline {
+        keep_house(shared);
+    }
+}

@@ -1,0 +1,203 @@
+//! The box in the words of the API.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use penstock_configs::desired::Protocol;
+use penstock_configs::status::{
+    BackendStatus, Counters, FlowCounters, FrameCounters, Ledger, PortCounters, PortStatus, ServiceStatus,
+    SocketCounters, Status, WorkerCounters, WorkerStatus,
+};
+
+use super::{PortFacts, Shared, WorkerHandle, flows};
+use crate::stats::WorkerStats;
+use crate::tables::Service;
+use crate::verdict::DropReason;
+use crate::wire::PROTO_UDP;
+
+pub fn status(shared: &Shared) -> Status {
+    let network = shared.network();
+    let ports = shared.ports.iter().enumerate().map(|(at, port)| port_status(shared, &network, at, port)).collect();
+    let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    notices.extend(network.notices());
+    drop(network);
+    Status {
+        name: shared.name.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_seconds: shared.started.elapsed().as_secs_f64(),
+        owners: Vec::new(),
+        ports,
+        workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
+        services: services(shared),
+        notices,
+    }
+}
+
+fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &PortFacts) -> PortStatus {
+    let link = network.links().iter().find(|link| usize::from(link.port.0) == at);
+    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    PortStatus {
+        interface: port.interface.clone(),
+        queues: port.queues,
+        xdp: network.steer.attached(at).map_or("detached", |mode| mode.name()).into(),
+        zero_copy: port.zero_copy,
+        link: link.is_some_and(|link| link.up),
+        mtu: link.map_or(0, |link| link.mtu),
+        rx_packets_per_second: rates.port_rx.get(at).copied().unwrap_or_default(),
+        tx_packets_per_second: rates.port_tx.get(at).copied().unwrap_or_default(),
+    }
+}
+
+fn worker_status(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerStatus {
+    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rate = |list: &[f64]| list.get(at).copied().unwrap_or_default();
+    WorkerStatus {
+        worker: at as u16,
+        core: worker.core,
+        flows: worker.stats.flows_established.get(),
+        embryonic: worker.stats.flows_embryonic.get(),
+        rx_packets_per_second: rate(&rates.worker_rx),
+        handoff_packets_per_second: rate(&rates.worker_handoff),
+        busy: rate(&rates.worker_busy),
+    }
+}
+
+/// Flows of a service by backend.
+pub type FlowCounts = HashMap<(u32, IpAddr, u16), u64>;
+
+fn services(shared: &Shared) -> Vec<ServiceStatus> {
+    let counts = flows::count_by_backend(shared);
+    let (tables, names, health, hops) = {
+        let published = shared.published();
+        let network = shared.network();
+        (std::sync::Arc::clone(&published.tables), published.names.clone(), published.health.clone(), network.mirror.hops())
+    };
+    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let reason = |address: IpAddr, port: u16| {
+        let of = health.backends.iter().find(|b| b.address == address && b.port.is_none_or(|own| own == port));
+        of.map(|backend| backend.reason.clone()).unwrap_or_default()
+    };
+    let of_service = |service: &Service| {
+        let sum = |pick: fn(&crate::stats::ServiceCounters) -> u64| -> u64 {
+            let workers = shared.workers.iter().filter_map(|w| w.stats.services.get(service.slot as usize));
+            workers.map(pick).sum()
+        };
+        let backends = service.set.backends.iter().map(|backend| {
+            let port = service.port_of(backend);
+            BackendStatus {
+                name: names.get(&backend.address).cloned().unwrap_or_else(|| backend.address.to_string()),
+                address: backend.address,
+                port,
+                weight: backend.weight,
+                state: backend.state,
+                reason: reason(backend.address, port),
+                flows: counts.get(&(service.slot, backend.address, port)).copied().unwrap_or_default(),
+                reachable: hops.targets.get(&backend.address).is_some_and(Option::is_some),
+            }
+        });
+        ServiceStatus {
+            owner: service.owner.to_string(),
+            name: service.name.to_string(),
+            vip: service.vip,
+            port: service.port,
+            protocol: if service.protocol == PROTO_UDP { Protocol::Udp } else { Protocol::Tcp },
+            mode: service.mode,
+            flows: sum(|counters| counters.flows.get()),
+            new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),
+            packets: sum(|counters| counters.packets.get()),
+            bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
+            moved: service.moved.map_or(0, |moved| moved.slots),
+            table_size: service.set.maglev.size(),
+            disrupted: service.moved.map_or(0, |moved| moved.excess()),
+            backends: backends.collect(),
+        }
+    };
+    tables.services.iter().flatten().map(|service| of_service(service)).collect()
+}
+
+pub fn counters(shared: &Shared) -> Counters {
+    let workers = shared.workers.iter().enumerate().map(|(at, worker)| worker_counters(shared, at, worker)).collect();
+    let ports = shared.ports.iter().enumerate().map(|(at, port)| {
+        let sum = |pick: fn(&crate::stats::PortCounters) -> u64| -> u64 {
+            shared.workers.iter().filter_map(|worker| worker.stats.ports.get(at)).map(pick).sum()
+        };
+        PortCounters {
+            interface: port.interface.clone(),
+            rx_packets: sum(|counters| counters.rx.get()),
+            rx_bytes: sum(|counters| counters.rx_bytes.get()),
+            tx_packets: sum(|counters| counters.tx.get()),
+            tx_bytes: sum(|counters| counters.tx_bytes.get()),
+        }
+    });
+    Counters::new(shared.started.elapsed().as_secs_f64(), workers, ports.collect())
+}
+
+/// The ledger as of one moment: read again while the worker counts on.
+fn ledger(stats: &WorkerStats) -> Ledger {
+    let read = || Ledger {
+        rx: stats.rx.get(),
+        generated: stats.generated.get(),
+        handoff_in: stats.handoff_in.get(),
+        tx: stats.tx.get(),
+        handoff_out: stats.handoff_out.get(),
+        kernel: stats.kernel.get(),
+        held: stats.held.get(),
+        drops: DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name().to_owned(), stats.drops[*reason as usize].get()))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+    };
+    let mut ledger = read();
+    for _ in 0..64 {
+        let again = read();
+        if again == ledger && again.imbalance() == 0 {
+            break;
+        }
+        ledger = again;
+        std::thread::yield_now();
+    }
+    ledger
+}
+
+fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerCounters {
+    let stats = &worker.stats;
+    let limits = &shared.limits;
+    let sockets = worker.sockets.iter().map(|socket| {
+        let counters = stats.ports.get(socket.port);
+        let get = |pick: fn(&crate::stats::PortCounters) -> u64| counters.map(pick).unwrap_or_default();
+        SocketCounters {
+            interface: socket.interface.clone(),
+            queue: socket.queue,
+            zero_copy: socket.zero_copy,
+            rx_dropped: get(|c| c.socket_rx_dropped.get()),
+            rx_ring_full: get(|c| c.socket_rx_ring_full.get()),
+            fill_ring_empty: get(|c| c.socket_fill_empty.get()),
+            tx_invalid_descriptors: get(|c| c.socket_tx_invalid.get()),
+            ..SocketCounters::default()
+        }
+    });
+    let (total, free) = (stats.frames_total.get(), stats.frames_free.get());
+    WorkerCounters {
+        worker: at as u16,
+        ledger: ledger(stats),
+        frames: FrameCounters {
+            total,
+            free,
+            kernel: stats.frames_in_ports.get(),
+            held: total.saturating_sub(free + stats.frames_in_ports.get()),
+        },
+        flows: FlowCounters {
+            established: stats.flows_established.get(),
+            established_capacity: u64::from(limits.flows_ipv4) + u64::from(limits.flows_ipv6),
+            embryonic: stats.flows_embryonic.get(),
+            embryonic_capacity: 2 * u64::from(limits.embryonic),
+            time_wait: 0,
+            created: stats.flows_created.get(),
+            expired: 0,
+            evicted: stats.embryos_evicted.get(),
+        },
+        sockets: sockets.collect(),
+        latency: None,
+    }
+}

@@ -1,0 +1,423 @@
+//! The flow table: one per worker and address family, of fixed capacity, found by either direction.
+//!
+//! Records live in memory that outlives the process ([`crate::persist`]); index, free list and
+//! embryo queue are rebuilt from them by [`FlowTable::recover`].
+
+pub mod embryo;
+pub mod index;
+pub mod record;
+pub mod tcp;
+
+pub use index::{Direction, Entry};
+pub use record::{Flags, Record, Word};
+pub use tcp::{State, SynInfo};
+
+use crate::clock::Now;
+use crate::hash::FlowHasher;
+use crate::persist::{MAX_SNATS, Records};
+use crate::sys::prefetch;
+use crate::verdict::DropReason;
+use crate::wire::{Family, Tuple};
+use embryo::EmbryoQueue;
+use index::Index;
+
+/// Flows a table holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    pub established: u32,
+    pub embryonic: u32,
+}
+
+impl Capacity {
+    #[must_use]
+    pub fn records(self) -> u32 {
+        self.established + self.embryonic
+    }
+}
+
+/// What a new flow is; the table adds the rest.
+#[derive(Debug, Clone, Copy)]
+pub struct NewFlow<A> {
+    pub client: A,
+    pub vip: A,
+    pub node: A,
+    pub client_port: u16,
+    pub vip_port: u16,
+    pub node_port: u16,
+    pub snat_port: u16,
+    pub snat: u16,
+    pub word: Word,
+    pub epoch: u16,
+    pub hop: u16,
+    pub node_slot: u16,
+    pub service: u32,
+}
+
+pub struct FlowTable<F: Family> {
+    records: Records<F::Addr>,
+    index: Index,
+    /// Free records, lowest on top, so that memory is touched only as far as it is needed.
+    free: Vec<u32>,
+    embryos: EmbryoQueue,
+    hasher: FlowHasher,
+    capacity: Capacity,
+    counts: Counts,
+    /// SNAT addresses by the number records name them with.
+    snats: Vec<F::Addr>,
+    /// Records beyond this one were never used.
+    high_water: u32,
+    sweep_at: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub established: u32,
+    pub embryonic: u32,
+    /// Embryos that had to make room for newer ones.
+    pub evicted: u64,
+}
+
+impl<F: Family> FlowTable<F> {
+    /// A table over `records`, which may hold flows: call [`Self::recover`] before use.
+    ///
+    /// # Errors
+    /// The index does not fit in memory.
+    pub fn new(records: Records<F::Addr>, capacity: Capacity, hasher: FlowHasher) -> std::io::Result<Self> {
+        let count = capacity.records();
+        assert!(records.len() >= count as usize, "the mapping was made for this capacity");
+        Ok(Self {
+            records,
+            index: Index::new(count as usize)?,
+            free: (0..count).rev().collect(),
+            embryos: EmbryoQueue::new(capacity.embryonic as usize),
+            hasher,
+            capacity,
+            counts: Counts::default(),
+            snats: Vec::with_capacity(MAX_SNATS),
+            high_water: 0,
+            sweep_at: 0,
+        })
+    }
+
+    /// Replaces the list records' `snat` numbers point into. Numbers in use must keep their address.
+    pub fn set_snats(&mut self, snats: impl Iterator<Item = F::Addr>) {
+        self.snats.clear();
+        self.snats.extend(snats.take(MAX_SNATS));
+    }
+
+    /// The SNAT address of a number.
+    #[inline]
+    #[must_use]
+    pub fn snat(&self, id: u16) -> F::Addr {
+        self.snats.get(usize::from(id)).copied().unwrap_or_default()
+    }
+
+    /// Takes up the flows that the first `used` records hold after a restart; those behind were never
+    /// touched. `adopt` may mend a record's references or refuse it. Returns how many flows were kept.
+    pub fn recover(&mut self, used: u32, mut adopt: impl FnMut(&mut Record<F::Addr>, Word) -> bool) -> usize {
+        let count = self.capacity.records();
+        self.free.clear();
+        self.free.extend((used..count).rev());
+        let mut kept = 0;
+        let mut free_below = Vec::new();
+        for at in 0..used.min(count) {
+            let record = &mut self.records[at as usize];
+            let wanted = record.word().is_some_and(|word| adopt(record, word));
+            if wanted && self.enter(at) {
+                self.high_water = at + 1;
+                kept += 1;
+            } else {
+                self.records[at as usize].clear();
+                free_below.push(at);
+            }
+        }
+        self.free.extend(free_below.into_iter().rev());
+        kept
+    }
+
+    /// Indexes a committed record. False: another one has a key of it, or there is no room.
+    fn enter(&mut self, at: u32) -> bool {
+        let record = &self.records[at as usize];
+        let Some(word) = record.word() else { return false };
+        let keys = self.keys(record, word);
+        let hashes = keys.map(|key| F::hash(&self.hasher, &key));
+        if keys.iter().zip(hashes).any(|(key, hash)| self.find(key, hash).is_some()) {
+            return false;
+        }
+        if word.state.is_embryonic() && self.embryos.is_full() {
+            return false;
+        }
+        if !self.insert_keys(at, hashes) {
+            return false;
+        }
+        self.count(word.state, at);
+        true
+    }
+
+    fn count(&mut self, state: State, at: u32) {
+        if state.is_embryonic() {
+            self.counts.embryonic += 1;
+            self.embryos.push(at);
+        } else {
+            self.counts.established += 1;
+        }
+    }
+
+    fn insert_keys(&mut self, at: u32, hashes: [u64; 2]) -> bool {
+        let entries = [Direction::Forward, Direction::Reverse].map(|direction| Entry { record: at, direction });
+        let Self { index, records, hasher, snats, .. } = self;
+        let rehash = |entry: Entry| {
+            let record = &records[entry.record as usize];
+            record.word().map_or(0, |word| F::hash(hasher, &key::<F>(record, word, entry.direction, snats)))
+        };
+        if !index.insert(hashes[0], entries[0], rehash) {
+            return false;
+        }
+        if !index.insert(hashes[1], entries[1], rehash) {
+            index.remove(hashes[0], entries[0]);
+            return false;
+        }
+        true
+    }
+
+    /// The tuples of packets from the client and from the node.
+    fn keys(&self, record: &Record<F::Addr>, word: Word) -> [Tuple<F::Addr>; 2] {
+        [Direction::Forward, Direction::Reverse].map(|direction| key::<F>(record, word, direction, &self.snats))
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, tuple: &Tuple<F::Addr>) -> u64 {
+        F::hash(&self.hasher, tuple)
+    }
+
+    /// First stage of a burst: the index lines.
+    #[inline]
+    pub fn prefetch_index(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// Second stage: the record that the third will most likely want.
+    #[inline]
+    pub fn prefetch_record(&self, hash: u64) {
+        if let Some(record) = self.index.likely(hash) {
+            let record = &self.records[record as usize];
+            prefetch(record);
+            if F::V6 {
+                // 96 bytes from a multiple of 32: the addresses are in the first line, the rest in the next.
+                prefetch(&record.last_timestamp);
+            }
+        }
+    }
+
+    /// The flow whose packets in one direction have this tuple.
+    #[inline]
+    #[must_use]
+    pub fn find(&self, tuple: &Tuple<F::Addr>, hash: u64) -> Option<Entry> {
+        self.index.find(hash, |entry| {
+            let record = &self.records[entry.record as usize];
+            record.word().is_some_and(|word| key::<F>(record, word, entry.direction, &self.snats) == *tuple)
+        })
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn record(&self, at: u32) -> &Record<F::Addr> {
+        &self.records[at as usize]
+    }
+
+    /// The record, for everything but its state: that goes through [`Self::transition`].
+    #[inline]
+    #[must_use]
+    pub fn record_mut(&mut self, at: u32) -> &mut Record<F::Addr> {
+        &mut self.records[at as usize]
+    }
+
+    /// Moves a flow to another state, and between the pools where the state asks for it.
+    ///
+    /// # Errors
+    /// `FlowTableFull`: the flow would be established and there is no room for one more.
+    pub fn transition(&mut self, at: u32, from: Word, to: Word) -> Result<(), DropReason> {
+        match (from.state.is_embryonic(), to.state.is_embryonic()) {
+            (true, false) => {
+                if self.counts.established >= self.capacity.established {
+                    return Err(DropReason::FlowTableFull);
+                }
+                self.counts.embryonic -= 1;
+                self.counts.established += 1;
+            }
+            (false, true) => {
+                self.make_room_for_embryo();
+                self.counts.established -= 1;
+                self.counts.embryonic += 1;
+                self.embryos.push(at);
+            }
+            _ => {}
+        }
+        self.records[at as usize].commit(to);
+        Ok(())
+    }
+
+    /// Adds a flow, in an embryonic state; the oldest embryo makes room if need be.
+    ///
+    /// # Errors
+    /// `FlowTableFull`.
+    pub fn insert(&mut self, flow: &NewFlow<F::Addr>, now: Now) -> Result<u32, DropReason> {
+        debug_assert!(flow.word.state.is_embryonic());
+        self.make_room_for_embryo();
+        let at = self.free.pop().ok_or(DropReason::FlowTableFull)?;
+        let record = &mut self.records[at as usize];
+        record.client = flow.client;
+        record.vip = flow.vip;
+        record.node = flow.node;
+        record.client_port = flow.client_port;
+        record.vip_port = flow.vip_port;
+        record.node_port = flow.node_port;
+        record.snat_port = flow.snat_port;
+        record.snat = flow.snat;
+        record.epoch = flow.epoch;
+        record.hop = flow.hop;
+        record.node_slot = flow.node_slot;
+        record.service = flow.service;
+        record.last_seen = now.tick().0;
+        record.packets = 0;
+        record.forward_bytes = 0;
+        record.reverse_bytes = 0;
+        record.last_seq = 0;
+        record.last_timestamp = 0;
+        record.commit(flow.word);
+        let record = &self.records[at as usize];
+        let hashes = self.keys(record, flow.word).map(|key| F::hash(&self.hasher, &key));
+        if !self.insert_keys(at, hashes) {
+            self.records[at as usize].clear();
+            self.free.push(at);
+            return Err(DropReason::FlowTableFull);
+        }
+        self.count(flow.word.state, at);
+        self.high_water = self.high_water.max(at + 1);
+        Ok(at)
+    }
+
+    fn make_room_for_embryo(&mut self) {
+        while self.embryos.is_full() {
+            let Some(oldest) = self.embryos.pop() else { return };
+            if self.records[oldest as usize].word().is_some_and(|word| word.state.is_embryonic()) {
+                self.counts.evicted += 1;
+                self.remove(oldest);
+            }
+        }
+    }
+
+    /// Forgets a flow.
+    pub fn remove(&mut self, at: u32) {
+        let record = &self.records[at as usize];
+        let Some(word) = record.word() else { return };
+        let keys = self.keys(record, word);
+        for (key, direction) in keys.iter().zip([Direction::Forward, Direction::Reverse]) {
+            let hash = F::hash(&self.hasher, key);
+            self.index.remove(hash, Entry { record: at, direction });
+        }
+        self.records[at as usize].clear();
+        self.free.push(at);
+        if word.state.is_embryonic() {
+            self.counts.embryonic -= 1;
+        } else {
+            self.counts.established -= 1;
+        }
+    }
+
+    /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets
+    /// those it answers `false` for. True: the round through the table is complete.
+    pub fn sweep(&mut self, budget: u32, mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word) -> bool) -> bool {
+        let end = (self.sweep_at + budget).min(self.high_water);
+        for at in self.sweep_at..end {
+            let record = &mut self.records[at as usize];
+            if let Some(word) = record.word()
+                && !visit(at, record, word)
+            {
+                self.remove(at);
+            }
+        }
+        let round = end >= self.high_water;
+        self.sweep_at = if round { 0 } else { end };
+        round
+    }
+
+    /// Records a sweep goes through.
+    #[must_use]
+    pub fn swept_records(&self) -> u32 {
+        self.high_water
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Bytes of records and index per flow of capacity.
+    #[must_use]
+    pub fn memory_per_flow(&self) -> f64 {
+        let records = self.capacity.records() as usize;
+        let other = size_of::<u32>() * (records + self.capacity.embryonic as usize);
+        (records * size_of::<Record<F::Addr>>() + self.index.memory() + other) as f64 / records as f64
+    }
+
+    /// What must hold at any time between two packets; for tests.
+    ///
+    /// # Errors
+    /// The sentence that does not hold.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        let mut counts = Counts::default();
+        for at in 0..self.capacity.records() {
+            let record = &self.records[at as usize];
+            let Some(word) = record.word() else { continue };
+            if word.state.is_embryonic() {
+                counts.embryonic += 1;
+            } else {
+                counts.established += 1;
+            }
+            for (key, direction) in self.keys(record, word).iter().zip([Direction::Forward, Direction::Reverse]) {
+                let found = self.find(key, self.hash(key));
+                if found != Some(Entry { record: at, direction }) {
+                    return Err(format!("record {at}: {direction:?} key {key:?} finds {found:?}"));
+                }
+            }
+        }
+        let live = (counts.embryonic + counts.established) as usize;
+        if counts.embryonic != self.counts.embryonic || counts.established != self.counts.established {
+            return Err(format!("counted {counts:?}, kept {:?}", self.counts));
+        }
+        if self.index.len() != 2 * live {
+            return Err(format!("{live} flows have {} index entries", self.index.len()));
+        }
+        if self.free.len() + live != self.capacity.records() as usize {
+            return Err(format!("{live} flows and {} free records", self.free.len()));
+        }
+        Ok(())
+    }
+}
+
+/// The tuple that packets of a flow have in one direction.
+#[inline]
+fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
+    match direction {
+        Direction::Forward => Tuple {
+            src: record.client,
+            dst: record.vip,
+            src_port: record.client_port,
+            dst_port: record.vip_port,
+            protocol: word.protocol,
+        },
+        Direction::Reverse => {
+            let (dst, dst_port) = if word.flags.has(Flags::DNAT) {
+                (record.client, record.client_port)
+            } else {
+                (snats.get(usize::from(record.snat)).copied().unwrap_or_default(), record.snat_port)
+            };
+            Tuple { src: record.node, dst, src_port: record.node_port, dst_port, protocol: word.protocol }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

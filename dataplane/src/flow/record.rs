@@ -1,0 +1,118 @@
+//! One flow: both directions in one record, so that it can never be half evicted.
+//!
+//! A record is self-describing: its service is the VIP, port and protocol in it, its backend the
+//! address and port. What depends on the running snapshot (`service`, `node_slot`, `hop`, `snat`)
+//! is a cache, valid while `epoch` is the snapshot's, and found again from the tuple when it is not.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::tcp::State;
+use crate::clock::Tick;
+
+/// 64 bytes for IPv4: one cache line. 96 for IPv6: never more than two.
+#[derive(Debug)]
+#[repr(C, align(32))]
+pub struct Record<A> {
+    pub client: A,
+    pub vip: A,
+    pub node: A,
+    pub client_port: u16,
+    pub vip_port: u16,
+    pub node_port: u16,
+    pub snat_port: u16,
+    /// State, flags and protocol. Zero: the slot is free. The one word whose release store commits
+    /// a record, and whose zero frees it.
+    word: AtomicU32,
+    /// Which SNAT address, by its place in the table's list.
+    pub snat: u16,
+    /// The snapshot `service` and `node_slot` belong to.
+    pub epoch: u16,
+    /// The client's last hop, by its place in the worker's list; 0: not known.
+    pub hop: u16,
+    pub node_slot: u16,
+    pub service: u32,
+    pub last_seen: u32,
+    /// Since the counters were last moved to the service's.
+    pub packets: u32,
+    pub forward_bytes: u32,
+    pub reverse_bytes: u32,
+    /// End of the client's stream as the node saw it when the flow closed, for RFC 6191.
+    pub last_seq: u32,
+    /// The client's last timestamp then; 0: it sent none.
+    pub last_timestamp: u32,
+}
+
+const _: () = assert!(size_of::<Record<u32>>() == 64 && size_of::<Record<u128>>() == 96);
+
+/// Flags beside the state in the commit word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flags(pub u8);
+
+impl Flags {
+    pub const FIN_CLIENT: Flags = Flags(1);
+    pub const FIN_NODE: Flags = Flags(2);
+    /// The node sees the client's address: the record has no SNAT tuple.
+    pub const DNAT: Flags = Flags(4);
+    /// The node has answered.
+    pub const ANSWERED: Flags = Flags(8);
+    /// The RST that made the state `Reset` came from the node.
+    pub const RESET_BY_NODE: Flags = Flags(16);
+
+    #[inline]
+    #[must_use]
+    pub fn has(self, flag: Flags) -> bool {
+        self.0 & flag.0 == flag.0
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn with(self, flag: Flags) -> Self {
+        Self(self.0 | flag.0)
+    }
+
+    #[inline]
+    #[must_use]
+    pub fn without(self, flag: Flags) -> Self {
+        Self(self.0 & !flag.0)
+    }
+}
+
+/// The commit word, unpacked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    pub state: State,
+    pub flags: Flags,
+    pub protocol: u8,
+}
+
+impl<A> Record<A> {
+    /// What the record is; `None`: free, or a state this build does not know.
+    #[inline]
+    pub fn word(&self) -> Option<Word> {
+        let word = self.word.load(Ordering::Relaxed);
+        let state = State::from_bits(word as u8)?;
+        Some(Word { state, flags: Flags((word >> 8) as u8), protocol: (word >> 16) as u8 })
+    }
+
+    /// Commits the record, or moves it to another state: everything written before is part of it.
+    #[inline]
+    pub fn commit(&self, word: Word) {
+        let bits = word.state as u32 | u32::from(word.flags.0) << 8 | u32::from(word.protocol) << 16;
+        self.word.store(bits, Ordering::Release);
+    }
+
+    /// Frees the record.
+    #[inline]
+    pub fn clear(&self) {
+        self.word.store(0, Ordering::Release);
+    }
+
+    #[inline]
+    pub fn is_free(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == 0
+    }
+
+    pub fn last_seen(&self) -> Tick {
+        Tick(self.last_seen)
+    }
+}

@@ -1,0 +1,152 @@
+//! Packets that another worker owns. One bounded ring per ordered pair of workers carries copies;
+//! empty parcels go back by a ring of their own, so that neither end allocates or frees.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::verdict::{PortId, WorkerId};
+
+/// Parcels in flight per pair of workers.
+const PARCELS: usize = 256;
+
+/// A copied packet.
+pub struct Parcel {
+    pub port: PortId,
+    len: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Parcel {
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+struct Lane {
+    full: ArrayQueue<Box<Parcel>>,
+    empty: ArrayQueue<Box<Parcel>>,
+}
+
+/// Wakes a worker that sleeps in `poll`.
+pub struct Doorbell {
+    asleep: AtomicBool,
+    event: std::os::fd::OwnedFd,
+}
+
+impl Doorbell {
+    /// # Errors
+    /// The kernel has no descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        let flags = rustix::event::EventfdFlags::NONBLOCK | rustix::event::EventfdFlags::CLOEXEC;
+        Ok(Self { asleep: AtomicBool::new(false), event: rustix::event::eventfd(0, flags)? })
+    }
+
+    /// Rings, if the worker sleeps: a system call only then.
+    #[inline]
+    pub fn ring(&self) {
+        // Orders the queue push before the look at `asleep`; the sleeper orders the other way round.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) {
+            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        }
+    }
+
+    /// Says that the worker is about to sleep; it must look at its queues once more after this.
+    pub fn about_to_sleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    pub fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.event, &mut count);
+    }
+
+    #[must_use]
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.event.as_fd()
+    }
+}
+
+/// The rings between all workers.
+pub struct Exchange {
+    workers: usize,
+    lanes: Vec<Lane>,
+    bells: Vec<Arc<Doorbell>>,
+}
+
+impl Exchange {
+    /// Rings for `workers` workers and packets of up to `room` bytes.
+    ///
+    /// # Errors
+    /// The kernel has no descriptor left for the doorbells.
+    pub fn new(workers: u16, room: usize) -> std::io::Result<Self> {
+        let workers = usize::from(workers);
+        let lanes = (0..workers * workers)
+            .map(|lane| {
+                // A worker hands nothing to itself.
+                let parcels = if lane / workers == lane % workers { 1 } else { PARCELS };
+                let empty = ArrayQueue::new(parcels);
+                for _ in 0..parcels {
+                    let _ = empty.push(Box::new(Parcel { port: PortId(0), len: 0, bytes: vec![0; room].into() }));
+                }
+                Lane { full: ArrayQueue::new(parcels), empty }
+            })
+            .collect();
+        let bells = (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        Ok(Self { workers, lanes, bells })
+    }
+
+    fn lane(&self, from: WorkerId, to: WorkerId) -> Option<&Lane> {
+        self.lanes.get(usize::from(from.0) * self.workers + usize::from(to.0))
+    }
+
+    /// Copies a packet to its owner. False: the ring is full.
+    #[must_use]
+    pub fn send(&self, from: WorkerId, to: WorkerId, port: PortId, packet: &[u8]) -> bool {
+        let Some(lane) = self.lane(from, to) else { return false };
+        let Some(mut parcel) = lane.empty.pop() else { return false };
+        let fits = packet.len() <= parcel.bytes.len();
+        if fits {
+            parcel.bytes[..packet.len()].copy_from_slice(packet);
+            (parcel.len, parcel.port) = (packet.len(), port);
+        }
+        // There are as many places as parcels: neither push can fail.
+        let _ = if fits { lane.full.push(parcel) } else { lane.empty.push(parcel) };
+        fits
+    }
+
+    /// The next parcel for `to` from `from`.
+    #[must_use]
+    pub fn receive(&self, from: WorkerId, to: WorkerId) -> Option<Box<Parcel>> {
+        self.lane(from, to)?.full.pop()
+    }
+
+    /// Gives an empty parcel back.
+    pub fn give_back(&self, from: WorkerId, to: WorkerId, parcel: Box<Parcel>) {
+        if let Some(lane) = self.lane(from, to) {
+            let _ = lane.empty.push(parcel);
+        }
+    }
+
+    /// Whether anything waits for `to`.
+    #[must_use]
+    pub fn waiting_for(&self, to: WorkerId) -> bool {
+        (0..self.workers).any(|from| self.lane(WorkerId(from as u16), to).is_some_and(|lane| !lane.full.is_empty()))
+    }
+
+    #[must_use]
+    pub fn bell(&self, worker: WorkerId) -> &Arc<Doorbell> {
+        &self.bells[usize::from(worker.0)]
+    }
+
+    #[must_use]
+    pub fn workers(&self) -> u16 {
+        self.workers as u16
+    }
+}

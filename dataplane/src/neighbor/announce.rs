@@ -1,0 +1,369 @@
+//! Claiming addresses: probe, then announce, then watch for others. A state machine over time passed
+//! in; [`super::sockets`] carries its frames. Housekeeping thread only.
+//!
+//! Sources: RFC 5227 (IPv4: probes in section 2.1, announcements in 2.3, defence in 2.4), RFC 4862
+//! section 5.4 (IPv6 duplicate detection), RFC 4861 section 7.2.6 (unsolicited advertisements).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use super::frames::{self, SmallFrame};
+use super::mirror::Link;
+use super::{Mac, format_mac, responder};
+use crate::verdict::PortId;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// ARP probes before an IPv4 address is taken.
+    pub arp_probes: u32,
+    /// Solicitations before an IPv6 address is taken (`DupAddrDetectTransmits`).
+    pub dad_probes: u32,
+    /// The first probe waits a random part of this: boxes that start together don't probe together.
+    pub probe_wait: Duration,
+    /// Between probes, at random.
+    pub probe_spacing: (Duration, Duration),
+    /// After the last probe, for late answers.
+    pub listen: Duration,
+    pub announcements: u32,
+    pub announcement_spacing: Duration,
+    /// Announces again so often, for switches and hosts that forget; `None`: never.
+    pub refresh: Option<Duration>,
+    /// Answers a host that claims an address of ours at most so often.
+    pub defend: Duration,
+    /// Tries again for an address that another host had.
+    pub retry: Duration,
+}
+
+impl Default for Settings {
+    /// The constants of RFC 5227 section 1.1 and RFC 4862 section 5.1.
+    fn default() -> Self {
+        Self {
+            arp_probes: 3,
+            dad_probes: 1,
+            probe_wait: Duration::from_secs(1),
+            probe_spacing: (Duration::from_secs(1), Duration::from_secs(2)),
+            listen: Duration::from_secs(2),
+            announcements: 2,
+            announcement_spacing: Duration::from_secs(2),
+            refresh: None,
+            defend: Duration::from_secs(10),
+            retry: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Settings {
+    /// For labs and tests: the same steps, a fraction of a second in all.
+    #[must_use]
+    pub fn quick() -> Self {
+        Self {
+            probe_wait: Duration::from_millis(10),
+            probe_spacing: (Duration::from_millis(50), Duration::from_millis(100)),
+            listen: Duration::from_millis(100),
+            announcement_spacing: Duration::from_millis(200),
+            retry: Duration::from_secs(2),
+            ..Self::default()
+        }
+    }
+}
+
+/// What the owner of the sockets is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Send {
+        port: PortId,
+        frame: SmallFrame,
+    },
+    /// Be a member of the group on the port, so that switches and the NIC's filter deliver
+    /// solicitations for the address.
+    Join {
+        port: PortId,
+        group: Ipv6Addr,
+    },
+    Leave {
+        port: PortId,
+        group: Ipv6Addr,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Wanted; nothing sent yet.
+    New,
+    Probing {
+        sent: u32,
+        due: Instant,
+    },
+    /// Ours from here on.
+    Announcing {
+        sent: u32,
+        due: Option<Instant>,
+    },
+    Held {
+        since: Instant,
+    },
+    /// Another host has it.
+    Refused {
+        by: Mac,
+        until: Instant,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    stage: Stage,
+    /// Another host was heard claiming the address since the last poll.
+    heard: Option<Mac>,
+    /// While we hold it: who else claims it, and when we answered that.
+    rival: Option<(Mac, Instant)>,
+}
+
+impl Claim {
+    fn is_ours(&self) -> bool {
+        matches!(self.stage, Stage::Announcing { .. } | Stage::Held { .. })
+    }
+}
+
+/// The addresses the box claims, each on its port.
+pub struct Announcer {
+    settings: Settings,
+    random: u64,
+    claims: BTreeMap<(u8, IpAddr), Claim>,
+    links: BTreeMap<u8, Link>,
+    joined: BTreeSet<(u8, Ipv6Addr)>,
+}
+
+impl Announcer {
+    /// `seed` spreads the probes of boxes that start together.
+    #[must_use]
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        // Xorshift stands still at zero.
+        Self { settings, random: seed | 1, claims: BTreeMap::new(), links: BTreeMap::new(), joined: BTreeSet::new() }
+    }
+
+    /// The addresses to claim, replacing the former ones. Those that stay are not disturbed.
+    pub fn set(&mut self, wanted: &[(PortId, IpAddr)]) {
+        let wanted: BTreeSet<_> = wanted.iter().map(|(port, address)| (port.0, *address)).collect();
+        self.claims.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            self.claims.entry(key).or_insert(Claim { stage: Stage::New, heard: None, rival: None });
+        }
+    }
+
+    /// Addresses among the wanted ones that this box held a moment ago (a restart with flows kept):
+    /// announced without probing, which would leave them unanswered for seconds.
+    pub fn resume(&mut self, held: &[(PortId, IpAddr)]) {
+        for (port, address) in held {
+            if let Some(claim) = self.claims.get_mut(&(port.0, *address))
+                && claim.stage == Stage::New
+            {
+                claim.stage = Stage::Announcing { sent: 0, due: None };
+            }
+        }
+    }
+
+    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew.
+    pub fn set_links(&mut self, links: &[Link]) {
+        let links: BTreeMap<u8, Link> = links.iter().map(|link| (link.port.0, link.clone())).collect();
+        for (port, link) in &links {
+            let before = self.links.get(port);
+            if before.is_none_or(|before| before.ifindex != link.ifindex) {
+                // Another interface of the same name: the memberships went with the old one.
+                self.joined.retain(|(joined, _)| joined != port);
+            }
+            if before.is_some_and(|before| before.up && before.mac == link.mac && before.ifindex == link.ifindex) {
+                continue;
+            }
+            for (_, claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
+                claim.stage = match claim.stage {
+                    Stage::Announcing { .. } | Stage::Held { .. } => Stage::Announcing { sent: 0, due: None },
+                    Stage::New | Stage::Probing { .. } | Stage::Refused { .. } => Stage::New,
+                };
+            }
+        }
+        self.joined.retain(|(port, _)| links.contains_key(port));
+        self.links = links;
+    }
+
+    /// A frame of another host, from the port's packet sockets.
+    pub fn on_packet(&mut self, port: PortId, frame: &[u8]) {
+        let Some(heard) = responder::claim(frame) else { return };
+        let Some(claim) = self.claims.get(&(port.0, heard.address)) else { return };
+        // Probes for what we hold are answered by the responder; while we probe too, they conflict.
+        if !(heard.probe && claim.is_ours()) {
+            self.on_conflict(port, heard.address, heard.mac);
+        }
+    }
+
+    /// Another host claims the address: from [`Self::on_packet`] or the responder's conflicts.
+    pub fn on_conflict(&mut self, port: PortId, address: IpAddr, mac: Mac) {
+        // Our ports may sit on one wire and hear each other.
+        if self.links.values().any(|link| link.mac == mac) {
+            return;
+        }
+        if let Some(claim) = self.claims.get_mut(&(port.0, address)) {
+            claim.heard = Some(mac);
+        }
+    }
+
+    /// A [`Action::Join`] failed: the next poll asks for it again.
+    pub fn join_failed(&mut self, port: PortId, group: Ipv6Addr) {
+        self.joined.remove(&(port.0, group));
+    }
+
+    /// The addresses that are ours now: those the responder answers for.
+    pub fn claimed(&self) -> impl Iterator<Item = (PortId, IpAddr)> + '_ {
+        self.claims.iter().filter(|(_, claim)| claim.is_ours()).map(|((port, address), _)| (PortId(*port), *address))
+    }
+
+    /// Addresses that are not announced, or that others claim too.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let notice = |(key, claim): (&(u8, IpAddr), &Claim)| {
+            let address = key.1;
+            let port = self.links.get(&key.0).map_or("a missing port", |link| &link.name);
+            match (claim.stage, claim.rival) {
+                (Stage::Refused { by, .. }, _) => Some(format!(
+                    "{address} is not announced on {port}: {} has it already; remove it there or take another VIP",
+                    format_mac(by)
+                )),
+                (_, Some((mac, _))) => Some(format!(
+                    "{address} is claimed on {port} by {} too: clients may reach the wrong host",
+                    format_mac(mac)
+                )),
+                _ => None,
+            }
+        };
+        self.claims.iter().filter_map(notice).collect()
+    }
+
+    /// Advances every claim to `now`; call it a few times a second and after `set`.
+    pub fn poll(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = self.memberships();
+        let Self { settings, random, claims, links, .. } = self;
+        for ((port, address), claim) in claims {
+            let Some(link) = links.get(port).filter(|link| link.up) else { continue };
+            let mut turn = Turn { address: *address, mac: link.mac, now, settings, random };
+            if let Some(frame) = turn.step(claim) {
+                actions.push(Action::Send { port: link.port, frame });
+            }
+        }
+        actions
+    }
+
+    fn memberships(&mut self) -> Vec<Action> {
+        let wanted: BTreeSet<(u8, Ipv6Addr)> = self
+            .claims
+            .keys()
+            .filter(|(port, _)| self.links.contains_key(port))
+            .filter_map(|(port, address)| match address {
+                IpAddr::V6(address) => Some((*port, frames::solicited_node(*address))),
+                IpAddr::V4(_) => None,
+            })
+            .collect();
+        let leave = self.joined.difference(&wanted);
+        let leave = leave.map(|(port, group)| Action::Leave { port: PortId(*port), group: *group });
+        let join = wanted.difference(&self.joined);
+        let join = join.map(|(port, group)| Action::Join { port: PortId(*port), group: *group });
+        let actions = leave.chain(join).collect();
+        self.joined = wanted;
+        actions
+    }
+}
+
+/// One claim's turn in a poll.
+struct Turn<'a> {
+    address: IpAddr,
+    mac: Mac,
+    now: Instant,
+    settings: &'a Settings,
+    random: &'a mut u64,
+}
+
+impl Turn<'_> {
+    /// What to send, if its time has come.
+    fn step(&mut self, claim: &mut Claim) -> Option<SmallFrame> {
+        if let Some(by) = claim.heard.take() {
+            if claim.is_ours() {
+                return self.defend(claim, by);
+            }
+            claim.stage = Stage::Refused { by, until: self.now + self.settings.retry };
+        }
+        // The quiet of a rival ends the notice after the time a refused claim would wait.
+        claim.rival = claim.rival.filter(|(_, last)| self.since(*last) < self.settings.retry);
+        match claim.stage {
+            Stage::New => {
+                let wait = self.between(Duration::ZERO, self.settings.probe_wait);
+                claim.stage = Stage::Probing { sent: 0, due: self.now + wait };
+                None
+            }
+            Stage::Probing { due, .. } if self.now < due => None,
+            Stage::Probing { sent, .. } => self.probe(claim, sent),
+            Stage::Announcing { due: Some(due), .. } if self.now < due => None,
+            Stage::Announcing { sent, .. } => self.announce(claim, sent),
+            Stage::Held { since } => {
+                self.settings.refresh.filter(|refresh| self.since(since) >= *refresh)?;
+                claim.stage = Stage::Held { since: self.now };
+                Some(announcement(self.address, self.mac))
+            }
+            Stage::Refused { until, .. } => {
+                if self.now >= until {
+                    claim.stage = Stage::New;
+                }
+                None
+            }
+        }
+    }
+
+    fn probe(&mut self, claim: &mut Claim, sent: u32) -> Option<SmallFrame> {
+        let (probes, frame) = match self.address {
+            IpAddr::V4(address) => (self.settings.arp_probes, frames::arp_probe(self.mac, address)),
+            IpAddr::V6(address) => (self.settings.dad_probes, frames::dad_solicitation(self.mac, address)),
+        };
+        if sent >= probes {
+            return self.announce(claim, 0);
+        }
+        let (low, high) = self.settings.probe_spacing;
+        let wait = if sent + 1 == probes { self.settings.listen } else { self.between(low, high) };
+        claim.stage = Stage::Probing { sent: sent + 1, due: self.now + wait };
+        Some(frame)
+    }
+
+    fn announce(&self, claim: &mut Claim, sent: u32) -> Option<SmallFrame> {
+        if sent >= self.settings.announcements {
+            claim.stage = Stage::Held { since: self.now };
+            return None;
+        }
+        let due = self.now + self.settings.announcement_spacing;
+        claim.stage = Stage::Announcing { sent: sent + 1, due: Some(due) };
+        Some(announcement(self.address, self.mac))
+    }
+
+    /// RFC 5227 section 2.4 (c): a server keeps its address, and says so, but never in a tight loop
+    /// with a host that does the same.
+    fn defend(&self, claim: &mut Claim, by: Mac) -> Option<SmallFrame> {
+        let answered = claim.rival.map(|(_, last)| last).filter(|last| self.since(*last) < self.settings.defend);
+        claim.rival = Some((by, answered.unwrap_or(self.now)));
+        answered.is_none().then(|| announcement(self.address, self.mac))
+    }
+
+    fn since(&self, then: Instant) -> Duration {
+        self.now.saturating_duration_since(then)
+    }
+
+    /// A duration between the two, by xorshift64: spreading probes needs no better randomness.
+    fn between(&mut self, low: Duration, high: Duration) -> Duration {
+        *self.random ^= *self.random << 13;
+        *self.random ^= *self.random >> 7;
+        *self.random ^= *self.random << 17;
+        low + high.saturating_sub(low).mul_f64((*self.random >> 11) as f64 / (1_u64 << 53) as f64)
+    }
+}
+
+fn announcement(address: IpAddr, mac: Mac) -> SmallFrame {
+    match address {
+        IpAddr::V4(address) => frames::arp_announcement(mac, address),
+        IpAddr::V6(address) => frames::unsolicited_advertisement(mac, address),
+    }
+}

@@ -1,0 +1,283 @@
+//! What the kernel knows of links, addresses and neighbours, as plain data: netlink messages mutate
+//! it and it says what changed. No socket in here, so all of it is tested without a kernel.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Mac;
+use crate::verdict::PortId;
+
+/// Marks the routes and neighbour entries that are ours, in the kernel's tables (`ip route show
+/// proto 112`): what a former run left is recognised and cleaned.
+pub const PROTOCOL: RouteProtocol = RouteProtocol::Other(112);
+
+/// A VLAN tag as it stands in a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VlanTag {
+    pub ethertype: u16,
+    pub id: u16,
+}
+
+/// The tags of a frame, outermost first; two at most, as many as the box reads.
+pub type VlanTags = [Option<VlanTag>; 2];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LinkEntry {
+    pub(super) name: String,
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+    /// An 802.1Q or 802.1ad sub-interface: of whom, with which tag.
+    pub(super) vlan: Option<(u32, VlanTag)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NeighborEntry {
+    pub(super) mac: Option<Mac>,
+    /// The state says that the kernel itself would send there.
+    pub(super) usable: bool,
+    /// Set by an administrator: never replaced by a managed entry, which would lose that.
+    pub(super) fixed: bool,
+    pub(super) managed: bool,
+    pub(super) ours: bool,
+}
+
+impl NeighborEntry {
+    /// Nothing is left for us to do: the kernel or an administrator keeps the entry.
+    pub(super) fn is_kept(&self) -> bool {
+        self.fixed || self.managed
+    }
+}
+
+/// A link's index and an address on it.
+pub(super) type NeighborKey = (u32, IpAddr);
+
+/// What a message changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    Nothing,
+    /// A link or an address: routes may have gone without a message of their own.
+    Links,
+    Neighbor(NeighborKey),
+    /// Routes inside the prefix may lead elsewhere now.
+    Routes(IpNet),
+    /// Any route may.
+    AllRoutes,
+}
+
+/// The way out by a link: through which port, in which tags, from which address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Path {
+    pub(super) port: PortId,
+    pub(super) tags: VlanTags,
+    pub(super) src: Mac,
+    pub(super) mtu: u32,
+    pub(super) up: bool,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct KernelView {
+    pub(super) links: HashMap<u32, LinkEntry>,
+    pub(super) addresses: HashMap<NeighborKey, IpNet>,
+    pub(super) neighbors: HashMap<NeighborKey, NeighborEntry>,
+}
+
+impl KernelView {
+    pub(super) fn apply(&mut self, message: &RouteNetlinkMessage) -> Change {
+        match message {
+            RouteNetlinkMessage::NewLink(link) => self.new_link(link),
+            RouteNetlinkMessage::DelLink(link) => self.del_link(link),
+            RouteNetlinkMessage::NewAddress(address) => self.address(address, true),
+            RouteNetlinkMessage::DelAddress(address) => self.address(address, false),
+            RouteNetlinkMessage::NewNeighbour(neighbor) => self.neighbor(neighbor, true),
+            RouteNetlinkMessage::DelNeighbour(neighbor) => self.neighbor(neighbor, false),
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => changed_route(route),
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => Change::AllRoutes,
+            _ => Change::Nothing,
+        }
+    }
+
+    fn new_link(&mut self, message: &LinkMessage) -> Change {
+        // Bridge ports are announced a second time in the bridge's family, with other attributes.
+        if message.header.interface_family != AddressFamily::Unspec {
+            return Change::Nothing;
+        }
+        let entry = read_link(message);
+        let before = self.links.insert(message.header.index, entry);
+        if before.as_ref() == self.links.get(&message.header.index) { Change::Nothing } else { Change::Links }
+    }
+
+    fn del_link(&mut self, message: &LinkMessage) -> Change {
+        if message.header.interface_family != AddressFamily::Unspec {
+            return Change::Nothing;
+        }
+        let index = message.header.index;
+        self.addresses.retain(|key, _| key.0 != index);
+        self.neighbors.retain(|key, _| key.0 != index);
+        if self.links.remove(&index).is_some() { Change::Links } else { Change::Nothing }
+    }
+
+    fn address(&mut self, message: &AddressMessage, present: bool) -> Change {
+        let (mut local, mut address) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(value) => local = Some(*value),
+                AddressAttribute::Address(value) => address = Some(*value),
+                _ => {}
+            }
+        }
+        // On point-to-point links `Address` is the peer's; `Local` is ours wherever it is given.
+        let Some(own) = local.or(address) else { return Change::Nothing };
+        let Ok(net) = IpNet::new(own, message.header.prefix_len) else { return Change::Nothing };
+        let key = (message.header.index, own);
+        let before = if present { self.addresses.insert(key, net) } else { self.addresses.remove(&key) };
+        if before == present.then_some(net) { Change::Nothing } else { Change::Links }
+    }
+
+    fn neighbor(&mut self, message: &NeighbourMessage, present: bool) -> Change {
+        let Some((address, entry)) = read_neighbor(message) else { return Change::Nothing };
+        let key = (message.header.ifindex, address);
+        let before = if present { self.neighbors.insert(key, entry) } else { self.neighbors.remove(&key) };
+        if before == present.then_some(entry) { Change::Nothing } else { Change::Neighbor(key) }
+    }
+
+    /// The port a link belongs to, itself or by up to two VLAN sub-interfaces on top of it.
+    pub(super) fn path(&self, ifindex: u32, ports: &[String]) -> Option<Path> {
+        let link = self.links.get(&ifindex)?;
+        let mut tags = [None; 2];
+        let mut below = link;
+        let mut up = link.up;
+        for depth in 0..=tags.len() {
+            if let Some(port) = ports.iter().position(|name| *name == below.name) {
+                let port = PortId(u8::try_from(port).ok()?);
+                return Some(Path { port, tags, src: link.mac?, mtu: link.mtu, up });
+            }
+            let (parent, tag) = below.vlan?;
+            if depth == tags.len() {
+                return None;
+            }
+            // Going down, each link's tag is outside the ones found before.
+            tags = [Some(tag), tags[0]];
+            below = self.links.get(&parent)?;
+            up &= below.up;
+        }
+        None
+    }
+
+    pub(super) fn link_named(&self, name: &str) -> Option<(u32, &LinkEntry)> {
+        self.links.iter().find(|(_, link)| link.name == name).map(|(index, link)| (*index, link))
+    }
+}
+
+fn changed_route(message: &RouteMessage) -> Change {
+    // Cache entries of IPv6 (redirects, path MTU) are no routes.
+    if message.header.flags.contains(netlink_packet_route::route::RouteFlags::Cloned) {
+        return Change::Nothing;
+    }
+    let unspecified = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+        _ => return Change::Nothing,
+    };
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => route_address(address),
+        _ => None,
+    });
+    match IpNet::new(destination.unwrap_or(unspecified), message.header.destination_prefix_length) {
+        Ok(net) => Change::Routes(net),
+        Err(_) => Change::AllRoutes,
+    }
+}
+
+pub(super) fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}
+
+fn read_link(message: &LinkMessage) -> LinkEntry {
+    let flags = message.header.flags;
+    let mut link = LinkEntry {
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        // Up by the administrator, and a carrier below.
+        up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+        vlan: None,
+    };
+    let mut parent = None;
+    let mut tag = None;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkInfo(infos) => tag = vlan_tag(infos),
+            _ => {}
+        }
+    }
+    link.vlan = parent.zip(tag);
+    link
+}
+
+fn vlan_tag(infos: &[LinkInfo]) -> Option<VlanTag> {
+    let vlan = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vlan(vlan)) => Some(vlan),
+        _ => None,
+    })?;
+    let mut tag = VlanTag { ethertype: 0x8100, id: 0 };
+    for attribute in vlan {
+        match attribute {
+            InfoVlan::Id(id) => tag.id = *id,
+            InfoVlan::Protocol(protocol) => tag.ethertype = u16::from(*protocol),
+            _ => {}
+        }
+    }
+    Some(tag)
+}
+
+fn read_neighbor(message: &NeighbourMessage) -> Option<(IpAddr, NeighborEntry)> {
+    let state = message.header.state;
+    let mut entry = NeighborEntry {
+        mac: None,
+        usable: matches!(
+            state,
+            NeighbourState::Reachable
+                | NeighbourState::Stale
+                | NeighbourState::Delay
+                | NeighbourState::Probe
+                | NeighbourState::Permanent
+                | NeighbourState::Noarp
+        ),
+        fixed: matches!(state, NeighbourState::Permanent | NeighbourState::Noarp),
+        managed: false,
+        ours: false,
+    };
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(value)) => address = Some(IpAddr::from(*value)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(value)) => address = Some(IpAddr::from(*value)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => entry.mac = bytes.as_slice().try_into().ok(),
+            NeighbourAttribute::ExtFlags(flags) => entry.managed = flags.contains(NeighbourExtFlags::Managed),
+            NeighbourAttribute::Protocol(protocol) => entry.ours = *protocol == PROTOCOL,
+            _ => {}
+        }
+    }
+    Some((address?, entry))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! A packet's life in one screen: parse -> flow -> (service -> pick -> SNAT) -> rewrite -> verdict.
+//!
+//! A burst goes through three stages, so that memory is asked for before it is needed: headers and
+//! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
+//! goes the long way ([`open`]) and comes back as a hit.
+
+pub mod hops;
+mod open;
+mod revalidate;
+mod side;
+mod upkeep;
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+
+use crate::clock::Now;
+use crate::flow::{Direction, Entry, SynInfo, tcp};
+use crate::io::{BURST, Frame, PacketMemory};
+use crate::neighbor::responder::{self, Answer};
+use crate::persist::{PersistError, Store};
+use crate::stats::WorkerStats;
+use crate::tables::{Hop, Local, Tabled, View};
+use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
+use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, Transport, V4, V6, be32};
+use hops::LastHops;
+use side::{Side, Sided};
+
+pub use side::PipelineConfig;
+
+/// Where a packet is after the first stage.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// TCP or UDP: the hash of its tuple.
+    Transit(Packet, u64),
+    Icmp(Packet),
+    Other(Packet),
+    Arp,
+    Settled(Verdict),
+}
+
+/// One worker's packet path. It knows no socket: frames come in, verdicts go out.
+pub struct Pipeline {
+    worker: WorkerId,
+    workers: u16,
+    view: Arc<View>,
+    v4: Side<V4>,
+    v6: Side<V6>,
+    hops: LastHops,
+    store: Store,
+    stats: Arc<WorkerStats>,
+    icmp: IcmpBudget,
+    sweep: upkeep::SweepClock,
+}
+
+impl Pipeline {
+    /// A pipeline over `store`, whose flows it takes up.
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub fn new(config: &PipelineConfig, mut store: Store, stats: Arc<WorkerStats>) -> Result<Self, PersistError> {
+        let (v4, v6) = side::sides(config, &mut store)?;
+        let mut pipeline = Self {
+            worker: config.worker,
+            workers: config.workers,
+            view: Arc::new(View::default()),
+            v4,
+            v6,
+            hops: LastHops::default(),
+            store,
+            stats,
+            icmp: IcmpBudget::new(config.icmp_per_second),
+            sweep: upkeep::SweepClock::default(),
+        };
+        pipeline.recover();
+        Ok(pipeline)
+    }
+
+    /// Settles a burst: one verdict per frame, in order. `from` is the port it came in by; frames
+    /// another worker handed over (`handed`) are never handed on.
+    pub fn burst(
+        &mut self,
+        memory: &PacketMemory,
+        from: PortId,
+        handed: bool,
+        frames: &mut [Frame],
+        verdicts: &mut ArrayVec<Verdict, BURST>,
+        now: Now,
+    ) {
+        let mut stages = [Stage::Arp; BURST];
+        for (frame, stage) in frames.iter_mut().zip(&mut stages) {
+            *stage = self.begin(memory.bytes(frame));
+        }
+        for stage in &stages[..frames.len().min(BURST)] {
+            if let Stage::Transit(packet, hash) = stage {
+                if packet.v6 {
+                    self.v6.flows.prefetch_record(*hash);
+                } else {
+                    self.v4.flows.prefetch_record(*hash);
+                }
+            }
+        }
+        for (frame, stage) in frames.iter_mut().zip(stages) {
+            let verdict = match stage {
+                Stage::Transit(packet, hash) if packet.v6 => {
+                    self.transit::<V6>(memory, frame, packet, hash, from, handed, now)
+                }
+                Stage::Transit(packet, hash) => self.transit::<V4>(memory, frame, packet, hash, from, handed, now),
+                Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from),
+                Stage::Other(packet) => self.other(memory.bytes(frame), &packet),
+                Stage::Arp => self.neighbor(memory, frame, from),
+                Stage::Settled(verdict) => verdict,
+            };
+            if let Verdict::Drop(reason) = verdict {
+                self.stats.count_drop(reason);
+            }
+            verdicts.push(verdict);
+        }
+    }
+
+    /// First stage: headers and hash; the index line is on its way.
+    #[inline]
+    fn begin(&self, bytes: &[u8]) -> Stage {
+        match wire::parse(bytes) {
+            Ok(Parsed::Ip(packet)) => match packet.transport {
+                Transport::Tcp | Transport::Udp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
+                Transport::Tcp | Transport::Udp => Stage::Transit(packet, self.v4.begin(bytes, &packet)),
+                Transport::Icmp => Stage::Icmp(packet),
+                Transport::Fragment | Transport::Other => Stage::Other(packet),
+            },
+            Ok(Parsed::Arp) => Stage::Arp,
+            Ok(Parsed::Foreign) => Stage::Settled(Verdict::Kernel),
+            Err(reason) => Stage::Settled(Verdict::Drop(reason)),
+        }
+    }
+
+    /// A TCP or UDP packet: found by its tuple, or the opening of a flow.
+    #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
+    #[inline]
+    fn transit<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: Packet,
+        hash: u64,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Verdict {
+        let bytes = memory.bytes_mut(frame);
+        let tuple = F::tuple(bytes, &packet);
+        let found = F::side(self).flows.find(&tuple, hash);
+        let entry = match found {
+            Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
+                Ok(record) => Entry { record, direction: Direction::Forward },
+                Err(verdict) => return verdict,
+            },
+        };
+        match self.pass::<F>(bytes, &packet, entry, from, now) {
+            Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
+            Err(reason) => Verdict::Drop(reason),
+            Ok(port) => Verdict::Tx(port),
+        }
+    }
+
+    /// Sends a packet of a known flow on its way.
+    #[inline]
+    fn pass<F: Sided + Tabled>(
+        &mut self,
+        bytes: &mut [u8],
+        packet: &Packet,
+        entry: Entry,
+        from: PortId,
+        now: Now,
+    ) -> Result<PortId, DropReason> {
+        let l3 = usize::from(packet.l3);
+        if F::ttl(bytes, l3) <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let forward = entry.direction == Direction::Forward;
+        let hop = self.next_hop::<F>(entry, bytes, from)?;
+        if u32::from(packet.end - packet.l3) > hop.mtu {
+            return Err(DropReason::TooBig);
+        }
+        let side = F::side_mut(self);
+        let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
+        let next = tcp::advance(word, packet.tcp_flags, entry.direction);
+        if next != word {
+            side.flows.transition(entry.record, word, next)?;
+        }
+        let record = side.flows.record_mut(entry.record);
+        record.last_seen = now.tick().0;
+        record.packets = record.packets.wrapping_add(1);
+        let len = u32::from(packet.end - packet.l3);
+        if forward {
+            record.forward_bytes = record.forward_bytes.saturating_add(len);
+            if packet.transport == Transport::Tcp
+                && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0)
+            {
+                let end = stream_end(bytes, packet);
+                (record.last_seq, record.last_timestamp) = (end.seq, end.timestamp);
+            }
+        } else {
+            record.reverse_bytes = record.reverse_bytes.saturating_add(len);
+        }
+        let to = side.translation(entry, next);
+        wire::rewrite::<F>(bytes, packet, &to);
+        wire::rewrite::set_macs(bytes, hop.dst, hop.src);
+        Ok(hop.port)
+    }
+
+    /// Towards the node: as the kernel routes it. Towards the client: back to the neighbour its
+    /// packets come from, which may change with any of them.
+    #[inline]
+    fn next_hop<F: Sided + Tabled>(&mut self, entry: Entry, bytes: &[u8], from: PortId) -> Result<Hop, DropReason> {
+        let record = F::side(self).flows.record(entry.record);
+        if entry.direction == Direction::Forward {
+            let slot = usize::from(record.node_slot);
+            let known = record.hop;
+            let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
+            let Self { hops, store, .. } = self;
+            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
+                store.header_mut().hops[usize::from(at)] = hop
+            });
+            if last != known {
+                F::side_mut(self).flows.record_mut(entry.record).hop = last;
+            }
+            return Ok(hop);
+        }
+        if let Some((dst, port)) = self.hops.get(record.hop)
+            && let Some(view) = self.view.ports.get(usize::from(port.0))
+        {
+            return Ok(Hop { port, dst, src: view.mac, mtu: view.mtu });
+        }
+        let default = if F::V6 { self.view.default_v6 } else { self.view.default_v4 };
+        default.ok_or(DropReason::NoNeighbor)
+    }
+
+    fn time_exceeded(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        from: PortId,
+        now: Now,
+    ) -> Verdict {
+        if !self.icmp.allows(now) {
+            self.stats.count_drop(DropReason::RateLimited);
+            self.stats.generated.add(1);
+            return Verdict::Drop(DropReason::TtlExceeded);
+        }
+        let Some(len) = wire::icmp::error_about(memory.room_mut(frame), packet, wire::icmp::TIME_EXCEEDED) else {
+            return Verdict::Drop(DropReason::TtlExceeded);
+        };
+        memory.resize(frame, len);
+        self.stats.count_drop(DropReason::TtlExceeded);
+        self.stats.generated.add(1);
+        Verdict::Tx(from)
+    }
+
+    /// ICMP for an address of ours: echo answered, neighbour discovery answered.
+    fn icmp(&mut self, memory: &PacketMemory, frame: &mut Frame, packet: &Packet, from: PortId) -> Verdict {
+        let bytes = memory.bytes(frame);
+        if wire::icmp::is_neighbor_discovery(bytes, packet) {
+            return self.neighbor(memory, frame, from);
+        }
+        match self.local_destination(bytes, packet) {
+            None => Verdict::Kernel,
+            Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
+                if side::source_is_martian(bytes, packet) {
+                    return Verdict::Drop(DropReason::Martian);
+                }
+                wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
+                Verdict::Tx(from)
+            }
+            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
+            Some(_) => Verdict::Drop(DropReason::IcmpUnmatched),
+        }
+    }
+
+    /// Fragments and protocols the box does not balance.
+    fn other(&self, bytes: &[u8], packet: &Packet) -> Verdict {
+        match self.local_destination(bytes, packet) {
+            None => Verdict::Kernel,
+            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
+            Some(_) if packet.transport == Transport::Fragment => Verdict::Drop(DropReason::Fragment),
+            Some(_) => Verdict::Drop(DropReason::UnsupportedProtocol),
+        }
+    }
+
+    fn local_destination(&self, bytes: &[u8], packet: &Packet) -> Option<Local> {
+        let l3 = usize::from(packet.l3);
+        if packet.v6 {
+            let addr = u128::from_be_bytes(wire::bytes_at(bytes, l3 + 24));
+            self.view.tables.v6.locals.get(&addr).copied()
+        } else {
+            self.view.tables.v4.locals.get(&be32(bytes, l3 + 16)).copied()
+        }
+    }
+
+    fn neighbor(&mut self, memory: &PacketMemory, frame: &mut Frame, from: PortId) -> Verdict {
+        let Some(port) = self.view.ports.get(usize::from(from.0)) else {
+            return Verdict::Drop(DropReason::NeighborIgnored);
+        };
+        let view = &self.view;
+        // The kernel behind the TAP may ask for every VIP; others only for what was claimed on their port.
+        let ours = |addr| {
+            if port.is_kernel { view.tables.local(addr).is_some() } else { view.claimed.contains(&(from.0, addr)) }
+        };
+        let len = frame.len();
+        match responder::answer(memory.room_mut(frame), len, port.mac, ours) {
+            Answer::Reply(len) => {
+                memory.resize(frame, len);
+                Verdict::Tx(from)
+            }
+            Answer::Kernel => Verdict::Kernel,
+            Answer::Conflict { .. } => Verdict::Drop(DropReason::NeighborIgnored),
+            Answer::Drop(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// Runs on another view from the next packet on; returns the one it ran on, for somebody else to free.
+    pub fn adopt(&mut self, view: Arc<View>) -> Arc<View> {
+        let old = std::mem::replace(&mut self.view, view);
+        self.stats.view.set(self.view.number);
+        if !Arc::ptr_eq(&old.tables, &self.view.tables) {
+            side::adopt_snats(self);
+        }
+        old
+    }
+
+    #[must_use]
+    pub fn stats(&self) -> &Arc<WorkerStats> {
+        &self.stats
+    }
+
+    /// The link-layer address of a port.
+    #[must_use]
+    pub fn port_mac(&self, port: PortId) -> Option<[u8; 6]> {
+        self.view.ports.get(usize::from(port.0)).map(|port| port.mac)
+    }
+
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+}
+
+/// Where a TCP packet's data ends, and its timestamp: what a node in TIME_WAIT will compare a new
+/// SYN with.
+fn stream_end(bytes: &[u8], packet: &Packet) -> SynInfo {
+    let l4 = usize::from(packet.l4);
+    let header = usize::from(wire::bytes_at::<1>(bytes, l4 + 12)[0] >> 4) * 4;
+    let data = usize::from(packet.end).saturating_sub(l4 + header) as u32;
+    let phantom = u32::from(packet.tcp_flags & TCP_FIN != 0);
+    SynInfo {
+        seq: be32(bytes, l4 + 4).wrapping_add(data).wrapping_add(phantom),
+        timestamp: wire::parse::tcp_timestamp(bytes, packet),
+    }
+}
+
+/// A budget of ICMP errors: so many per second, spent at most a tenth of a second's worth at once.
+struct IcmpBudget {
+    per_second: u64,
+    tokens_ns: u64,
+    last: Now,
+}
+
+impl IcmpBudget {
+    fn new(per_second: u32) -> Self {
+        Self { per_second: u64::from(per_second), tokens_ns: 100_000_000, last: Now::default() }
+    }
+
+    fn allows(&mut self, now: Now) -> bool {
+        let Some(cost) = 1_000_000_000_u64.checked_div(self.per_second) else { return false };
+        let burst = 100_000_000.max(cost);
+        self.tokens_ns = (self.tokens_ns + now.ns.saturating_sub(self.last.ns)).min(burst);
+        self.last = now;
+        if self.tokens_ns < cost {
+            return false;
+        }
+        self.tokens_ns -= cost;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

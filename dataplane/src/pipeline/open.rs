@@ -1,0 +1,169 @@
+//! The long way: a packet no flow is known for. Whose is it, may it open one, and to where?
+
+use super::Pipeline;
+use super::side::{Parts, Sided, node_addr};
+use crate::clock::Now;
+use crate::flow::{Flags, NewFlow, State, SynInfo, Word};
+use crate::nat::{self, Towards};
+use crate::tables::{FamilyTables, Local, Service, ServiceKey, Tabled};
+use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
+use crate::wire::{self, PROTO_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, Transport, Tuple, be32};
+use penstock_configs::desired::Mode;
+
+impl Pipeline {
+    /// Opens a flow for a packet that has none and returns its record, or says where else the
+    /// packet ends.
+    #[inline(never)]
+    pub(super) fn open<F: Sided + Tabled>(
+        &mut self,
+        bytes: &[u8],
+        packet: &Packet,
+        tuple: &Tuple<F::Addr>,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Result<u32, Verdict> {
+        let family = F::tables(&self.view.tables);
+        let Some(local) = family.locals.get(&tuple.dst) else {
+            return Err(self.not_for_us::<F>(tuple, handed));
+        };
+        match local {
+            Local::Snat { id } => Err(self.stray_reply::<F>(tuple, *id, handed)),
+            Local::Vip { .. } => {
+                let owner = self.owner_of_client::<F>(tuple);
+                if owner != self.worker && !handed {
+                    return Err(Verdict::Handoff(owner));
+                }
+                self.admit::<F>(bytes, packet, tuple, from, now).map_err(Verdict::Drop)
+            }
+        }
+    }
+
+    /// The worker that owns a client's flows: computable from either direction of a `dnat` flow.
+    fn owner_of_client<F: Sided>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
+        if self.workers == 1 {
+            return self.worker;
+        }
+        let hash = F::owner_hash(tuple.src, tuple.src_port, tuple.protocol);
+        WorkerId((u64::from(hash) * u64::from(self.workers) >> 32) as u16)
+    }
+
+    /// Steered here, but for none of our addresses: a reply of a `dnat` backend that another worker
+    /// may know, or nothing of ours.
+    fn not_for_us<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>, handed: bool) -> Verdict {
+        let key = ServiceKey { addr: tuple.src, port: tuple.src_port, protocol: tuple.protocol };
+        if handed || !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
+            return Verdict::Kernel;
+        }
+        let owner = self.owner_of_client::<F>(&tuple.reversed());
+        if owner == self.worker { Verdict::Kernel } else { Verdict::Handoff(owner) }
+    }
+
+    /// A packet to a SNAT address that is no flow's here.
+    fn stray_reply<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>, id: u16, handed: bool) -> Verdict {
+        let owner = F::side(self).ports.partition().owner(tuple.dst_port);
+        if owner != self.worker && !handed {
+            return Verdict::Handoff(owner);
+        }
+        let family = F::tables(&self.view.tables);
+        let outside = family
+            .snats
+            .get(usize::from(id))
+            .is_some_and(|snat| snat.shared && !(snat.first_port..=snat.last_port).contains(&tuple.dst_port));
+        if outside { Verdict::Kernel } else { Verdict::Drop(DropReason::NoFlow) }
+    }
+
+    /// The owner's checks of an opening packet, the choice of a backend, the SNAT tuple, the record.
+    fn admit<F: Sided + Tabled>(
+        &mut self,
+        bytes: &[u8],
+        packet: &Packet,
+        tuple: &Tuple<F::Addr>,
+        from: PortId,
+        now: Now,
+    ) -> Result<u32, DropReason> {
+        let Parts { side, view, hops, store, stats } = F::parts(self);
+        let tables = &view.tables;
+        let family = F::tables(tables);
+        check_source::<F>(family, tuple)?;
+        let service = tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).ok_or(DropReason::NoService)?;
+        if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, tuple.src)) {
+            return Err(DropReason::SourceDenied);
+        }
+        let tcp = packet.transport == Transport::Tcp;
+        if tcp && packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
+            return Err(DropReason::OutOfState);
+        }
+        let pick = F::pick_hash(tuple);
+        let backend = service.set.pick(pick).ok_or(DropReason::NoBackend)?;
+        if view.node_hops.get(usize::from(backend.node_slot)).copied().flatten().is_none() {
+            return Err(DropReason::NoNeighbor);
+        }
+        let node = node_addr::<F>(backend.address);
+        let node_port = service.port_of(backend);
+        let state = if tcp { State::SynSent } else { State::UdpOneWay };
+        let mut flow = NewFlow {
+            client: tuple.src,
+            vip: tuple.dst,
+            node,
+            client_port: tuple.src_port,
+            vip_port: tuple.dst_port,
+            node_port,
+            snat_port: 0,
+            snat: 0,
+            word: Word { state, flags: Flags::default(), protocol: tuple.protocol },
+            epoch: tables.epoch,
+            hop: 0,
+            node_slot: backend.node_slot,
+            service: service.slot,
+        };
+        if service.mode == Mode::Dnat {
+            flow.word.flags = Flags::DNAT;
+        } else {
+            let towards = Towards {
+                node,
+                node_port,
+                node_slot: backend.node_slot,
+                protocol: tuple.protocol,
+                syn: tcp.then(|| syn_info(bytes, packet)),
+                client_hash: u64::from(F::owner_hash(tuple.src, 0, 0)),
+            };
+            let timed_out = nat::older_than(now, &service.timeouts);
+            let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, nat::anywhere)?;
+            (flow.snat, flow.snat_port) = (found.snat, found.port);
+        }
+        flow.hop = hops.intern(0, wire::bytes_at(bytes, 6), from, |at, hop| {
+            store.header_mut().hops[usize::from(at)] = hop;
+        });
+        let record = side.flows.insert(&flow, now)?;
+        stats.flows_created.add(1);
+        count_new(stats, service);
+        Ok(record)
+    }
+}
+
+fn count_new(stats: &crate::stats::WorkerStats, service: &Service) {
+    if let Some(counters) = stats.services.get(service.slot as usize) {
+        counters.new_flows.add(1);
+    }
+}
+
+/// Martians, and packets that claim an address of ours.
+fn check_source<F: Tabled>(family: &FamilyTables<F::Addr>, tuple: &Tuple<F::Addr>) -> Result<(), DropReason> {
+    if F::is_martian(tuple.src) {
+        return Err(DropReason::Martian);
+    }
+    match family.locals.get(&tuple.src) {
+        Some(Local::Vip { .. }) => Err(DropReason::SpoofedSource),
+        // The box itself may be a client under an address it shares.
+        Some(Local::Snat { id }) if !family.snats.get(usize::from(*id)).is_some_and(|snat| snat.shared) => {
+            Err(DropReason::SpoofedSource)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn syn_info(bytes: &[u8], packet: &Packet) -> SynInfo {
+    debug_assert_eq!(packet.protocol, PROTO_TCP);
+    SynInfo { seq: be32(bytes, usize::from(packet.l4) + 4), timestamp: wire::parse::tcp_timestamp(bytes, packet) }
+}

@@ -1,0 +1,184 @@
+//! The two families' state, reached by type, and what a pipeline is made from.
+
+use std::net::IpAddr;
+
+use super::Pipeline;
+use super::hops::LastHops;
+use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
+use crate::hash::FlowHasher;
+use crate::nat::{Partition, PortAllocator};
+use crate::persist::{PersistError, Shape, Store};
+use crate::stats::WorkerStats;
+use crate::tables::{Tabled, Tables, View};
+use crate::verdict::WorkerId;
+use crate::wire::{self, Family, Packet, Rewrite, Tuple, V4, V6};
+
+/// Capacities and place of a pipeline; fixed for its life.
+#[derive(Debug, Clone, Copy)]
+pub struct PipelineConfig {
+    pub worker: WorkerId,
+    pub workers: u16,
+    pub flows_v4: Capacity,
+    pub flows_v6: Capacity,
+    pub max_nodes: usize,
+    pub max_services: usize,
+    pub icmp_per_second: u32,
+}
+
+impl PipelineConfig {
+    /// What its store must look like.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        Shape {
+            worker: self.worker.0,
+            workers: self.workers,
+            records_v4: self.flows_v4.records(),
+            records_v6: self.flows_v6.records(),
+        }
+    }
+}
+
+/// One family's flows and SNAT ports.
+pub struct Side<F: Family> {
+    pub flows: FlowTable<F>,
+    pub ports: PortAllocator,
+    /// Flows per service slot, counted during a sweep round.
+    pub counting: Box<[u32]>,
+    pub counted: Box<[u32]>,
+}
+
+impl<F: Family> Side<F> {
+    /// The hash of a packet's tuple; its index line is on its way.
+    #[inline]
+    pub fn begin(&self, bytes: &[u8], packet: &Packet) -> u64 {
+        let tuple: Tuple<F::Addr> = F::tuple(bytes, packet);
+        let hash = self.flows.hash(&tuple);
+        self.flows.prefetch_index(hash);
+        hash
+    }
+
+    /// The tuple a packet of this flow leaves with.
+    #[inline]
+    pub fn translation(&self, entry: Entry, word: Word) -> Rewrite<F::Addr> {
+        let record = self.flows.record(entry.record);
+        match entry.direction {
+            Direction::Forward if word.flags.has(Flags::DNAT) => Rewrite {
+                src: record.client,
+                dst: record.node,
+                src_port: record.client_port,
+                dst_port: record.node_port,
+            },
+            Direction::Forward => Rewrite {
+                src: self.flows.snat(record.snat),
+                dst: record.node,
+                src_port: record.snat_port,
+                dst_port: record.node_port,
+            },
+            Direction::Reverse => {
+                Rewrite { src: record.vip, dst: record.client, src_port: record.vip_port, dst_port: record.client_port }
+            }
+        }
+    }
+}
+
+/// Disjoint parts of a pipeline, for code generic over the family.
+pub struct Parts<'a, F: Family> {
+    pub side: &'a mut Side<F>,
+    pub view: &'a View,
+    pub hops: &'a mut LastHops,
+    pub store: &'a mut Store,
+    pub stats: &'a WorkerStats,
+}
+
+/// Picks a family's side of a pipeline.
+pub trait Sided: Tabled {
+    fn side(pipeline: &Pipeline) -> &Side<Self>;
+    fn side_mut(pipeline: &mut Pipeline) -> &mut Side<Self>;
+    fn parts(pipeline: &mut Pipeline) -> Parts<'_, Self>;
+}
+
+macro_rules! sided {
+    ($family:ty, $field:ident) => {
+        impl Sided for $family {
+            #[inline]
+            fn side(pipeline: &Pipeline) -> &Side<Self> {
+                &pipeline.$field
+            }
+
+            #[inline]
+            fn side_mut(pipeline: &mut Pipeline) -> &mut Side<Self> {
+                &mut pipeline.$field
+            }
+
+            #[inline]
+            fn parts(pipeline: &mut Pipeline) -> Parts<'_, Self> {
+                let Pipeline { $field: side, view, hops, store, stats, .. } = pipeline;
+                Parts { side, view, hops, store, stats }
+            }
+        }
+    };
+}
+
+sided!(V4, v4);
+sided!(V6, v6);
+
+/// Both sides over the store's records.
+pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Side<V6>), PersistError> {
+    let hasher = FlowHasher::new(store.seed());
+    let partition = Partition { worker: config.worker, workers: config.workers };
+    let (v4, v6) = store.records().ok_or_else(|| PersistError::Memory(std::io::Error::other("records taken twice")))?;
+    let zeros = || vec![0; config.max_services].into_boxed_slice();
+    Ok((
+        Side {
+            flows: FlowTable::new(v4, config.flows_v4, hasher).map_err(PersistError::Memory)?,
+            ports: PortAllocator::new(partition, config.max_nodes),
+            counting: zeros(),
+            counted: zeros(),
+        },
+        Side {
+            flows: FlowTable::new(v6, config.flows_v6, hasher).map_err(PersistError::Memory)?,
+            ports: PortAllocator::new(partition, config.max_nodes),
+            counting: zeros(),
+            counted: zeros(),
+        },
+    ))
+}
+
+/// The tables' SNAT list becomes that of the flow tables, and of the store, for the next process.
+pub fn adopt_snats(pipeline: &mut Pipeline) {
+    let Pipeline { view, v4, v6, store, .. } = pipeline;
+    let tables = &view.tables;
+    let header = store.header_mut();
+    for (at, snat) in tables.v4.snats.iter().enumerate() {
+        header.snat_v4[at] = snat.addr;
+    }
+    for (at, snat) in tables.v6.snats.iter().enumerate() {
+        header.snat_v6[at] = snat.addr.to_be_bytes();
+    }
+    v4.flows.set_snats(tables.v4.snats.iter().map(|snat| snat.addr));
+    v6.flows.set_snats(tables.v6.snats.iter().map(|snat| snat.addr));
+}
+
+/// Whether a SNAT address is the kernel's too.
+pub fn is_shared(tables: &Tables, v6: bool, id: u16) -> bool {
+    let at = usize::from(id);
+    if v6 {
+        tables.v6.snats.get(at).is_some_and(|snat| snat.shared)
+    } else {
+        tables.v4.snats.get(at).is_some_and(|snat| snat.shared)
+    }
+}
+
+pub fn source_is_martian(bytes: &[u8], packet: &Packet) -> bool {
+    let l3 = usize::from(packet.l3);
+    if packet.v6 {
+        V6::is_martian(u128::from_be_bytes(wire::bytes_at(bytes, l3 + 8)))
+    } else {
+        V4::is_martian(wire::be32(bytes, l3 + 12))
+    }
+}
+
+/// A node slot's address as the family's number.
+pub fn node_addr<F: Family>(address: IpAddr) -> F::Addr {
+    F::from_ip(address).unwrap_or_default()
+}

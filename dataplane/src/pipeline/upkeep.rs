@@ -1,0 +1,139 @@
+//! What the worker does between bursts, a few records at a time: expiry, counters, revalidation,
+//! and the taking up of an earlier process's flows.
+
+use super::Pipeline;
+use super::revalidate::{Standing, revalidate};
+use super::side::{Parts, Sided};
+use crate::clock::Now;
+use crate::flow::{FlowTable, Record};
+use crate::persist::{MAX_SNATS, Store};
+use crate::stats::ServiceCounters;
+use crate::tables::Tabled;
+use crate::wire::{Family, V4, V6};
+
+/// Every record is looked at about this often.
+const ROUND_NS: u64 = 1_000_000_000;
+/// Records per call at most: a few microseconds.
+const MOST: u32 = 512;
+/// Records worth a call.
+const LEAST: u32 = 32;
+
+/// When each family's sweep went on last.
+#[derive(Debug, Default)]
+pub(super) struct SweepClock {
+    v4: Now,
+    v6: Now,
+    rounds: [bool; 2],
+}
+
+impl Pipeline {
+    /// Takes the next steps of the sweep. True: more is due already.
+    pub fn upkeep(&mut self, now: Now) -> bool {
+        let v4 = self.sweep::<V4>(now, self.sweep.v4);
+        let v6 = self.sweep::<V6>(now, self.sweep.v6);
+        self.sweep.v4 = v4.0;
+        self.sweep.v6 = v6.0;
+        self.sweep.rounds[0] |= v4.1;
+        self.sweep.rounds[1] |= v6.1;
+        if self.sweep.rounds == [true, true] {
+            self.sweep.rounds = [false, false];
+            let Self { hops, store, .. } = self;
+            hops.end_round(|at, hop| store.header_mut().hops[usize::from(at)] = hop);
+        }
+        let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
+        self.stats.flows_established.set(u64::from(four.established + six.established));
+        self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
+        self.stats.embryos_evicted.set(four.evicted + six.evicted);
+        v4.2 || v6.2
+    }
+
+    /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a
+    /// round was completed, and whether more is due.
+    fn sweep<F: Sided + Tabled>(&mut self, now: Now, last: Now) -> (Now, bool, bool) {
+        let Parts { side, view, hops, stats, .. } = F::parts(self);
+        let records = u64::from(side.flows.swept_records().max(LEAST));
+        let elapsed = now.ns.saturating_sub(last.ns).min(ROUND_NS);
+        let due = (records * elapsed / ROUND_NS) as u32;
+        if due < LEAST {
+            return (last, false, false);
+        }
+        let budget = due.min(MOST);
+        let tables = &view.tables;
+        let counting = &mut side.counting;
+        let complete = side.flows.sweep(budget, |_, record, word| {
+            if record.epoch != tables.epoch && revalidate::<F>(record, word, tables, false) == Standing::Revoked {
+                return false;
+            }
+            let Some(service) = tables.service(record.service) else { return false };
+            if let Some(counters) = stats.services.get(record.service as usize) {
+                collect(record, counters);
+                counting[record.service as usize] += 1;
+            }
+            hops.mark(record.hop);
+            now.tick().since(record.last_seen()) <= service.timeouts[word.state as usize]
+        });
+        if complete {
+            std::mem::swap(&mut side.counting, &mut side.counted);
+            side.counting.fill(0);
+            self.publish_counts(tables_len(&self.view.tables.services));
+        }
+        let done = Now { ns: now.ns - elapsed + u64::from(budget) * ROUND_NS / records };
+        (Now { ns: done.ns.min(now.ns) }, complete, due > budget)
+    }
+
+    fn publish_counts(&self, services: usize) {
+        let counts = self.v4.counted.iter().zip(&*self.v6.counted);
+        for (counters, (v4, v6)) in self.stats.services.iter().zip(counts).take(services) {
+            counters.flows.set(u64::from(v4 + v6));
+        }
+    }
+
+    /// Takes up the flows in the store: indexes rebuilt, numbers checked.
+    pub(super) fn recover(&mut self) {
+        if !self.store.recovered {
+            return;
+        }
+        let Self { v4, v6, store, hops, .. } = self;
+        let header = store.header();
+        hops.recover(&header.hops);
+        v4.flows.set_snats(header.snat_v4.iter().copied());
+        v6.flows.set_snats(header.snat_v6.iter().map(|addr| u128::from_be_bytes(*addr)));
+        let used = store.used_records();
+        recover_family(&mut v4.flows, used[0]);
+        recover_family(&mut v6.flows, used[1]);
+    }
+
+    /// SNAT addresses by number as the store has them, for the first snapshot to keep the numbers.
+    #[must_use]
+    pub fn stored_snats(store: &Store) -> (Vec<u32>, Vec<u128>) {
+        let header = store.header();
+        let v4 = header.snat_v4.iter().copied().take_while(|addr| *addr != 0).collect();
+        let v6 = header.snat_v6.iter().map(|a| u128::from_be_bytes(*a)).take_while(|addr| *addr != 0).collect();
+        (v4, v6)
+    }
+}
+
+fn tables_len<T>(services: &[T]) -> usize {
+    services.len().max(1)
+}
+
+fn recover_family<F: Family>(flows: &mut FlowTable<F>, used: u32) {
+    flows.recover(used, |record, _| {
+        let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
+        // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
+        record.epoch = 0;
+        record.packets = 0;
+        (record.forward_bytes, record.reverse_bytes) = (0, 0);
+        sane
+    });
+}
+
+/// Moves a record's counters to its service's.
+fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
+    if record.packets != 0 {
+        counters.packets.add(u64::from(record.packets));
+        counters.forward_bytes.add(u64::from(record.forward_bytes));
+        counters.reverse_bytes.add(u64::from(record.reverse_bytes));
+        (record.packets, record.forward_bytes, record.reverse_bytes) = (0, 0, 0);
+    }
+}

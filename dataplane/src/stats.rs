@@ -1,0 +1,130 @@
+//! Counters: each written by one worker, read by housekeeping. Plain loads and stores, no locked
+//! instructions: a counter has a single writer.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::verdict::DropReason;
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker's counters.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct WorkerStats {
+    pub rx: Counter,
+    pub tx: Counter,
+    /// Packets the box made itself in place of one it dropped.
+    pub generated: Counter,
+    pub handoff_in: Counter,
+    pub handoff_out: Counter,
+    pub kernel: Counter,
+    /// Frames waiting for something: a transmit ring with room.
+    pub held: Counter,
+    pub drops: [Counter; DropReason::COUNT],
+    pub flows_created: Counter,
+    pub flows_established: Counter,
+    pub flows_embryonic: Counter,
+    pub embryos_evicted: Counter,
+    pub turns: Counter,
+    pub busy_turns: Counter,
+    /// The publication this worker runs.
+    pub view: Counter,
+    pub ports: Vec<PortCounters>,
+    /// By service slot.
+    pub services: Vec<ServiceCounters>,
+    pub frames_total: Counter,
+    pub frames_free: Counter,
+    pub frames_in_ports: Counter,
+}
+
+/// One port's part in a worker's traffic, and its sockets' own statistics.
+#[derive(Debug, Default)]
+pub struct PortCounters {
+    pub rx: Counter,
+    pub rx_bytes: Counter,
+    pub tx: Counter,
+    pub tx_bytes: Counter,
+    pub socket_rx_dropped: Counter,
+    pub socket_rx_ring_full: Counter,
+    pub socket_fill_empty: Counter,
+    pub socket_tx_invalid: Counter,
+}
+
+#[derive(Debug, Default)]
+pub struct ServiceCounters {
+    pub flows: Counter,
+    pub new_flows: Counter,
+    pub packets: Counter,
+    pub forward_bytes: Counter,
+    pub reverse_bytes: Counter,
+}
+
+impl WorkerStats {
+    #[must_use]
+    pub fn new(ports: usize, services: usize) -> Self {
+        Self {
+            rx: Counter::default(),
+            tx: Counter::default(),
+            generated: Counter::default(),
+            handoff_in: Counter::default(),
+            handoff_out: Counter::default(),
+            kernel: Counter::default(),
+            held: Counter::default(),
+            drops: std::array::from_fn(|_| Counter::default()),
+            flows_created: Counter::default(),
+            flows_established: Counter::default(),
+            flows_embryonic: Counter::default(),
+            embryos_evicted: Counter::default(),
+            turns: Counter::default(),
+            busy_turns: Counter::default(),
+            view: Counter::default(),
+            ports: (0..ports).map(|_| PortCounters::default()).collect(),
+            services: (0..services).map(|_| ServiceCounters::default()).collect(),
+            frames_total: Counter::default(),
+            frames_free: Counter::default(),
+            frames_in_ports: Counter::default(),
+        }
+    }
+
+    #[inline]
+    pub fn count_drop(&self, reason: DropReason) {
+        self.drops[reason as usize].add(1);
+    }
+
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().map(Counter::get).sum()
+    }
+
+    /// Packets that came in and have not ended yet: zero between bursts.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        let into = self.rx.get() + self.generated.get() + self.handoff_in.get();
+        let out = self.tx.get() + self.handoff_out.get() + self.kernel.get() + self.dropped() + self.held.get();
+        into as i64 - out as i64
+    }
+}

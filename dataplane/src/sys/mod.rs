@@ -1,0 +1,66 @@
+//! The small unsafe edge: prefetch, anonymous huge mappings, clocks.
+#![allow(unsafe_code, reason = "intrinsics and mappings; each block says why it holds")]
+
+pub mod ethtool;
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+/// Asks the CPU to load the cache line at `place`; a hint, without effect on what the program computes.
+#[inline(always)]
+pub fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetch reads nothing the program can see and faults on no address; SSE is part of x86_64.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Plain numbers: every bit pattern is a value, all zeros among them.
+///
+/// # Safety
+/// The type must have no padding-dependent meaning, no pointers, and accept any bytes.
+pub unsafe trait Plain: Sized {}
+
+// SAFETY: an array of integers.
+unsafe impl Plain for crate::flow::index::Bucket {}
+
+/// A zeroed array in a mapping of its own, on huge pages where the kernel gives them: a table of
+/// millions of entries would miss the TLB on nearly every access otherwise.
+pub struct HugeArray<T: Plain> {
+    map: memmap2::MmapMut,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Plain> HugeArray<T> {
+    pub fn zeroed(len: usize) -> std::io::Result<Self> {
+        assert!(align_of::<T>() <= 4096, "mappings are aligned to pages");
+        let map = memmap2::MmapMut::map_anon((len * size_of::<T>()).max(1))?;
+        // Without transparent huge pages the kernel says no; small pages serve as well.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(Self { map, len, of: PhantomData })
+    }
+}
+
+impl<T: Plain> Deref for HugeArray<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping has at least `len * size_of::<T>()` bytes, is page-aligned, zeroed and
+        // only written as `T`; `T: Plain` accepts all-zero bytes.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for HugeArray<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as for `deref`, and the array is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+    }
+}

@@ -1,0 +1,393 @@
+//! From documents to tables: resolves names, interns what is shared, keeps slots stable.
+//!
+//! Validation has happened; what does not resolve here (a set member without an address of the
+//! VIP's family) is left out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use penstock_configs::desired::{
+    Announce, Backend as WantedBackend, BackendState, Desired, Health, Mode, Protocol, Service as WantedService,
+};
+use penstock_configs::file::{SnatAddress, Timeouts};
+use rustc_hash::FxHashMap;
+
+use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables};
+use crate::clock::ticks;
+use crate::flow::State;
+use crate::lpm::SourceSet;
+use crate::wire::{Family, PROTO_TCP, PROTO_UDP, V4, V6};
+
+/// What the tables are compiled from.
+pub struct Inputs<'a> {
+    pub owners: &'a BTreeMap<String, Arc<Desired>>,
+    pub health: &'a Health,
+    pub snat: &'a [SnatAddress],
+    pub timeouts: &'a Timeouts,
+    pub announce: Announce,
+    pub maglev_max: u32,
+    pub max_services: usize,
+    pub max_nodes: usize,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CompileError {
+    #[error("{wanted} services are wanted, limits.services is {limit}: raise it and restart the dataplane")]
+    TooManyServices { wanted: usize, limit: usize },
+    #[error("{wanted} node addresses are wanted, limits.nodes is {limit}: raise it and restart the dataplane")]
+    TooManyNodes { wanted: usize, limit: usize },
+    #[error("more than {0} SNAT addresses of a family since the start: restart the dataplane")]
+    TooManySnats(usize),
+}
+
+/// Compiles snapshots one after the other; what they share goes on being shared.
+#[derive(Default)]
+pub struct Compiler {
+    epoch: u16,
+    services: Slots<(IpAddr, u16, u8)>,
+    nodes: Slots<IpAddr>,
+    snat_v4: Vec<Snat<u32>>,
+    snat_v6: Vec<Snat<u128>>,
+    sets: HashMap<Vec<Backend>, Arc<BackendSet>>,
+    previous: Arc<Tables>,
+}
+
+impl Compiler {
+    /// Starts with the SNAT numbers that an earlier process's flow records use.
+    pub fn seed_snats(&mut self, v4: &[u32], v6: &[u128]) {
+        fn retired<A: Copy>(addr: &A) -> Snat<A> {
+            Snat { addr: *addr, first_port: 1, last_port: 0, shared: false, retired: true }
+        }
+        self.snat_v4 = v4.iter().map(retired).collect();
+        self.snat_v6 = v6.iter().map(retired).collect();
+    }
+
+    /// Compiles the union of all owners' snapshots.
+    ///
+    /// # Errors
+    /// A capacity fixed at start is exceeded; nothing has changed then.
+    pub fn compile(&mut self, inputs: &Inputs<'_>) -> Result<Arc<Tables>, CompileError> {
+        check_capacity(inputs)?;
+        let snat_v4 = merge_snats::<V4>(&self.snat_v4, inputs.snat)?;
+        let snat_v6 = merge_snats::<V6>(&self.snat_v6, inputs.snat)?;
+        (self.snat_v4, self.snat_v6) = (snat_v4, snat_v6);
+        self.epoch = if self.epoch == u16::MAX { 1 } else { self.epoch + 1 };
+
+        let mut tables = Tables { epoch: self.epoch, ..Tables::default() };
+        let mut sets = HashMap::new();
+        let health = HealthIndex::new(inputs.health);
+        self.services.begin();
+        self.nodes.begin();
+        for (owner, desired) in inputs.owners {
+            let owner: Arc<str> = owner.as_str().into();
+            let mut resolved = Resolved::new(desired, &health);
+            for wanted in &desired.services {
+                let service = self.service(&owner, wanted, &mut resolved, &mut sets, inputs);
+                insert(&mut tables, service, wanted.announce.unwrap_or(inputs.announce));
+            }
+        }
+        self.services.end();
+        self.nodes.end();
+        self.sets = sets;
+        tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
+        add_snats(&mut tables.v4, &self.snat_v4);
+        add_snats(&mut tables.v6, &self.snat_v6);
+        let tables = Arc::new(tables);
+        self.previous = Arc::clone(&tables);
+        Ok(tables)
+    }
+
+    fn service(
+        &mut self,
+        owner: &Arc<str>,
+        wanted: &WantedService,
+        resolved: &mut Resolved<'_>,
+        sets: &mut HashMap<Vec<Backend>, Arc<BackendSet>>,
+        inputs: &Inputs<'_>,
+    ) -> Service {
+        let protocol = protocol_number(wanted.protocol);
+        let slot = self.services.slot((wanted.vip, wanted.port, protocol));
+        let set = self.set(wanted, resolved, sets, inputs);
+        let before = self
+            .previous
+            .service(slot)
+            .filter(|old| (old.vip, old.port, old.protocol) == (wanted.vip, wanted.port, protocol));
+        let moved =
+            before.and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) });
+        Service {
+            slot,
+            owner: Arc::clone(owner),
+            name: wanted.name.as_str().into(),
+            vip: wanted.vip,
+            port: wanted.port,
+            protocol,
+            mode: wanted.mode,
+            set,
+            target_port: wanted.target_port.unwrap_or(0),
+            sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
+            timeouts: timeouts(inputs.timeouts, wanted),
+            moved,
+        }
+    }
+}
+
+impl Compiler {
+    /// The compiled set of a service: that of a service before it, of the last snapshot, or a new one.
+    fn set(
+        &mut self,
+        wanted: &WantedService,
+        resolved: &mut Resolved<'_>,
+        sets: &mut HashMap<Vec<Backend>, Arc<BackendSet>>,
+        inputs: &Inputs<'_>,
+    ) -> Arc<BackendSet> {
+        let name = resolved.cache_key(wanted);
+        if let Some(set) = name.as_ref().and_then(|name| resolved.compiled.get(name)) {
+            return Arc::clone(set);
+        }
+        let mut backends = resolved.backends(wanted);
+        for backend in &mut backends {
+            backend.node_slot = self.nodes.slot(backend.address) as u16;
+        }
+        let set = match sets.get(&backends).or_else(|| self.sets.get(&backends)) {
+            Some(set) => Arc::clone(set),
+            None => Arc::new(BackendSet::build(backends.clone(), inputs.maglev_max)),
+        };
+        sets.insert(backends, Arc::clone(&set));
+        if let Some(name) = name {
+            resolved.compiled.insert(name, Arc::clone(&set));
+        }
+        set
+    }
+}
+
+fn check_capacity(inputs: &Inputs<'_>) -> Result<(), CompileError> {
+    let wanted = inputs.owners.values().map(|desired| desired.services.len()).sum();
+    if wanted > inputs.max_services {
+        return Err(CompileError::TooManyServices { wanted, limit: inputs.max_services });
+    }
+    let mut addresses = std::collections::HashSet::new();
+    for desired in inputs.owners.values() {
+        addresses.extend(desired.nodes.iter().flat_map(|node| node.addresses.iter().copied()));
+        let inline = desired.services.iter().flat_map(|service| &service.backends);
+        let members = desired.sets.iter().flat_map(|set| &set.backends);
+        addresses.extend(inline.chain(members).filter_map(|backend| backend.address));
+    }
+    if addresses.len() > inputs.max_nodes {
+        return Err(CompileError::TooManyNodes { wanted: addresses.len(), limit: inputs.max_nodes });
+    }
+    Ok(())
+}
+
+/// The wire's number for a protocol.
+#[must_use]
+pub fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => PROTO_TCP,
+        Protocol::Udp => PROTO_UDP,
+    }
+}
+
+fn timeouts(defaults: &Timeouts, service: &WantedService) -> [u32; State::COUNT] {
+    let own = service.timeouts.clone().unwrap_or_default();
+    let mut by_state = [0; State::COUNT];
+    by_state[State::SynSent as usize] = ticks(defaults.tcp_syn);
+    by_state[State::Established as usize] = ticks(own.tcp_established.unwrap_or(defaults.tcp_established));
+    by_state[State::FinWait as usize] = ticks(defaults.tcp_fin);
+    by_state[State::TimeWait as usize] = ticks(defaults.tcp_time_wait);
+    by_state[State::Reset as usize] = ticks(defaults.tcp_rst);
+    by_state[State::UdpOneWay as usize] = ticks(defaults.udp_one_way);
+    by_state[State::UdpStream as usize] = ticks(own.udp.unwrap_or(defaults.udp));
+    by_state
+}
+
+fn insert(tables: &mut Tables, service: Service, announce: Announce) {
+    match service.vip {
+        IpAddr::V4(vip) => insert_family(&mut tables.v4, vip.into(), &service, announce, V4::from_ip),
+        IpAddr::V6(vip) => insert_family(&mut tables.v6, vip.into(), &service, announce, V6::from_ip),
+    }
+    tables.has_dnat |= service.mode == Mode::Dnat;
+    let slot = service.slot as usize;
+    if tables.services.len() <= slot {
+        tables.services.resize_with(slot + 1, || None);
+    }
+    tables.services[slot] = Some(Arc::new(service));
+}
+
+fn insert_family<A: Copy + Eq + Hash>(
+    family: &mut FamilyTables<A>,
+    vip: A,
+    service: &Service,
+    announce: Announce,
+    number: impl Fn(IpAddr) -> Option<A>,
+) {
+    let key = ServiceKey { addr: vip, port: service.port, protocol: service.protocol };
+    family.services.insert(key, service.slot);
+    let announce = announce == Announce::L2;
+    // One service that wants its VIP announced is enough.
+    let local = family.locals.entry(vip).or_insert(Local::Vip { announce });
+    if announce {
+        *local = Local::Vip { announce };
+    }
+    if service.mode == Mode::Dnat {
+        for backend in &service.set.backends {
+            if let Some(addr) = number(backend.address) {
+                let key = ServiceKey { addr, port: service.port_of(backend), protocol: service.protocol };
+                family.dnat.insert(key, ());
+            }
+        }
+    }
+}
+
+/// The list with the numbers kept: an address that is gone is retired, a new one added behind.
+fn merge_snats<F: Family>(old: &[Snat<F::Addr>], wanted: &[SnatAddress]) -> Result<Vec<Snat<F::Addr>>, CompileError> {
+    let mut list: Vec<_> = old.iter().map(|snat| Snat { retired: true, ..*snat }).collect();
+    for want in wanted {
+        let Some(addr) = F::from_ip(want.address) else { continue };
+        let [first_port, last_port] = want.ports;
+        let snat = Snat { addr, first_port, last_port, shared: want.shared, retired: false };
+        match list.iter_mut().find(|known| known.addr == addr) {
+            Some(known) => *known = snat,
+            None => list.push(snat),
+        }
+    }
+    if list.len() > crate::persist::MAX_SNATS {
+        return Err(CompileError::TooManySnats(crate::persist::MAX_SNATS));
+    }
+    Ok(list)
+}
+
+fn add_snats<A: Copy + Eq + Hash>(family: &mut FamilyTables<A>, snats: &[Snat<A>]) {
+    family.snats = snats.to_vec();
+    for (id, snat) in snats.iter().enumerate().filter(|(_, snat)| !snat.retired) {
+        family.locals.insert(snat.addr, Local::Snat { id: id as u16 });
+    }
+}
+
+/// The checks' results by address.
+struct HealthIndex {
+    by_port: FxHashMap<(IpAddr, u16), BackendState>,
+    by_address: FxHashMap<IpAddr, BackendState>,
+}
+
+impl HealthIndex {
+    fn new(health: &Health) -> Self {
+        let mut index = Self { by_port: FxHashMap::default(), by_address: FxHashMap::default() };
+        for backend in &health.backends {
+            match backend.port {
+                Some(port) => index.by_port.insert((backend.address, port), backend.state),
+                None => index.by_address.insert(backend.address, backend.state),
+            };
+        }
+        index
+    }
+
+    /// The worst of what the owner wants and the checks found.
+    fn state(&self, address: IpAddr, port: u16, wanted: BackendState) -> BackendState {
+        let found = [self.by_address.get(&address), self.by_port.get(&(address, port))];
+        let rank = |state: &BackendState| match state {
+            BackendState::Active => 0,
+            BackendState::Draining => 1,
+            BackendState::Down => 2,
+        };
+        found.into_iter().flatten().copied().chain([wanted]).max_by_key(rank).unwrap_or(wanted)
+    }
+}
+
+/// One owner's names, resolved.
+struct Resolved<'a> {
+    nodes: FxHashMap<&'a str, &'a [IpAddr]>,
+    sets: FxHashMap<&'a str, &'a [WantedBackend]>,
+    health: &'a HealthIndex,
+    /// Sets compiled for earlier services of this owner.
+    compiled: FxHashMap<SetUse, Arc<BackendSet>>,
+}
+
+/// What the compiled form of a named set depends on beside the set: the VIP's family, and the target
+/// port where some check's result is about a port.
+type SetUse = (String, bool, u16);
+
+impl<'a> Resolved<'a> {
+    fn new(desired: &'a Desired, health: &'a HealthIndex) -> Self {
+        let nodes = desired.nodes.iter().map(|node| (node.name.as_str(), node.addresses.as_slice())).collect();
+        let sets = desired.sets.iter().map(|set| (set.name.as_str(), set.backends.as_slice())).collect();
+        Self { nodes, sets, health, compiled: FxHashMap::default() }
+    }
+
+    fn cache_key(&self, service: &WantedService) -> Option<SetUse> {
+        let port = if self.health.by_port.is_empty() { 0 } else { service.target_port.unwrap_or(0) };
+        Some((service.set.clone()?, service.vip.is_ipv4(), port))
+    }
+
+    fn backends(&self, service: &WantedService) -> Vec<Backend> {
+        let members = match &service.set {
+            Some(name) => self.sets.get(name.as_str()).copied().unwrap_or_default(),
+            None => &service.backends,
+        };
+        let target_port = service.target_port.unwrap_or(0);
+        let mut backends = Vec::with_capacity(members.len());
+        for member in members {
+            let of_node = || {
+                let addresses = self.nodes.get(member.node.as_deref()?)?;
+                addresses.iter().copied().find(|addr| addr.is_ipv4() == service.vip.is_ipv4())
+            };
+            let Some(address) = member.address.or_else(of_node) else { continue };
+            let port = member.port.unwrap_or(0);
+            let checked = if port == 0 { target_port } else { port };
+            let state = self.health.state(address, checked, member.state);
+            backends.push(Backend { address, port, weight: member.weight, state, node_slot: 0 });
+        }
+        backends
+    }
+}
+
+/// Stable small numbers for keys. A number freed is the last to be used again.
+struct Slots<K> {
+    by_key: HashMap<K, u32>,
+    keys: Vec<Option<K>>,
+    seen: Vec<bool>,
+    free: VecDeque<u32>,
+}
+
+impl<K> Default for Slots<K> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), keys: Vec::new(), seen: Vec::new(), free: VecDeque::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Slots<K> {
+    fn begin(&mut self) {
+        self.seen.fill(false);
+    }
+
+    fn slot(&mut self, key: K) -> u32 {
+        let slot = *self.by_key.entry(key).or_insert_with(|| {
+            // Fresh numbers first, within a bound, so that a freed one rests.
+            match self.free.pop_front() {
+                Some(slot) => {
+                    self.keys[slot as usize] = Some(key);
+                    slot
+                }
+                None => {
+                    self.keys.push(Some(key));
+                    self.seen.push(false);
+                    self.keys.len() as u32 - 1
+                }
+            }
+        });
+        self.seen[slot as usize] = true;
+        slot
+    }
+
+    fn end(&mut self) {
+        for (slot, key) in self.keys.iter_mut().enumerate() {
+            if !self.seen[slot]
+                && let Some(gone) = key.take()
+            {
+                self.by_key.remove(&gone);
+                self.free.push_back(slot as u32);
+            }
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The pinned loop: receive a burst, let the pipeline settle it, send it on; then hand-offs, ring
+//! service, upkeep; and sleep when there is nothing to do.
+
+mod egress;
+mod idle;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arrayvec::ArrayVec;
+
+use crate::clock::Now;
+use crate::handoff::Exchange;
+use crate::io::{Burst, FramePool, Port};
+use crate::pipeline::Pipeline;
+use crate::publish::Mailbox;
+use crate::stats::WorkerStats;
+use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
+use egress::Egress;
+pub use idle::IdlePolicy;
+
+/// Turns between two looks at the TAP: reading it is a system call.
+const KERNEL_PORT_EVERY: u32 = 64;
+
+/// A socket of the worker, and which of the box's ports it belongs to.
+pub struct Attached<P> {
+    pub id: PortId,
+    pub port: P,
+}
+
+/// One worker: its sockets, packet memory and pipeline.
+pub struct Worker<P: Port, K: Port> {
+    id: WorkerId,
+    sockets: Vec<Attached<P>>,
+    /// The TAP to the kernel, and its number among the ports.
+    kernel: Option<Attached<K>>,
+    pool: FramePool,
+    pipeline: Pipeline,
+    exchange: Arc<Exchange>,
+    mailbox: Arc<Mailbox>,
+    stats: Arc<WorkerStats>,
+    egress: Egress,
+    idle: IdlePolicy,
+    turn: u32,
+}
+
+/// What a worker is made of.
+pub struct WorkerParts<P: Port, K: Port> {
+    pub sockets: Vec<Attached<P>>,
+    pub kernel: Option<Attached<K>>,
+    pub pool: FramePool,
+    pub pipeline: Pipeline,
+    pub exchange: Arc<Exchange>,
+    pub mailbox: Arc<Mailbox>,
+    pub idle: IdlePolicy,
+}
+
+impl<P: Port, K: Port> Worker<P, K> {
+    #[must_use]
+    pub fn new(parts: WorkerParts<P, K>) -> Self {
+        let WorkerParts { sockets, kernel, pool, pipeline, exchange, mailbox, idle } = parts;
+        let egress = Egress::new(&sockets.iter().map(|socket| socket.id).collect::<Vec<_>>());
+        let stats = Arc::clone(pipeline.stats());
+        Self { id: pipeline.worker(), sockets, kernel, pool, pipeline, exchange, mailbox, stats, egress, idle, turn: 0 }
+    }
+
+    /// Turns until `stop`; then leaves nothing in flight behind.
+    pub fn run(&mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            let now = Now::read();
+            let worked = self.turn(now);
+            if self.idle.should_sleep(worked, now) {
+                self.sleep(stop);
+            }
+        }
+        self.flush();
+    }
+
+    /// One turn of the loop. True: there was work.
+    pub fn turn(&mut self, now: Now) -> bool {
+        self.turn = self.turn.wrapping_add(1);
+        if let Some(view) = self.mailbox.take() {
+            let old = self.pipeline.adopt(view);
+            self.mailbox.give_back(old);
+        }
+        let mut worked = false;
+        for socket in 0..self.sockets.len() {
+            worked |= self.receive(socket, now);
+        }
+        worked |= self.receive_handoffs(now);
+        if self.turn.is_multiple_of(KERNEL_PORT_EVERY) || self.idle.is_idle() {
+            worked |= self.receive_from_kernel(now);
+        }
+        self.send();
+        for socket in &mut self.sockets {
+            socket.port.service(&mut self.pool);
+        }
+        if let Some(kernel) = &mut self.kernel {
+            kernel.port.service(&mut self.pool);
+        }
+        let due = self.pipeline.upkeep(now);
+        self.count(worked);
+        worked || due
+    }
+
+    fn receive(&mut self, socket: usize, now: Now) -> bool {
+        let mut burst = Burst::new();
+        let Self { sockets, pool, .. } = self;
+        let Attached { id, port } = &mut sockets[socket];
+        let id = *id;
+        if port.rx_burst(pool, &mut burst) == 0 {
+            return false;
+        }
+        self.count_received(id, &burst);
+        self.settle(id, false, burst, now);
+        true
+    }
+
+    fn receive_from_kernel(&mut self, now: Now) -> bool {
+        let mut burst = Burst::new();
+        let Self { kernel, pool, .. } = self;
+        let Some(Attached { id, port }) = kernel else { return false };
+        let id = *id;
+        if port.rx_burst(pool, &mut burst) == 0 {
+            return false;
+        }
+        self.count_received(id, &burst);
+        self.settle(id, false, burst, now);
+        true
+    }
+
+    fn count_received(&self, id: PortId, burst: &Burst) {
+        self.stats.rx.add(burst.len() as u64);
+        if let Some(counters) = self.stats.ports.get(usize::from(id.0)) {
+            counters.rx.add(burst.len() as u64);
+            counters.rx_bytes.add(burst.iter().map(|frame| frame.len() as u64).sum());
+        }
+    }
+
+    /// Packets other workers found to be ours, copied into frames of ours.
+    fn receive_handoffs(&mut self, now: Now) -> bool {
+        let mut worked = false;
+        for from in (0..self.exchange.workers()).map(WorkerId) {
+            if from == self.id {
+                continue;
+            }
+            let mut burst = Burst::new();
+            let mut port = PortId(0);
+            while !burst.is_full() {
+                let Some(parcel) = self.exchange.receive(from, self.id) else { break };
+                self.stats.handoff_in.add(1);
+                if !burst.is_empty() && parcel.port != port {
+                    // A burst is from one port; the rest goes in the next.
+                    self.settle(port, true, std::mem::take(&mut burst), now);
+                }
+                port = parcel.port;
+                match self.pool.take_with(parcel.bytes()) {
+                    Some(frame) => burst.push(frame),
+                    None => self.stats.count_drop(DropReason::NoFrame),
+                }
+                self.exchange.give_back(from, self.id, parcel);
+            }
+            if !burst.is_empty() {
+                worked = true;
+                self.settle(port, true, burst, now);
+            }
+        }
+        worked
+    }
+
+    /// Lets the pipeline settle a burst and does what it says with each frame.
+    fn settle(&mut self, from: PortId, handed: bool, mut burst: Burst, now: Now) {
+        let mut verdicts = ArrayVec::new();
+        self.pipeline.burst(self.pool.memory(), from, handed, &mut burst, &mut verdicts, now);
+        let mut rung = None;
+        for (frame, verdict) in burst.into_iter().zip(verdicts) {
+            match verdict {
+                Verdict::Tx(port) if self.kernel.as_ref().is_some_and(|kernel| kernel.id == port) => {
+                    self.to_kernel(frame, false);
+                }
+                Verdict::Tx(port) => self.enqueue(port, frame),
+                Verdict::Kernel => self.to_kernel(frame, true),
+                Verdict::Handoff(owner) => {
+                    if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
+                        self.stats.handoff_out.add(1);
+                        rung = Some(owner);
+                    } else {
+                        self.stats.count_drop(DropReason::HandoffFull);
+                    }
+                    self.pool.give(frame);
+                }
+                Verdict::Drop(_) => self.pool.give(frame),
+            }
+            // A doorbell per burst and owner, as long as owners come in runs.
+            if let Some(owner) = rung.take() {
+                self.exchange.bell(owner).ring();
+            }
+        }
+    }
+
+    fn count(&self, worked: bool) {
+        self.stats.turns.add(1);
+        self.stats.busy_turns.add(u64::from(worked));
+        if !self.turn.is_multiple_of(256) && !self.idle.is_idle() {
+            return;
+        }
+        let mut held = self.egress.len();
+        for socket in &self.sockets {
+            held += socket.port.frames_held();
+            if let Some(counters) = self.stats.ports.get(usize::from(socket.id.0)) {
+                let stats = socket.port.stats();
+                counters.socket_rx_dropped.set(stats.rx_dropped);
+                counters.socket_rx_ring_full.set(stats.rx_ring_full);
+                counters.socket_fill_empty.set(stats.rx_fill_empty);
+                counters.socket_tx_invalid.set(stats.tx_invalid);
+            }
+        }
+        held += self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
+        self.stats.frames_in_ports.set(held as u64);
+        self.stats.frames_free.set(self.pool.free_count() as u64);
+        self.stats.frames_total.set(self.pool.memory().frame_count() as u64);
+    }
+
+    /// Frames anywhere in this worker; equal to the packet memory's count, always.
+    #[must_use]
+    pub fn frames_accounted(&self) -> usize {
+        let ports: usize = self.sockets.iter().map(|socket| socket.port.frames_held()).sum();
+        let kernel = self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
+        self.pool.free_count() + self.egress.len() + ports + kernel
+    }
+
+    #[must_use]
+    pub fn pool(&self) -> &FramePool {
+        &self.pool
+    }
+
+    #[must_use]
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+}
