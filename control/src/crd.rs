@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
     printcolumn = r#"{"name":"Fault","type":"string","jsonPath":".status.fault"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct VipPoolSpec {
     /// CIDRs ("203.0.113.0/24", "2001:db8::/120"), ranges ("203.0.113.10-203.0.113.40") or single addresses.
     pub addresses: Vec<String>,
@@ -139,10 +139,10 @@ pub struct VipPoolStatus {
     printcolumn = r#"{"name":"Service","type":"string","jsonPath":".spec.claims[0].name"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct VipAllocationSpec {
-    #[schemars(with = "String")]
-    pub address: IpAddr,
+    /// Text, and read leniently: one bad object made by hand must not stop the watch of all.
+    pub address: String,
     /// The pool it came from; empty: none of ours (a Service was created with it while a pool had it).
     #[serde(default)]
     pub pool: String,
@@ -159,7 +159,6 @@ pub struct VipAllocationSpec {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Claim {
     pub namespace: String,
     pub name: String,
@@ -168,7 +167,6 @@ pub struct Claim {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct HeldFor {
     pub namespace: String,
     pub name: String,
@@ -191,7 +189,7 @@ pub struct HeldFor {
     printcolumn = r#"{"name":"Acknowledged","type":"integer","jsonPath":".status.acknowledged"}"#,
     printcolumn = r#"{"name":"Fault","type":"string","jsonPath":".status.fault"}"#
 )]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct VipBoxSpec {
     /// The cluster's owner tag.
     pub owner: String,

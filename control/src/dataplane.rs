@@ -53,7 +53,7 @@ pub trait Dataplane: Send + Sync + 'static {
 
 impl Dataplane for crate::client::Dataplane {
     async fn put_desired(&self, owner: &str, desired: &Desired, wait: Duration) -> Result<bool, DataplaneError> {
-        let accepted = Self::put_desired(self, owner, desired, Some(wait)).await.map_err(said)?;
+        let accepted = Self::put_desired(self, owner, desired, Some(wait)).await.map_err(|e| said(&e))?;
         for warning in &accepted.warnings {
             tracing::warn!(owner, "{warning}");
         }
@@ -61,17 +61,17 @@ impl Dataplane for crate::client::Dataplane {
     }
 
     async fn generation(&self, owner: &str) -> Result<Option<u64>, DataplaneError> {
-        let owners = self.owners().await.map_err(said)?;
+        let owners = self.owners().await.map_err(|e| said(&e))?;
         Ok(owners.into_iter().find(|o| o.owner == owner).map(|o| o.generation))
     }
 
     async fn put_health(&self, health: &Health) -> Result<(), DataplaneError> {
-        Self::put_health(self, health).await.map(|_| ()).map_err(said)
+        Self::put_health(self, health).await.map(|_| ()).map_err(|e| said(&e))
     }
 }
 
 /// 409: a term, a generation. Any other refusal of the client's: the document's fault. The rest may pass.
-fn said(error: ClientError) -> DataplaneError {
+fn said(error: &ClientError) -> DataplaneError {
     match error.refused() {
         Some((StatusCode::CONFLICT, refused)) => DataplaneError::Fenced(refused.error.clone()),
         Some((status, refused)) if status.is_client_error() => {

@@ -35,6 +35,7 @@ enum Command {
     Crds,
 }
 
+const OWN_NODE: &str = "PENSTOCK_OWN_NODE";
 const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
 /// How often credentials are looked at.
 const CREDENTIALS: Duration = Duration::from_secs(30);
@@ -77,6 +78,12 @@ fn load(path: &Path) -> anyhow::Result<ControlConfig> {
     if config.box_name.is_empty() {
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         config.box_name = if name.trim().is_empty() { "penstock".into() } else { name.trim().to_lowercase() };
+    }
+    if let Some(kubernetes) = &mut config.kubernetes
+        && kubernetes.own_node.is_none()
+    {
+        // How a pod of a DaemonSet learns its node.
+        kubernetes.own_node = std::env::var(OWN_NODE).ok().filter(|name| !name.is_empty());
     }
     Ok(config)
 }

@@ -245,10 +245,10 @@ pub fn pool(object: &VipPool) -> PoolInfo {
 }
 
 #[must_use]
-pub fn record(object: &VipAllocation) -> RecordInfo {
+pub fn record(object: &VipAllocation) -> Option<RecordInfo> {
     let spec = &object.spec;
-    RecordInfo {
-        address: spec.address,
+    Some(RecordInfo {
+        address: spec.address.parse().ok()?,
         pool: spec.pool.as_str().into(),
         owner: spec.owner.clone(),
         share_key: spec.share_key.clone(),
@@ -256,5 +256,5 @@ pub fn record(object: &VipAllocation) -> RecordInfo {
         held_for: spec.held_for.clone(),
         uid: object.metadata.uid.clone().unwrap_or_default(),
         resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
-    }
+    })
 }

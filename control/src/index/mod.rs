@@ -16,7 +16,7 @@ pub mod translate;
 mod tests;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
@@ -213,5 +213,8 @@ pub fn on_pool(event: Event<VipPool>) -> Update {
 
 #[must_use]
 pub fn on_record(event: Event<VipAllocation>) -> Update {
-    Update::Record(change(event, |object| (object.spec.address, Some(extract::record(object)))))
+    Update::Record(change(event, |object| {
+        let record = extract::record(object);
+        (record.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |r| r.address), record)
+    }))
 }

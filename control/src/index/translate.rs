@@ -212,9 +212,9 @@ impl Builder<'_> {
             let of_family = |r: &&RecordInfo| Family::of(r.address) == *family;
             let fits = |r: &&RecordInfo| of_family(r) && answers(r, ask);
             // Until a better one is recorded the old one serves: a request that cannot be met takes nothing away.
-            let found = recorded.iter().position(|r| fits(&r)).or_else(|| {
+            let found = recorded.iter().position(&fits).or_else(|| {
                 plan.missing.push(*family);
-                recorded.iter().position(|r| of_family(&r))
+                recorded.iter().position(of_family)
             });
             if let Some(position) = found {
                 plan.vips.push(recorded.swap_remove(position).address);

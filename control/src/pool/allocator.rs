@@ -176,7 +176,7 @@ impl<'a> Allocator<'a> {
             return Ok(grant);
         }
         if let Some(name) = request.pool {
-            return self.from_named(request, name, family);
+            return self.named_pool(request, name, family);
         }
         let free = (0..self.pools.len())
             .filter(|i| self.pools[*i].fault.is_none() && self.pools[*i].spec.auto_assign)
@@ -249,7 +249,7 @@ impl<'a> Allocator<'a> {
         candidates.into_iter().find_map(|address| self.explicit(request, address).ok())
     }
 
-    fn from_named(&mut self, request: &Request<'_>, name: &str, family: Family) -> Result<Grant, Refusal> {
+    fn named_pool(&mut self, request: &Request<'_>, name: &str, family: Family) -> Result<Grant, Refusal> {
         let i = self.pools.iter().position(|p| *p.name == *name).ok_or_else(|| Refusal::NoPool(name.to_owned()))?;
         if let Some(fault) = &self.pools[i].fault {
             return Err(Refusal::PoolFault(name.to_owned(), fault.clone()));
@@ -278,7 +278,8 @@ impl<'a> Allocator<'a> {
 fn first_free(range: &Range, from: u128, avoid_buggy: bool, in_use: &HashMap<IpAddr, InUse>) -> Option<u128> {
     (from..=range.last).find(|number| {
         let address = range::address(range.family, *number);
-        !in_use.contains_key(&address) && !(avoid_buggy && range::is_buggy(address))
+        let avoided = avoid_buggy && range::is_buggy(address);
+        !avoided && !in_use.contains_key(&address)
     })
 }
 

@@ -2,6 +2,8 @@
 
 mod allocator;
 pub mod range;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

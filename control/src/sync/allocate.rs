@@ -207,7 +207,7 @@ impl Controller {
         claims.retain(|c| c.uid != claim.uid);
         claims.push(claim);
         VipAllocationSpec {
-            address: grant.address,
+            address: grant.address.to_string(),
             pool: grant.pool.to_string(),
             owner: self.kubernetes.owner.clone(),
             share_key: key.unwrap_or_default().to_owned(),
@@ -234,7 +234,7 @@ impl Controller {
             }
             let Some(record) = self.index.records.get(&address) else { continue };
             let mut spec = VipAllocationSpec {
-                address,
+                address: address.to_string(),
                 pool: record.pool.to_string(),
                 owner: record.owner.clone(),
                 share_key: record.share_key.clone(),

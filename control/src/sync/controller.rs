@@ -315,7 +315,10 @@ impl Controller {
                         self.record_backoff.remove(&job.address);
                         notes.extend(job.notes);
                         let change = match (object, &job.write) {
-                            (Some(object), _) => Change::Put(job.address, extract::record(&object)),
+                            (Some(object), _) => match extract::record(&object) {
+                                Some(record) => Change::Put(job.address, record),
+                                None => return,
+                            },
                             (None, RecordWrite::Delete { resource_version, .. }) => {
                                 Change::Gone(job.address, resource_version.parse().unwrap_or(0))
                             }

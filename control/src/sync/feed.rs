@@ -84,10 +84,7 @@ pub(super) async fn feed<K>(
             };
             match next {
                 Some(Ok(event)) => {
-                    listing = match &event {
-                        Event::Init | Event::InitApply(_) => true,
-                        _ => false,
-                    };
+                    listing = matches!(&event, Event::Init | Event::InitApply(_));
                     // `Init` only says that a list will be tried.
                     if failing && !matches!(event, Event::Init) {
                         failing = false;

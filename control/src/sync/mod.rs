@@ -114,16 +114,12 @@ pub async fn run<D: Dataplane>(
     let election = kubernetes.leader_election.clone();
     let first = if election.enabled { Role::default() } else { Role::alone(&name) };
     let (role_tx, roles) = watch::channel(first.clone());
-    let elector = election.enabled.then(|| {
-        tokio::spawn(elect(
-            client.clone(),
-            kubernetes.namespace.clone(),
-            election,
-            name.clone(),
-            role_tx.clone(),
-            shutdown.clone(),
-        ))
-    });
+    // A set of its own: it ends after the rest, and with `run` if that is dropped.
+    let mut elector = JoinSet::new();
+    if election.enabled {
+        let lease_in = kubernetes.namespace.clone();
+        elector.spawn(elect(client.clone(), lease_in, election, name.clone(), role_tx.clone(), shutdown.clone()));
+    }
 
     let (parcel_tx, parcels) = watch::channel(Parcel::default());
     let (progress_tx, progress) = watch::channel(Progress::default());
@@ -153,10 +149,8 @@ pub async fn run<D: Dataplane>(
     };
     turner.run().await;
     tasks.shutdown().await;
-    if let Some(elector) = elector {
-        // It gives the Lease up first.
-        let _ = elector.await;
-    }
+    // It gives the Lease up first.
+    while elector.join_next().await.is_some() {}
     Ok(())
 }
 
