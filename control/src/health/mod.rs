@@ -8,6 +8,7 @@
 //! refused, unreachable, silent or unexpected is *bad*.
 
 pub mod board;
+pub mod named;
 pub mod probe;
 mod tls;
 
@@ -49,6 +50,8 @@ pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::R
         dirty_since: None,
         late: false,
     };
+    // That somebody checks is known before the first target: until its first result nobody is taken for healthy.
+    checker.view.send_replace(Arc::new(checker.board.view()));
     checker.serve(seam.targets, &mut shutdown).await;
 }
 

@@ -8,6 +8,11 @@ use penstock_configs::desired::BackendState::{self, Active, Down, Draining};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::board::{Board, Kind, Launch, Outcome, Rules};
 use super::probe::probe;
@@ -321,6 +326,63 @@ async fn http_is_judged_by_its_status() {
     assert_eq!(ask(http(nobody().await)).await.0, Bad);
 }
 
+/// A certificate of its own making, as nodes have; made for this test, worth nothing elsewhere.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----
+MIIBhzCCAS2gAwIBAgIUUM11C2jMj1lhrVL/Mnogk2Jis1cwCgYIKoZIzj0EAwIwGDEWMBQGA1UEAwwNcGVuc3RvY2sgdGVz
+dDAgFw0yNjExMjExMzM0MzdaGA8yMTI2MTAyODEzMzQzN1owGDEWMBQGA1UEAwwNcGVuc3RvY2sgdGVzdDBZMBMGByqGSM49
+AgEGCCqGSM49AwEHA0IABJhOjuqVFUygq0Row2fwAEUb1fyrVnhuxS2/wriryVE6HU6PypUSecyBTq4SHflh14ZvXmsjSBwO
+aM8ydtU+7COjUzBRMB0GA1UdDgQWBBQZPSDLPxP6ya5BVGdeB+LgM2twETAfBgNVHSMEGDAWgBQZPSDLPxP6ya5BVGdeB+Lg
+M2twETAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUCIQCs0sTWOHUFooWLzKBst/ZIRcuQV0uyn2BH0cm56Zhx
+yAIgQqQNPq8YZOoKo2SHxtPe/g2xE8+k4/s28s1sIeSjzHo=
+-----END CERTIFICATE-----
+";
+const KEY: &str = "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgwUWnBG323RfF1Ft8wgurzuu+UIIBmbW0ceTr1zLEDJ6hRANC
+AASYTo7qlRVMoKtEaMNn8ABFG9X8q1Z4bsUtv8K4q8lROh1Oj8qVEnnMgU6uEh35YdeGb15rI0gcDmjPMnbVPuwj
+-----END PRIVATE KEY-----
+";
+
+async fn tls_server(answer: &'static str) -> u16 {
+    let certificate = CertificateDer::from_pem_slice(CERTIFICATE.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(KEY.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = stream.read(&mut [0u8; 1024]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn https_takes_any_certificate_but_needs_tls() {
+    let secure = |port: u16, host: Option<&str>| Check::Http {
+        port,
+        tls: true,
+        path: "/".into(),
+        host: host.map(Into::into),
+        expect: 200..=299,
+        drain_on_503: false,
+    };
+    let port = tls_server("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(ask(secure(port, None)).await, (Good, format!("204 from port {port}/")));
+    assert_eq!(ask(secure(port, Some("example.com"))).await.0, Good);
+    let (plain, _) = server("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let (kind, reason) = ask(secure(plain, None)).await;
+    assert_eq!(kind, Bad);
+    assert!(reason.contains("TLS"), "{reason}");
+}
+
 #[tokio::test]
 async fn silence_is_bad_after_the_timeout() {
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
@@ -384,6 +446,7 @@ async fn the_loop_follows_a_server_that_goes_and_comes_back() {
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(run(checker, config(), stopping));
     let mut views = health.view.clone();
+    until(&mut views, |v| v.checking && v.targets.is_empty()).await;
     health.targets.send_replace(Arc::new(vec![one.clone()]));
     until(&mut views, |v| v.checking && v.targets.get("a").is_some_and(|t| t.settled && t.state == Active)).await;
     drop(listener);

@@ -268,7 +268,7 @@ pub(super) fn update(
     let faults = match target.subresource.as_str() {
         "status" if resource.is(SERVICES) => {
             service::default_ip_mode(&mut new);
-            service::faults(&new, Some(&old.value))
+            service::status_faults(&new)
         }
         "status" if resource.custom.is_none() => Vec::new(),
         _ => prepare(store, &resource, &mut new, Some(&old.value))?,

@@ -361,7 +361,7 @@ pub(super) fn faults(service: &Value, old: Option<&Value>) -> Vec<Fault> {
     }
     class_faults(service, old, kind, &mut faults);
     source_faults(service, kind, &mut faults);
-    status_faults(service, kind, &mut faults);
+    faults.extend(status_faults(service));
     if let Some(old) = old {
         immutable_faults(service, old, kind, &mut faults);
     }
@@ -448,7 +448,10 @@ fn source_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
     }
 }
 
-fn status_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
+/// Of the status alone: its subresource does not look at what else an older server has let through.
+pub(super) fn status_faults(service: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let kind = str_at(service, "/spec/type");
     let ingress = list_at(service, "/status/loadBalancer/ingress");
     if !ingress.is_empty() && kind != "LoadBalancer" {
         faults.push(Fault::new(
@@ -498,6 +501,7 @@ fn status_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
             faults.push(Fault::new(format!("{field}.message"), "Too long: may not be more than 32768 bytes"));
         }
     }
+    faults
 }
 
 fn immutable_faults(service: &Value, old: &Value, kind: &str, faults: &mut Vec<Fault>) {
