@@ -65,6 +65,9 @@ pub struct HealthConfig {
     pub panic_threshold: f64,
     /// The check of services from the config file: `tcp` connects to the backend's port, `none` checks nothing.
     pub file_services: FileCheck,
+    /// Other checks than that, by set.
+    #[serde(rename = "check")]
+    pub checks: Vec<crate::health::named::NamedCheck>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +89,7 @@ impl Default for HealthConfig {
             budget: 500,
             panic_threshold: 0.5,
             file_services: FileCheck::Tcp,
+            checks: Vec::new(),
         }
     }
 }
@@ -352,6 +356,9 @@ impl ControlConfig {
         }
         if !(0.0..=1.0).contains(&health.panic_threshold) {
             faults.push("health.panic_threshold: a share between 0 and 1".into());
+        }
+        for (at, check) in health.checks.iter().enumerate() {
+            check.faults(at, &mut faults);
         }
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.faults(&mut faults);

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_configs::desired::{Backend, Desired, Protocol, Service};
+use penstock_configs::desired::{Backend, Desired, Service};
 use tokio::sync::watch;
 use tracing::debug;
 
 use crate::client::Dataplane;
 use crate::config::{FileCheck, HealthConfig};
-use crate::probe::{Check, ProbeTarget};
+use crate::probe::ProbeTarget;
 
 /// How often the dataplane is asked whether its file's services changed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ pub async fn gather(
     let mut from_file: Vec<ProbeTarget> = Vec::new();
     let mut clustered = true;
     while !*shutdown.borrow() {
-        if health.file_services != FileCheck::None {
+        if health.file_services != FileCheck::None || !health.checks.is_empty() {
             match dataplane.desired(OWNER).await {
                 Ok(desired) => from_file = desired.map(|d| targets(&d, &health)).unwrap_or_default(),
                 // Away: what was known of its file goes on being checked.
@@ -53,8 +53,7 @@ pub async fn gather(
     }
 }
 
-/// One TCP check per backend address and port of a TCP service. What speaks UDP alone is not checked: nobody knows what
-/// it would answer.
+/// One check per backend address and port, as `[[health.check]]` says; of a TCP service else a TCP check.
 #[must_use]
 pub fn targets(desired: &Desired, health: &HealthConfig) -> Vec<ProbeTarget> {
     let nodes: HashMap<&str, &[IpAddr]> =
@@ -62,17 +61,19 @@ pub fn targets(desired: &Desired, health: &HealthConfig) -> Vec<ProbeTarget> {
     let sets: HashMap<&str, &[Backend]> =
         desired.sets.iter().map(|s| (s.name.as_str(), s.backends.as_slice())).collect();
     let mut targets: BTreeMap<Arc<str>, ProbeTarget> = BTreeMap::new();
-    for service in desired.services.iter().filter(|s| s.protocol == Protocol::Tcp) {
+    for service in &desired.services {
         let named = service.set.as_deref().and_then(|name| sets.get(name)).copied();
         let group = service.set.as_deref().unwrap_or(&service.name);
+        let Some(asked) = health.check_of(group, service.protocol) else { continue };
         for backend in named.unwrap_or(&service.backends) {
             let Some((address, port)) = endpoint(backend, service, &nodes) else { continue };
+            let Some(check) = asked.check(port) else { continue };
             let id: Arc<str> = format!("file/{group}/{address}:{port}").into();
             targets.entry(id.clone()).or_insert_with(|| ProbeTarget {
                 id,
                 address,
-                check: Check::Tcp { port },
-                timing: health.timing(),
+                check,
+                timing: asked.timing(health),
                 covers: vec![Some(port)],
                 group: format!("file/{group}").into(),
             });

@@ -19,6 +19,7 @@ pub mod config;
 pub mod crd;
 pub mod dataplane;
 pub mod file_services;
+pub mod health;
 pub mod index;
 pub mod leader;
 pub mod metrics;

@@ -12,7 +12,7 @@ use penstock_control::config::{ControlConfig, KubernetesConfig};
 use penstock_control::metrics::Metrics;
 use penstock_control::probe::{self, HealthSeam};
 use penstock_control::sync::{self, Query, Seams};
-use penstock_control::{cluster, crd, file_services, overlay, serve};
+use penstock_control::{cluster, crd, file_services, health, overlay, serve};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -107,8 +107,11 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         push.await;
         Ok(())
     });
-    // The checker's end of the seam; `checking` stays false, and every backend counts as up, until somebody uses it.
-    let _checker = checker;
+    let check = health::run(checker, config.health.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        check.await;
+        Ok(())
+    });
 
     let queries = config.kubernetes.is_some().then(|| mpsc::channel::<Query>(16));
     let (asks, answers) = queries.map_or((None, None), |(asks, answers)| (Some(asks), Some(answers)));

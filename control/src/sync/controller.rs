@@ -288,14 +288,16 @@ impl Controller {
                         }
                     }
                     Err(error) => {
-                        let pause = super::backoff::after(work.failures, retry.0, retry.1);
+                        // What the server will not have now it will not have in a moment either.
+                        let failures = if is_final(&error) { u32::MAX } else { work.failures };
+                        let pause = super::backoff::after(failures, retry.0, retry.1);
                         work.failures += 1;
                         work.pardoned = true;
                         work.not_before = Some(now + pause);
                         tracing::debug!(service = %job.key, "{}", super::feed::api_error(&error));
                         // A conflict is the usual way of hearing that something changed meanwhile.
                         let conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
-                        if work.failures == 3 && !conflict {
+                        if (work.failures == 3 || failures == u32::MAX) && !conflict {
                             let message = format!("cannot write: {}", super::feed::api_error(&error));
                             notes.push(Note::warning(&job.key, &job.uid, "SyncLoadBalancerFailed", message));
                         }
@@ -514,6 +516,11 @@ impl Controller {
             .values()
             .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
     }
+}
+
+/// Invalid, or not permitted.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 405 | 422))
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

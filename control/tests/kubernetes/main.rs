@@ -358,3 +358,94 @@ async fn one_edit_reaches_the_dataplane_fast() {
     assert!(began.elapsed() < Duration::from_secs(2));
     control.stop().await;
 }
+
+/// First full sync at the size; in a release build: `cargo test --release -p penstock-control --test kubernetes
+/// -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement: 5,000 Services over 500 nodes"]
+async fn five_thousand_services_over_five_hundred_nodes() {
+    let server = cluster();
+    server
+        .put(&json!({"apiVersion": OURS, "kind": "VipPool", "metadata": {"name": "big"},
+            "spec": {"addresses": ["198.18.0.0/15"], "priority": 9}}))
+        .unwrap();
+    for i in 0..500u16 {
+        let mut node = node(&format!("n{i}"), 1);
+        node["status"]["addresses"] =
+            json!([{"type": "InternalIP", "address": format!("10.7.{}.{}", i / 250, i % 250 + 1)}]);
+        server.put(&node).unwrap();
+    }
+    let template = server.put(&service("template")).unwrap();
+    server.delete(V1, "Service", "default/template").unwrap();
+    let count = std::env::var("SERVICES").ok().and_then(|n| n.parse().ok()).unwrap_or(5000);
+    for i in 0..count {
+        // Past the checks, with one node port for all: the usual range has 2,768, and clusters of this size a wider one.
+        let mut service = template.clone();
+        service["metadata"]["name"] = json!(format!("s{i}"));
+        service["metadata"].as_object_mut().unwrap().remove("uid");
+        server.put_raw(&service).unwrap();
+    }
+    let (cpu, began) = (cpu_time(), Instant::now());
+    let control = Control::start(&server, "box-a").await;
+    let shown =
+        || server.list(V1, "Service").iter().filter(|s| s["status"]["loadBalancer"]["ingress"].is_array()).count();
+    while shown() < count {
+        if began.elapsed() > Duration::from_secs(150) {
+            let verbs: Vec<_> = server
+                .requests()
+                .into_iter()
+                .map(|r| format!("{} {} {}", r.asked.verb, r.asked.resource, r.code))
+                .collect();
+            let mut counts = std::collections::BTreeMap::new();
+            for verb in verbs {
+                *counts.entry(verb).or_insert(0) += 1;
+            }
+            let notes: Vec<_> =
+                server.list("events.k8s.io/v1", "Event").into_iter().take(3).map(|e| e["note"].clone()).collect();
+            panic!("{} of {count}: {} {counts:#?}\n{notes:?}", shown(), control.why("s0").await);
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    println!("first sync, all new: {:?}, CPU of control and server {:?}", began.elapsed(), cpu_time() - cpu);
+    let puts = control.dataplane.count();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+
+    let began = Instant::now();
+    let mut edited = get(&server, "s7");
+    edited["spec"]["ports"][0]["port"] = json!(81);
+    server.put_raw(&edited).unwrap();
+    until("the edit", || control.dataplane.last().services.iter().any(|s| s.port == 81)).await;
+    println!("one edit reached the dataplane in {:?}", began.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = control.dataplane.count();
+    server.delete(V1, "Node", "n3").unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!("a node's end made {} snapshot(s); the first sync made {puts}", control.dataplane.count() - before);
+
+    let cpu = cpu_time();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("idle: {:?} CPU in 10 s", cpu_time() - cpu);
+    let dataplane = control.dataplane.clone();
+    control.stop().await;
+    let (cpu, began) = (cpu_time(), Instant::now());
+    let before = dataplane.count();
+    let control = Control::start_with(&server, "box-a", dataplane).await;
+    until("the first snapshot", || control.dataplane.count() > before).await;
+    println!("restart: snapshot after {:?}, CPU {:?}", began.elapsed(), cpu_time() - cpu);
+    println!("resident: {} kB (with the server)", resident());
+    control.stop().await;
+}
+
+/// Of this process: user and system.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<u64> = stat.rsplit(") ").next().unwrap().split(' ').filter_map(|f| f.parse().ok()).collect();
+    // `state` is no number; utime and stime are fields 14 and 15 of proc(5).
+    Duration::from_millis((fields[10] + fields[11]) * 10)
+}
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}

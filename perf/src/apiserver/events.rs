@@ -39,7 +39,10 @@ pub(super) fn from_core(event: &Value) -> Value {
     Value::Object(stored)
 }
 
-fn renamed(event: &Value, direction: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str)) -> Map<String, Value> {
+fn renamed(
+    event: &Value,
+    direction: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Map<String, Value> {
     let mut map = event.as_object().cloned().unwrap_or_default();
     for pair in RENAMED {
         let (from, to) = direction(*pair);
@@ -60,7 +63,10 @@ mod tests {
             "eventTime": "t1", "reportingController": "penstock", "series": {"count": 3, "lastObservedTime": "t2"}});
         let core = to_core(&event);
         assert_eq!((&core["message"], &core["involvedObject"]["name"]), (&json!("hello"), &json!("s")));
-        assert_eq!((&core["firstTimestamp"], &core["lastTimestamp"], &core["count"]), (&json!("t1"), &json!("t2"), &json!(3)));
+        assert_eq!(
+            (&core["firstTimestamp"], &core["lastTimestamp"], &core["count"]),
+            (&json!("t1"), &json!("t2"), &json!(3))
+        );
         assert_eq!(from_core(&core)["note"], "hello");
     }
 }

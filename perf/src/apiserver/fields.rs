@@ -49,18 +49,14 @@ const SERVERS_OWN: &[&str] = &[
 /// Notes who owns what after an ordinary write: the changed fields are the writer's, and nobody else's any more.
 pub(super) fn note_update(resource: &Resource, old: &Value, new: &mut Value, manager: &Manager) {
     let (before, after) = (leaves(resource, old), leaves(resource, new));
-    let changed: Fields = after
-        .iter()
-        .filter(|(path, value)| before.get(*path) != Some(value))
-        .map(|(path, _)| path.clone())
-        .collect();
+    let changed: Fields =
+        after.iter().filter(|(path, value)| before.get(*path) != Some(value)).map(|(path, _)| path.clone()).collect();
     let mut owners = read(old);
     for fields in owners.values_mut() {
         fields.retain(|path| after.contains_key(path) && !changed.contains(path));
     }
     if !changed.is_empty() {
-        let entry =
-            Entry { name: manager.name.clone(), operation: UPDATE, subresource: manager.subresource.clone() };
+        let entry = Entry { name: manager.name.clone(), operation: UPDATE, subresource: manager.subresource.clone() };
         owners.entry(entry).or_default().extend(changed);
     }
     write(resource, new, owners, old);
@@ -137,8 +133,7 @@ fn conflict_error(conflicts: &[(Entry, Path)]) -> ApiError {
     let (first, path) = &conflicts[0];
     let count = conflicts.len();
     let plural = if count == 1 { "conflict" } else { "conflicts" };
-    let message =
-        format!("Apply failed with {count} {plural}: {plural} with \"{}\": {}", first.name, dotted(path));
+    let message = format!("Apply failed with {count} {plural}: {plural} with \"{}\": {}", first.name, dotted(path));
     let mut error = ApiError::new(409, "Conflict", message);
     error.details = json!({"causes": causes});
     error

@@ -37,9 +37,7 @@ impl Form {
             Self::Plain if target.resource.is(CORE_EVENTS) => to_bytes(&events::to_core(&object.value)),
             Self::Plain => object.json().clone(),
             Self::Metadata => to_bytes(&metadata(&object.value)),
-            Self::Table => {
-                to_bytes(&table::table(&target.resource, &[&object.value], object.revision, with_header))
-            }
+            Self::Table => to_bytes(&table::table(&target.resource, &[&object.value], object.revision, with_header)),
         }
     }
 

@@ -158,7 +158,11 @@ impl Call<'_> {
             "patch" => self.patch(bytes),
             "delete" => self.delete(bytes),
             "deletecollection" => self.delete_collection(bytes),
-            _ => Err(ApiError::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")),
+            _ => Err(ApiError::new(
+                405,
+                "MethodNotAllowed",
+                "the server does not allow this method on the requested resource",
+            )),
         }
     }
 
@@ -170,7 +174,13 @@ impl Call<'_> {
     fn writer(&self) -> Writer {
         let program = self.head.agent.split('/').next().unwrap_or_default();
         let manager = match self.parameter("fieldManager") {
-            "" => if program.is_empty() { "unknown" } else { program },
+            "" => {
+                if program.is_empty() {
+                    "unknown"
+                } else {
+                    program
+                }
+            }
             name => name,
         };
         Writer {
@@ -229,7 +239,9 @@ impl Call<'_> {
         let exact = self.parameter("resourceVersionMatch") == "Exact";
         let asked = self.revision_parameter()?;
         if exact && asked.unwrap_or(0) == 0 {
-            return Err(ApiError::bad_request("resourceVersionMatch Exact is forbidden unless resourceVersion is provided"));
+            return Err(ApiError::bad_request(
+                "resourceVersionMatch Exact is forbidden unless resourceVersion is provided",
+            ));
         }
         let asked = asked.unwrap_or(0);
         if asked > store.revision() {
@@ -310,7 +322,8 @@ impl Call<'_> {
         };
         let apply = matches!(kind, PatchKind::Apply { .. });
         if apply && self.parameter("fieldManager").is_empty() {
-            let why = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+            let why =
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
             return Err(ApiError::new(422, "Invalid", why));
         }
         let body = if kind == PatchKind::Json { request::body(bytes)? } else { self.incoming_patch(bytes)? };
@@ -338,8 +351,7 @@ impl Call<'_> {
                     "name": self.target.name, "kind": self.target.resource.plural,
                     "group": self.target.resource.group, "uid": object.value["metadata"]["uid"],
                 });
-                let status =
-                    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
                 Ok(respond(StatusCode::OK, full(status.to_string().into())))
             }
         }

@@ -238,9 +238,7 @@ impl ApiServer {
         };
         drop(store);
         match object.get("status") {
-            Some(status) if target.stored.status => {
-                self.put_status(&written.value, status.clone())
-            }
+            Some(status) if target.stored.status => self.put_status(&written.value, status.clone()),
             _ => Ok(written.value.clone()),
         }
     }

@@ -89,9 +89,11 @@ pub(super) fn same_content(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
     let fields = |map: &Map<String, Value>| map.keys().filter(|k| *k != "metadata").count();
     fields(a) == fields(b)
-        && a.iter().all(|(key, value)| {
-            if key == "metadata" { same_metadata(value, b.get(key)) } else { b.get(key) == Some(value) }
-        })
+        && a.iter().all(
+            |(key, value)| {
+                if key == "metadata" { same_metadata(value, b.get(key)) } else { b.get(key) == Some(value) }
+            },
+        )
 }
 
 fn same_metadata(a: &Value, b: Option<&Value>) -> bool {
@@ -164,8 +166,12 @@ impl ApiError {
     /// 429 as API priority and fairness sends it.
     #[must_use]
     pub fn too_many_requests(seconds: u64) -> Self {
-        Self::new(429, "TooManyRequests", "the server has received too many requests and has asked us to try again later")
-            .retry_after(seconds)
+        Self::new(
+            429,
+            "TooManyRequests",
+            "the server has received too many requests and has asked us to try again later",
+        )
+        .retry_after(seconds)
     }
 
     #[must_use]

@@ -151,7 +151,9 @@ fn tidy(resource: &Resource, object: &mut Value) {
         map.insert("kind".into(), json!(resource.kind));
     }
     let metadata = map_of(object, "metadata");
-    let empty = |v: &Value| v.is_null() || v.as_object().is_some_and(|m| m.is_empty()) || v.as_array().is_some_and(Vec::is_empty);
+    let empty = |v: &Value| {
+        v.is_null() || v.as_object().is_some_and(|m| m.is_empty()) || v.as_array().is_some_and(Vec::is_empty)
+    };
     metadata.retain(|_, value| !empty(value));
 }
 
@@ -196,9 +198,7 @@ fn prepare(
 /// What the apiextensions controllers write a moment later.
 fn establish(crd: &mut Value) {
     let names = crd.pointer("/spec/names").cloned().unwrap_or_default();
-    let condition = |kind: &str| {
-        json!({"type": kind, "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": now()})
-    };
+    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": now()});
     crd["status"] = json!({
         "acceptedNames": names,
         "conditions": [condition("NamesAccepted"), condition("Established")],
@@ -268,7 +268,7 @@ pub(super) fn update(
     let faults = match target.subresource.as_str() {
         "status" if resource.is(SERVICES) => {
             service::default_ip_mode(&mut new);
-            service::faults(&new, Some(&old.value))
+            service::status_faults(&new)
         }
         "status" if resource.custom.is_none() => Vec::new(),
         _ => prepare(store, &resource, &mut new, Some(&old.value))?,
@@ -363,11 +363,8 @@ fn only_the_subresource(target: &Target, old: &Value, mut new: Value) -> Value {
 
 fn check_finalizers(resource: &Resource, target: &Target, old: &Value, new: &Value) -> Result<(), ApiError> {
     let before = list_at(old, "/metadata/finalizers");
-    let added: Vec<String> = list_at(new, "/metadata/finalizers")
-        .iter()
-        .filter(|f| !before.contains(f))
-        .map(ToString::to_string)
-        .collect();
+    let added: Vec<String> =
+        list_at(new, "/metadata/finalizers").iter().filter(|f| !before.contains(f)).map(ToString::to_string).collect();
     if is_deleting(old) && !added.is_empty() {
         let why = "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers";
         let fault = Fault::new("metadata.finalizers", format!("{why} {added:?}"));
@@ -434,7 +431,11 @@ fn apply(
     writer: &Writer,
 ) -> Result<(bool, Arc<Object>), ApiError> {
     if writer.manager.name.is_empty() {
-        return Err(ApiError::new(422, "Invalid", "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        return Err(ApiError::new(
+            422,
+            "Invalid",
+            "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+        ));
     }
     if str_at(config, "/kind").is_empty() || str_at(config, "/apiVersion").is_empty() {
         return Err(ApiError::bad_request("apiVersion and kind must be set in an apply configuration"));

@@ -113,7 +113,8 @@ fn limits(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
     }
     let Some(number) = value.as_f64() else { return };
     if schema.get("minimum").and_then(Value::as_f64).is_some_and(|least| number < least) {
-        faults.push(Fault::new(path, format!("Invalid value: {value}: should be greater than or equal to the minimum")));
+        faults
+            .push(Fault::new(path, format!("Invalid value: {value}: should be greater than or equal to the minimum")));
     }
     if schema.get("maximum").and_then(Value::as_f64).is_some_and(|most| number > most) {
         faults.push(Fault::new(path, format!("Invalid value: {value}: should be less than or equal to the maximum")));
@@ -139,7 +140,10 @@ mod tests {
     fn defaults_are_filled_in_and_the_unknown_is_pruned() {
         let mut object = json!({"kind": "X", "metadata": {"name": "a"}, "other": 1, "spec": {"addresses": [], "x": 1}});
         assert_eq!(admit(&schema(), &mut object), []);
-        assert_eq!(object, json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"addresses": [], "autoAssign": true}}));
+        assert_eq!(
+            object,
+            json!({"kind": "X", "metadata": {"name": "a"}, "spec": {"addresses": [], "autoAssign": true}})
+        );
     }
 
     #[test]

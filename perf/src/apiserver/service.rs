@@ -218,7 +218,10 @@ fn node_ports(
         let siblings = of_number.entry(number).or_default();
         let chosen = if wanted != 0 {
             if !allocations.port_is_free(wanted, key) {
-                let fault = Fault::new("spec.ports[0].nodePort", format!("Invalid value: {wanted}: provided port is already allocated"));
+                let fault = Fault::new(
+                    "spec.ports[0].nodePort",
+                    format!("Invalid value: {wanted}: provided port is already allocated"),
+                );
                 return Err(ApiError::invalid("Service", &key.1, &[fault]));
             }
             wanted
@@ -331,10 +334,16 @@ pub(super) fn faults(service: &Value, old: Option<&Value>) -> Vec<Fault> {
     }
     port_faults(service, kind, &mut faults);
     if kind == "LoadBalancer" && str_at(service, "/spec/clusterIP") == "None" {
-        faults.push(Fault::new("spec.clusterIPs[0]", "Invalid value: \"None\": may not be set to 'None' for LoadBalancer services"));
+        faults.push(Fault::new(
+            "spec.clusterIPs[0]",
+            "Invalid value: \"None\": may not be set to 'None' for LoadBalancer services",
+        ));
     }
     let policy = str_at(service, "/spec/externalTrafficPolicy");
-    if !policy.is_empty() && !matches!(kind, "NodePort" | "LoadBalancer") && list_at(service, "/spec/externalIPs").is_empty() {
+    if !policy.is_empty()
+        && !matches!(kind, "NodePort" | "LoadBalancer")
+        && list_at(service, "/spec/externalIPs").is_empty()
+    {
         let why = "Invalid value: may only be set for externally-accessible services";
         faults.push(Fault::new("spec.externalTrafficPolicy", why));
     }
@@ -352,7 +361,7 @@ pub(super) fn faults(service: &Value, old: Option<&Value>) -> Vec<Fault> {
     }
     class_faults(service, old, kind, &mut faults);
     source_faults(service, kind, &mut faults);
-    status_faults(service, kind, &mut faults);
+    faults.extend(status_faults(service));
     if let Some(old) = old {
         immutable_faults(service, old, kind, &mut faults);
     }
@@ -369,7 +378,10 @@ fn port_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
         let field = format!("spec.ports[{at}]");
         let (number, protocol, label) = (int_at(port, "/port"), str_at(port, "/protocol"), str_at(port, "/name"));
         if !(1..=65_535).contains(&number) {
-            faults.push(Fault::new(format!("{field}.port"), format!("Invalid value: {number}: must be between 1 and 65535, inclusive")));
+            faults.push(Fault::new(
+                format!("{field}.port"),
+                format!("Invalid value: {number}: must be between 1 and 65535, inclusive"),
+            ));
         }
         if !matches!(protocol, "TCP" | "UDP" | "SCTP") {
             faults.push(Fault::new(format!("{field}.protocol"), format!("Unsupported value: \"{protocol}\"")));
@@ -385,7 +397,8 @@ fn port_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
         }
         let node_port = int_at(port, "/nodePort");
         if node_port != 0 && !matches!(kind, "NodePort" | "LoadBalancer") {
-            faults.push(Fault::new(format!("{field}.nodePort"), "Forbidden: may not be used when `type` is 'ClusterIP'"));
+            faults
+                .push(Fault::new(format!("{field}.nodePort"), "Forbidden: may not be used when `type` is 'ClusterIP'"));
         }
         if node_port != 0 && !NODE_PORTS.contains(&node_port) {
             let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
@@ -402,7 +415,9 @@ fn class_faults(service: &Value, old: Option<&Value>, kind: &str, faults: &mut V
     if kind != "LoadBalancer" && class.is_some() {
         faults.push(Fault::new("spec.loadBalancerClass", "Forbidden: may only be used when `type` is 'LoadBalancer'"));
     }
-    let Some(old) = old.filter(|old| str_at(old, "/spec/type") == "LoadBalancer" && kind == "LoadBalancer") else { return };
+    let Some(old) = old.filter(|old| str_at(old, "/spec/type") == "LoadBalancer" && kind == "LoadBalancer") else {
+        return;
+    };
     if old.pointer("/spec/loadBalancerClass").filter(|c| !c.is_null()) != class {
         faults.push(Fault::new("spec.loadBalancerClass", "Invalid value: may not change once set"));
     }
@@ -410,7 +425,8 @@ fn class_faults(service: &Value, old: Option<&Value>, kind: &str, faults: &mut V
 
 fn source_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
     let field = list_at(service, "/spec/loadBalancerSourceRanges");
-    let annotation = service.pointer("/metadata/annotations").and_then(|a| a.get(SOURCE_RANGES)).and_then(Value::as_str);
+    let annotation =
+        service.pointer("/metadata/annotations").and_then(|a| a.get(SOURCE_RANGES)).and_then(Value::as_str);
     let (place, ranges): (&str, Vec<&str>) = match (field, annotation) {
         ([], None) => return,
         ([], Some(text)) => (
@@ -424,20 +440,33 @@ fn source_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
     }
     for range in ranges {
         if range.trim().parse::<IpNet>().is_err() {
-            faults.push(Fault::new(place, format!("Invalid value: \"{range}\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")));
+            faults.push(Fault::new(
+                place,
+                format!("Invalid value: \"{range}\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+            ));
         }
     }
 }
 
-fn status_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
+/// Of the status alone: its subresource does not look at what else an older server has let through.
+pub(super) fn status_faults(service: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let kind = str_at(service, "/spec/type");
     let ingress = list_at(service, "/status/loadBalancer/ingress");
     if !ingress.is_empty() && kind != "LoadBalancer" {
-        faults.push(Fault::new("status.loadBalancer.ingress", "Forbidden: may only be used when `spec.type` is \"LoadBalancer\""));
+        faults.push(Fault::new(
+            "status.loadBalancer.ingress",
+            "Forbidden: may only be used when `spec.type` is \"LoadBalancer\"",
+        ));
     }
     for (at, entry) in ingress.iter().enumerate() {
-        let (field, ip, mode) = (format!("status.loadBalancer.ingress[{at}]"), str_at(entry, "/ip"), str_at(entry, "/ipMode"));
+        let (field, ip, mode) =
+            (format!("status.loadBalancer.ingress[{at}]"), str_at(entry, "/ip"), str_at(entry, "/ipMode"));
         if !ip.is_empty() && ip.parse::<IpAddr>().is_err() {
-            faults.push(Fault::new(format!("{field}.ip"), format!("Invalid value: \"{ip}\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")));
+            faults.push(Fault::new(
+                format!("{field}.ip"),
+                format!("Invalid value: \"{ip}\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            ));
         }
         if ip.is_empty() && !mode.is_empty() {
             faults.push(Fault::new(format!("{field}.ipMode"), "Forbidden: may not be specified when `ip` is not set"));
@@ -461,13 +490,18 @@ fn status_faults(service: &Value, kind: &str, faults: &mut Vec<Fault>) {
         }
         let reason = str_at(condition, "/reason");
         let letters = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ',' | ':');
-        if !reason.starts_with(|c: char| c.is_ascii_alphabetic()) || !reason.chars().all(letters) || reason.len() > 1024 {
-            faults.push(Fault::new(format!("{field}.reason"), format!("Invalid value: \"{reason}\": a condition reason must start with alphabetic character")));
+        if !reason.starts_with(|c: char| c.is_ascii_alphabetic()) || !reason.chars().all(letters) || reason.len() > 1024
+        {
+            faults.push(Fault::new(
+                format!("{field}.reason"),
+                format!("Invalid value: \"{reason}\": a condition reason must start with alphabetic character"),
+            ));
         }
         if str_at(condition, "/message").len() > 32_768 {
             faults.push(Fault::new(format!("{field}.message"), "Too long: may not be more than 32768 bytes"));
         }
     }
+    faults
 }
 
 fn immutable_faults(service: &Value, old: &Value, kind: &str, faults: &mut Vec<Fault>) {

@@ -70,26 +70,63 @@ fn cells(resource: &Resource, object: &Value) -> Vec<Value> {
     match resource.kind.as_str() {
         "Service" => {
             let kind = str_at(object, "/spec/type");
-            vec![named, json!(kind), json!(or_none(str_at(object, "/spec/clusterIP"))), json!(external(object, kind)), json!(ports(object)), age]
+            vec![
+                named,
+                json!(kind),
+                json!(or_none(str_at(object, "/spec/clusterIP"))),
+                json!(external(object, kind)),
+                json!(ports(object)),
+                age,
+            ]
         }
         "Node" => {
-            let ready = list_at(object, "/status/conditions").iter().any(|c| str_at(c, "/type") == "Ready" && str_at(c, "/status") == "True");
+            let ready = list_at(object, "/status/conditions")
+                .iter()
+                .any(|c| str_at(c, "/type") == "Ready" && str_at(c, "/status") == "True");
             let address = list_at(object, "/status/addresses").iter().find(|a| str_at(a, "/type") == "InternalIP");
             let version = str_at(object, "/status/nodeInfo/kubeletVersion");
             let status = if ready { "Ready" } else { "NotReady" };
-            vec![named, json!(status), json!("<none>"), age, json!(version), json!(address.map_or("<none>", |a| str_at(a, "/address")))]
+            vec![
+                named,
+                json!(status),
+                json!("<none>"),
+                age,
+                json!(version),
+                json!(address.map_or("<none>", |a| str_at(a, "/address"))),
+            ]
         }
         "Namespace" => vec![named, json!(str_at(object, "/status/phase")), age],
         "Event" => {
             // Both forms of events come here.
-            let (about, text) = if object.get("regarding").is_some() { ("regarding", "note") } else { ("involvedObject", "message") };
-            let about = format!("{}/{}", str_at(object, &format!("/{about}/kind")).to_lowercase(), str_at(object, &format!("/{about}/name")));
-            vec![age, json!(str_at(object, "/type")), json!(str_at(object, "/reason")), json!(about), json!(str_at(object, &format!("/{text}")))]
+            let (about, text) =
+                if object.get("regarding").is_some() { ("regarding", "note") } else { ("involvedObject", "message") };
+            let about = format!(
+                "{}/{}",
+                str_at(object, &format!("/{about}/kind")).to_lowercase(),
+                str_at(object, &format!("/{about}/name"))
+            );
+            vec![
+                age,
+                json!(str_at(object, "/type")),
+                json!(str_at(object, "/reason")),
+                json!(about),
+                json!(str_at(object, &format!("/{text}"))),
+            ]
         }
         "EndpointSlice" => {
             let ports: Vec<String> = list_at(object, "/ports").iter().map(|p| int_at(p, "/port").to_string()).collect();
-            let endpoints: Vec<&str> = list_at(object, "/endpoints").iter().flat_map(|e| list_at(e, "/addresses")).filter_map(Value::as_str).collect();
-            vec![named, json!(str_at(object, "/addressType")), json!(or_none(&ports.join(","))), json!(or_none(&endpoints.join(","))), age]
+            let endpoints: Vec<&str> = list_at(object, "/endpoints")
+                .iter()
+                .flat_map(|e| list_at(e, "/addresses"))
+                .filter_map(Value::as_str)
+                .collect();
+            vec![
+                named,
+                json!(str_at(object, "/addressType")),
+                json!(or_none(&ports.join(","))),
+                json!(or_none(&endpoints.join(","))),
+                age,
+            ]
         }
         "Lease" => vec![named, json!(str_at(object, "/spec/holderIdentity")), age],
         _ => vec![named, age],

@@ -120,12 +120,11 @@ async fn conditions_applied_by_two_managers_live_side_by_side() {
     let server = server();
     let api = services(&server);
     api.create(&PostParams::default(), &service("a")).await.unwrap();
-    let condition = |kind: &str| {
-        json!({"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"})
-    };
+    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     let config = |list: &[Value]| json!({"apiVersion": "v1", "kind": "Service", "status": {"conditions": list}});
     let apply = async |by: &str, list: &[Value]| {
-        let applied = api.patch_status("a", &PatchParams::apply(by).force(), &Patch::Apply(config(list))).await.unwrap();
+        let applied =
+            api.patch_status("a", &PatchParams::apply(by).force(), &Patch::Apply(config(list))).await.unwrap();
         let conditions = applied.status.unwrap().conditions.unwrap_or_default();
         conditions.into_iter().map(|c| c.type_).collect::<Vec<_>>()
     };
@@ -177,7 +176,8 @@ async fn a_list_at_a_revision_shows_the_past_until_it_is_forgotten() {
 
 #[tokio::test]
 async fn a_watch_tells_changes_and_bookmarks_and_ends_by_time() {
-    let server = ApiServer::start(Settings { bookmark_every: Duration::from_millis(20), ..Settings::default() }).unwrap();
+    let server =
+        ApiServer::start(Settings { bookmark_every: Duration::from_millis(20), ..Settings::default() }).unwrap();
     let api = services(&server);
     let a = api.create(&PostParams::default(), &service("a")).await.unwrap();
     let params = WatchParams::default().labels("app=b").timeout(1);
@@ -292,9 +292,10 @@ async fn our_own_kinds_work_and_are_checked() {
     assert_eq!(code(untyped.create(&PostParams::default(), &bad).await), 422);
 
     let records: Api<VipAllocation> = Api::all(client(&server));
-    let record: VipAllocation = serde_json::from_value(json!({"apiVersion": "penstock.dev/v1alpha1", "kind": "VipAllocation",
+    let record: VipAllocation =
+        serde_json::from_value(json!({"apiVersion": "penstock.dev/v1alpha1", "kind": "VipAllocation",
         "metadata": {"name": "203.0.113.1"}, "spec": {"address": "203.0.113.1", "owner": "k"}}))
-    .unwrap();
+        .unwrap();
     records.create(&PostParams::default(), &record).await.unwrap();
     assert_eq!(code(records.create(&PostParams::default(), &record).await), 409);
     assert_eq!(code(records.replace("203.0.113.1", &PostParams::default(), &record).await), 422);
@@ -304,7 +305,8 @@ async fn our_own_kinds_work_and_are_checked() {
 async fn a_lease_is_won_by_one_of_two() {
     let server = server();
     let leases: Api<Lease> = Api::namespaced(client(&server), "default");
-    let lease: Lease = serde_json::from_value(json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "a"}})).unwrap();
+    let lease: Lease =
+        serde_json::from_value(json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "a"}})).unwrap();
     let lease = leases.create(&PostParams::default(), &lease).await.unwrap();
     let take = async |who: &str| {
         let mut lease = lease.clone();
@@ -405,7 +407,8 @@ async fn least_privilege_can_be_shown() {
     assert_eq!(server.requests().last().unwrap().code, 403);
     server.rotate_token("t", "u");
     assert_eq!(code(api.get("a").await), 401);
-    let anonymous: Api<Service> = Api::namespaced(Client::try_from(Config::new(server.url().parse().unwrap())).unwrap(), "default");
+    let anonymous: Api<Service> =
+        Api::namespaced(Client::try_from(Config::new(server.url().parse().unwrap())).unwrap(), "default");
     assert_eq!(code(anonymous.get("a").await), 401);
     assert_eq!(server.count("patch", "services/status"), 1);
 }
