@@ -260,10 +260,16 @@ impl Controller {
     }
 
     /// What each pool of the cluster should say of itself.
-    pub(super) fn pool_status(&mut self, turn: &mut Turn) {
-        if !std::mem::take(&mut self.pools_dirty) {
+    pub(super) fn pool_status(&mut self, turn: &mut Turn, now: Instant) {
+        if !self.pools_dirty {
             return;
         }
+        if let Some(at) = self.pools_after.filter(|at| *at > now) {
+            turn.wake_at(at);
+            return;
+        }
+        self.pools_dirty = false;
+        self.pools_after = Some(now + Duration::from_secs(1));
         for (pool, status) in self.usage_of_pools() {
             let Some(info) = self.index.pools.get(&pool.name) else { continue };
             // A pool of the file has no object.

@@ -89,6 +89,8 @@ pub struct Controller {
     pub(super) records_in_flight: HashMap<IpAddr, VipAllocationSpec>,
     pub(super) record_backoff: HashMap<IpAddr, (u32, Instant)>,
     pub(super) pools_dirty: bool,
+    /// The pools' statuses are written once a second at most: each write says it all.
+    pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
     term: Option<u64>,
     translate_wanted: bool,
@@ -124,6 +126,7 @@ impl Controller {
             records_in_flight: HashMap::new(),
             record_backoff: HashMap::new(),
             pools_dirty: true,
+            pools_after: None,
             quarantined_until: None,
             term: None,
             translate_wanted: true,
@@ -387,7 +390,7 @@ impl Controller {
             for key in keys {
                 self.step(&key, &mut turn, now);
             }
-            self.pool_status(&mut turn);
+            self.pool_status(&mut turn, now);
             if let Some((at, _)) = self.timers.first() {
                 turn.wake_at(*at);
             }

@@ -404,7 +404,7 @@ async fn five_thousand_services_over_five_hundred_nodes() {
                 server.list("events.k8s.io/v1", "Event").into_iter().take(3).map(|e| e["note"].clone()).collect();
             panic!("{} of {count}: {} {counts:#?}\n{notes:?}", shown(), control.why("s0").await);
         }
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     println!("first sync, all new: {:?}, CPU of control and server {:?}", began.elapsed(), cpu_time() - cpu);
     let puts = control.dataplane.count();
@@ -439,9 +439,10 @@ async fn five_thousand_services_over_five_hundred_nodes() {
 /// Of this process: user and system.
 fn cpu_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<u64> = stat.rsplit(") ").next().unwrap().split(' ').filter_map(|f| f.parse().ok()).collect();
-    // `state` is no number; utime and stime are fields 14 and 15 of proc(5).
-    Duration::from_millis((fields[10] + fields[11]) * 10)
+    // utime and stime are fields 14 and 15 of proc(5), and the name, the second, may hold anything.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: u64 = fields[11..13].iter().map(|f| f.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn resident() -> u64 {
