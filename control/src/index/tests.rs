@@ -514,7 +514,7 @@ fn local_uses_only_nodes_with_endpoints_by_their_number() {
     assert_eq!(world.backends(), ["a=2", "b=1"]);
     let mut world = local(json!([ready("a"), ready("a"), ready("b")]));
     world.service(&changed(annotated("penstock.dev/weights", "equal"), |s| {
-        s["spec"]["externalTrafficPolicy"] = json!("Local")
+        s["spec"]["externalTrafficPolicy"] = json!("Local");
     }));
     assert_eq!(world.backends(), ["a=1", "b=1"]);
 }
@@ -698,7 +698,7 @@ fn on_a_shared_address_the_first_claim_has_the_port() {
     world.record_with("203.0.113.1", &[("web", "u1"), ("aaa", "u2")], json!({"shareKey": "k"}));
     for service in [&web(), &other] {
         world.service(&changed(service.clone(), |s| {
-            s["metadata"]["annotations"]["penstock.dev/share-key"] = json!("k")
+            s["metadata"]["annotations"]["penstock.dev/share-key"] = json!("k");
         }));
     }
     let translation = world.translate();

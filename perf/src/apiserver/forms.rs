@@ -20,7 +20,7 @@ pub(super) enum Form {
 impl Form {
     /// The first one we have; other media types (protobuf) fall back to JSON, which every client accepts.
     pub(super) fn from_accept(accept: &str) -> Self {
-        for wish in accept.split(',').filter(|w| w.contains("json")) {
+        if let Some(wish) = accept.split(',').find(|w| w.contains("json")) {
             if wish.contains("as=Table") {
                 return Self::Table;
             }

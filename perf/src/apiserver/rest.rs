@@ -152,7 +152,7 @@ fn tidy(resource: &Resource, object: &mut Value) {
     }
     let metadata = map_of(object, "metadata");
     let empty = |v: &Value| {
-        v.is_null() || v.as_object().is_some_and(|m| m.is_empty()) || v.as_array().is_some_and(Vec::is_empty)
+        v.is_null() || v.as_object().is_some_and(serde_json::Map::is_empty) || v.as_array().is_some_and(Vec::is_empty)
     };
     metadata.retain(|_, value| !empty(value));
 }

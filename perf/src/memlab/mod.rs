@@ -83,7 +83,6 @@ pub struct MemLab {
 }
 
 impl MemLab {
-    #[must_use]
     pub fn builder() -> Builder {
         Builder::default()
     }
