@@ -182,6 +182,7 @@ struct Freshness {
     translations: u64,
     sent: u64,
     burst_since: Option<Instant>,
+    translated: Option<Instant>,
 }
 
 struct Loop {
@@ -334,7 +335,9 @@ impl Loop {
         }
         let quiet = Duration::from_secs_f64(self.kubernetes.timing.debounce);
         let since = *self.fresh.burst_since.get_or_insert(now);
-        let least = quiet + self.controller.translate_time;
+        // A single edit waits for quiet alone; in a burst, snapshots may take half of the time at most.
+        let busy = self.fresh.translated.is_some_and(|at| now.duration_since(at) < Duration::from_secs(1));
+        let least = if busy { quiet + self.controller.translate_time } else { quiet };
         let until = since + least;
         if until > now {
             return Some(until);
@@ -413,6 +416,7 @@ impl Loop {
         let controller = &self.controller;
         if controller.translations != self.fresh.translations {
             self.fresh.translations = controller.translations;
+            self.fresh.translated = Some(now);
             metrics.translated(controller.translate_time);
             metrics.node_syncs.inc();
         }

@@ -407,15 +407,17 @@ async fn five_thousand_services_over_five_hundred_nodes() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     println!("first sync, all new: {:?}, CPU of control and server {:?}", began.elapsed(), cpu_time() - cpu);
-    let puts = control.dataplane.count();
     tokio::time::sleep(Duration::from_secs(8)).await;
+    let puts = control.dataplane.count();
 
     let began = Instant::now();
     let mut edited = get(&server, "s7");
     edited["spec"]["ports"][0]["port"] = json!(81);
     server.put_raw(&edited).unwrap();
-    until("the edit", || control.dataplane.last().services.iter().any(|s| s.port == 81)).await;
+    // Looking at a snapshot of this size takes longer than making it.
+    until("the edit", || control.dataplane.count() > puts).await;
     println!("one edit reached the dataplane in {:?}", began.elapsed());
+    assert!(control.dataplane.last().services.iter().any(|s| s.port == 81));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let before = control.dataplane.count();
     server.delete(V1, "Node", "n3").unwrap();
