@@ -273,7 +273,10 @@ fn remove(value: &mut Value, path: &[String]) {
                 }
             }
         }
-        (Some(("v", text)), Value::Array(items)) => items.retain(|item| *item != text),
+        (Some(("v", text)), Value::Array(items)) => {
+            let gone = serde_json::from_str::<Value>(text).unwrap_or_default();
+            items.retain(|item| *item != gone);
+        }
         (Some(("k", text)), Value::Array(items)) => {
             let Ok(Value::Object(key)) = serde_json::from_str::<Value>(text) else { return };
             let matches = |item: &Value| key.iter().all(|(k, v)| item.get(k).unwrap_or(&Value::Null) == v);

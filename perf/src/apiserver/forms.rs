@@ -20,16 +20,11 @@ pub(super) enum Form {
 impl Form {
     /// The first one we have; other media types (protobuf) fall back to JSON, which every client accepts.
     pub(super) fn from_accept(accept: &str) -> Self {
-        if let Some(wish) = accept.split(',').find(|w| w.contains("json")) {
-            if wish.contains("as=Table") {
-                return Self::Table;
-            }
-            if wish.contains("as=PartialObjectMetadata") {
-                return Self::Metadata;
-            }
-            return Self::Plain;
+        match accept.split(',').find(|wish| wish.contains("json")) {
+            Some(wish) if wish.contains("as=Table") => Self::Table,
+            Some(wish) if wish.contains("as=PartialObjectMetadata") => Self::Metadata,
+            _ => Self::Plain,
         }
-        Self::Plain
     }
 
     pub(super) fn object(self, target: &Target, object: &Arc<Object>, with_header: bool) -> Bytes {

@@ -2,15 +2,16 @@
 //! that controllers depend on, and with faults on purpose. It has no kubelet, scheduler or endpoint controller: the
 //! test plays their part through [`ApiServer::put`].
 //!
-//! A request's way: [`serve`] accepts it, [`http`] finds what is asked (`request`), by whom (`access`), and whether
-//! a `fault` befalls it; `rest` does what every kind has in common, `service` and `schema` what some have of their
-//! own, `strategic` and `fields` make patches and field ownership; `store` keeps objects and history, from which
-//! `watching` serves watches. `discovery` and `table` are for `kubectl`.
+//! A request's way: `serve` accepts it, `http` finds what is asked (`request`), by whom (`access`), and whether a
+//! `fault` befalls it; `rest` does what every kind has in common, `admission` what some have of their own, `strategic`
+//! and `fields` make patches and field ownership; `store` keeps objects and history, from which `watching` serves
+//! watches. `discovery` and `table` are for `kubectl`.
 //!
 //! Where it deviates from a real one: no protobuf, no aggregated discovery, no garbage collection of owned objects,
 //! lists of built-in kinds carry kind and version in their items, and `kubectl explain` finds nothing.
 
 mod access;
+mod admission;
 mod discovery;
 mod events;
 mod fault;
@@ -25,6 +26,7 @@ mod schema;
 mod selector;
 mod serve;
 mod service;
+mod service_faults;
 mod store;
 mod strategic;
 mod table;
@@ -56,7 +58,7 @@ use rest::{Deleted, Ownership, Writer};
 use serve::Command;
 use store::Store;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// A real server sends a bookmark about once a minute.
     pub bookmark_every: Duration,

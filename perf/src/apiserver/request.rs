@@ -141,6 +141,12 @@ pub(super) fn body(bytes: &[u8]) -> Result<Value, ApiError> {
     if bytes.is_empty() {
         return Ok(Value::Null);
     }
+    // What typed Go clients send where they may: protobuf, behind its magic number.
+    if bytes.starts_with(b"k8s\0") {
+        let why = "the body of the request was in an unknown format - accepted media types include: application/json, \
+                   application/yaml";
+        return Err(ApiError::new(415, "UnsupportedMediaType", why));
+    }
     serde_json::from_slice(bytes).or_else(|_| {
         let text = std::str::from_utf8(bytes).map_err(|e| ApiError::bad_request(e.to_string()))?;
         serde_saphyr::from_str(text).map_err(|e| ApiError::bad_request(format!("error decoding the body: {e}")))

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::admission::prepare;
 use super::fields::{self, Manager};
-use super::kinds::{CRDS, EVENTS, NAMESPACES, Resource, SERVICES};
+use super::kinds::{CRDS, NAMESPACES, Resource, SERVICES};
 use super::object::{
     ApiError, Fault, Object, has_finalizers, int_at, is_deleting, list_at, map_of, name, namespace, now, revision_of,
     same_content, set_or_remove, str_at,
 };
 use super::request::Target;
 use super::store::{Key, Store};
-use super::{schema, service, strategic};
+use super::{service, service_faults, strategic};
 
 /// The writer, and whether it only wants to know what would happen.
 #[derive(Debug, Clone)]
@@ -157,83 +158,6 @@ fn tidy(resource: &Resource, object: &mut Value) {
     metadata.retain(|_, value| !empty(value));
 }
 
-/// Defaults, allocations and validation of a kind.
-fn prepare(
-    store: &mut Store,
-    resource: &Resource,
-    object: &mut Value,
-    old: Option<&Value>,
-) -> Result<Vec<Fault>, ApiError> {
-    if let Some(custom) = &resource.custom {
-        return Ok(schema::admit(&custom.schema, object));
-    }
-    match &*resource.id {
-        SERVICES => {
-            service::prepare(object, old, &mut store.allocations)?;
-            Ok(service::faults(object, old))
-        }
-        NAMESPACES => {
-            let label = name(object).to_owned();
-            let metadata = map_of(object, "metadata");
-            let mut labels = metadata.remove("labels").unwrap_or_else(|| json!({}));
-            labels["kubernetes.io/metadata.name"] = json!(label);
-            metadata.insert("labels".into(), labels);
-            if old.is_none() {
-                object["spec"] = json!({"finalizers": ["kubernetes"]});
-                object["status"] = json!({"phase": "Active"});
-            }
-            Ok(Vec::new())
-        }
-        CRDS => {
-            if old.is_none() {
-                establish(object);
-            }
-            Ok(Vec::new())
-        }
-        EVENTS => Ok(event_faults(object)),
-        _ => Ok(Vec::new()),
-    }
-}
-
-/// What the apiextensions controllers write a moment later.
-fn establish(crd: &mut Value) {
-    let names = crd.pointer("/spec/names").cloned().unwrap_or_default();
-    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "InitialNamesAccepted", "message": "the initial names have been accepted", "lastTransitionTime": now()});
-    crd["status"] = json!({
-        "acceptedNames": names,
-        "conditions": [condition("NamesAccepted"), condition("Established")],
-        "storedVersions": list_at(crd, "/spec/versions").iter().filter_map(|v| v.get("name")).collect::<Vec<_>>(),
-    });
-}
-
-/// Source: `pkg/apis/core/validation/events.go`, of the new form.
-fn event_faults(event: &Value) -> Vec<Fault> {
-    let mut faults = Vec::new();
-    // Events in the old form have no eventTime and are checked less.
-    if event.get("eventTime").is_none_or(Value::is_null) {
-        return faults;
-    }
-    for field in ["reportingController", "reportingInstance", "action", "reason"] {
-        if str_at(event, &format!("/{field}")).is_empty() {
-            faults.push(Fault::new(field, "Required value"));
-        }
-    }
-    for (field, most) in [("note", 1024), ("reason", 128), ("action", 128), ("reportingInstance", 128)] {
-        if str_at(event, &format!("/{field}")).len() > most {
-            faults.push(Fault::new(field, format!("Invalid value: can have at most {most} characters")));
-        }
-    }
-    if !matches!(str_at(event, "/type"), "Normal" | "Warning") {
-        faults.push(Fault::new("type", "Invalid value: must be Normal or Warning"));
-    }
-    let place = str_at(event, "/regarding/namespace");
-    let here = namespace(event);
-    if place != here && !(place.is_empty() && here == "default") {
-        faults.push(Fault::new("regarding.namespace", "Invalid value: does not match event.namespace"));
-    }
-    faults
-}
-
 fn refuse(resource: &Resource, named: &str, faults: &[Fault]) -> Result<(), ApiError> {
     if faults.is_empty() { Ok(()) } else { Err(ApiError::invalid(&resource.kind, named, faults)) }
 }
@@ -268,7 +192,7 @@ pub(super) fn update(
     let faults = match target.subresource.as_str() {
         "status" if resource.is(SERVICES) => {
             service::default_ip_mode(&mut new);
-            service::status_faults(&new)
+            service_faults::status_faults(&new)
         }
         "status" if resource.custom.is_none() => Vec::new(),
         _ => prepare(store, &resource, &mut new, Some(&old.value))?,
