@@ -107,6 +107,11 @@ impl Network {
         changed
     }
 
+    /// Every address wanted is claimed on every port.
+    pub fn has_claimed_all(&self) -> bool {
+        self.claimed.len() >= self.wanted.len() * self.ports
+    }
+
     /// Readable when [`Self::poll`] has work.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         std::iter::once(self.mirror.fd()).chain(self.announcements.fds()).collect()

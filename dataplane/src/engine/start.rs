@@ -126,14 +126,23 @@ impl Dataplane {
         })
     }
 
+    /// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
+    /// Addresses whose flows outlived an earlier process are claimed without asking again.
+    pub fn settle(&self, most: Duration) {
+        if self.recovered {
+            self.shared.network().resume();
+        }
+        let deadline = Instant::now() + most;
+        while !self.shared.is_settled() && Instant::now() < deadline {
+            keep_house(&self.shared);
+        }
+    }
+
     /// Lets the packets in: to be called when the first snapshot has been published.
     ///
     /// # Errors
     /// A thread or a socket could not be had.
     pub fn go(&mut self) -> Result<(), StartError> {
-        if self.recovered {
-            self.shared.network().resume();
-        }
         self.shared.republish();
         for (at, mut worker) in self.ready.drain(..).enumerate() {
             let (stop, core) = (Arc::clone(&self.stop), self.shared.workers[at].core);
@@ -411,17 +420,4 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     let (low, high) = bytes.split_at(8);
     let number = |half: &[u8]| half.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     Ok([number(low), number(high)])
-}
-
-/// Waits until the next hops of all nodes are known, or `most` is over.
-pub fn wait_for_hops(shared: &Shared, most: Duration) {
-    let deadline = Instant::now() + most;
-    let unknown = || {
-        let tables = Arc::clone(&shared.published().tables);
-        let hops = shared.network().mirror.hops();
-        tables.nodes.iter().filter(|node| hops.targets.get(*node).copied().flatten().is_none()).count()
-    };
-    while unknown() > 0 && Instant::now() < deadline {
-        keep_house(shared);
-    }
 }

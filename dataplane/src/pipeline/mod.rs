@@ -8,6 +8,8 @@ pub mod hops;
 mod open;
 mod revalidate;
 mod side;
+#[doc(hidden)]
+pub mod testkit;
 mod upkeep;
 
 use std::sync::Arc;
@@ -152,8 +154,14 @@ impl Pipeline {
         let found = F::side(self).flows.find(&tuple, hash);
         let entry = match found {
             Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
+                return Verdict::Drop(DropReason::FlowRevoked);
+            }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
+                Err(Verdict::Drop(DropReason::TtlExceeded)) => {
+                    return self.time_exceeded(memory, frame, &packet, from, now);
+                }
                 Err(verdict) => return verdict,
             },
         };
@@ -221,7 +229,7 @@ impl Pipeline {
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
             let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
-                store.header_mut().hops[usize::from(at)] = hop
+                store.header_mut().hops[usize::from(at)] = hop;
             });
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;
@@ -267,14 +275,14 @@ impl Pipeline {
         }
         match self.local_destination(bytes, packet) {
             None => Verdict::Kernel,
+            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
-                if side::source_is_martian(bytes, packet) {
-                    return Verdict::Drop(DropReason::Martian);
+                if let Err(reason) = side::check_source(&self.view.tables, bytes, packet) {
+                    return Verdict::Drop(reason);
                 }
                 wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
                 Verdict::Tx(from)
             }
-            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) => Verdict::Drop(DropReason::IcmpUnmatched),
         }
     }
