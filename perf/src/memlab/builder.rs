@@ -143,7 +143,7 @@ impl Builder {
         Ok(MemLab {
             now: START,
             seed: self.seed,
-            random: Random::new(mix(self.seed ^ 0x626f_78)),
+            random: Random::new(mix(self.seed ^ 0x0062_6f78)),
             cables: Cables::new(mix(self.seed ^ 0x6361_626c_6573), self.link),
             hosts: self.hosts(),
             clients: self.clients,

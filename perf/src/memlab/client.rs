@@ -114,7 +114,7 @@ impl Client {
     }
 
     pub(super) fn wakes_at(&self) -> u64 {
-        let talking = self.talking.values().map(|talking| talking.wakes_at());
+        let talking = self.talking.values().map(Talking::wakes_at);
         talking.chain(self.lingering.iter().map(|(_, until)| *until)).min().unwrap_or(u64::MAX)
     }
 

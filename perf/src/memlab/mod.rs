@@ -83,7 +83,7 @@ pub struct MemLab {
 }
 
 impl MemLab {
-    #[must_use]
+    /// One client, three nodes, two workers, perfect cables, unless told otherwise.
     pub fn builder() -> Builder {
         Builder::default()
     }

@@ -230,7 +230,10 @@ impl TheBox {
         for _ in 0..MOST_ROUNDS {
             let first = random.below(running.workers.len());
             let (later, sooner) = running.workers.split_at_mut(first);
-            let worked = sooner.iter_mut().chain(later).fold(false, |worked, worker| worker.turn(now) || worked);
+            let mut worked = false;
+            for worker in sooner.iter_mut().chain(later) {
+                worked |= worker.turn(now);
+            }
             for mailbox in &running.mailboxes {
                 mailbox.reap();
             }
