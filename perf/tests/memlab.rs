@@ -119,7 +119,8 @@ fn removing_a_backend_breaks_its_flows_only() {
     let broken: Vec<u64> = lab.tally(number).failed.iter().map(|failed| failed.connection).collect();
     let mut expected: Vec<u64> = nodes.iter().filter(|(_, node)| *node == "node1").map(|(id, _)| *id).collect();
     let mut sorted = broken.clone();
-    (sorted.sort_unstable(), expected.sort_unstable());
+    sorted.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(sorted, expected, "{}", lab.describe());
     assert!(expected.len() > 30, "node1 had {} of 150", expected.len());
     let (needless, _, size) = lab.slots_moved().unwrap();
