@@ -49,7 +49,12 @@ pub struct PortAllocator {
     partition: Partition,
     /// Where the search goes on, by node slot: the longest unused port is next.
     cursors: Box<[u32]>,
+    /// Where the first search towards a node begins.
+    begin: u16,
 }
+
+/// A cursor of a node no flow has gone to yet.
+const NOT_BEGUN: u32 = u32::MAX;
 
 enum Candidate {
     Free,
@@ -61,7 +66,22 @@ enum Candidate {
 impl PortAllocator {
     #[must_use]
     pub fn new(partition: Partition, nodes: usize) -> Self {
-        Self { partition, cursors: vec![0; nodes.max(1)].into_boxed_slice() }
+        Self { partition, cursors: vec![NOT_BEGUN; nodes.max(1)].into_boxed_slice(), begin: 0 }
+    }
+
+    /// After a restart: searches begin in the widest gap between the ports that flows taken up have. At
+    /// the range's start, where the last process began too, they would find only ports in use, and give
+    /// up, or disturb one that rests while thousands were never used.
+    pub fn begin_beyond(&mut self, used: impl Iterator<Item = u16>) {
+        let mut used: Vec<u16> = used.collect();
+        used.sort_unstable();
+        let (Some(first), Some(last)) = (used.first().copied(), used.last().copied()) else { return };
+        let mut widest = (u32::from(u16::MAX - last) + u32::from(first), last);
+        for pair in used.windows(2) {
+            widest = widest.max((u32::from(pair[1] - pair[0]), pair[0]));
+        }
+        self.begin = widest.1.saturating_add(1);
+        self.cursors.fill(NOT_BEGUN);
     }
 
     #[must_use]
@@ -93,6 +113,9 @@ impl PortAllocator {
                 continue;
             }
             reason = DropReason::SnatExhausted;
+            if self.cursors[slot] == NOT_BEGUN {
+                self.cursors[slot] = ports.from(self.begin);
+            }
             let mut away = None;
             let mut resting = None;
             for attempt in 0..TRIES.min(ports.count) {

@@ -25,6 +25,13 @@ impl Ports {
     pub fn at(self, n: u32) -> u16 {
         self.first.wrapping_add((n as u16).wrapping_mul(self.step))
     }
+
+    /// Which of them is the first from `port` on; 0 if there is none.
+    #[must_use]
+    pub fn from(self, port: u16) -> u32 {
+        let n = u32::from(port.saturating_sub(self.first)).div_ceil(u32::from(self.step));
+        if n < self.count { n } else { 0 }
+    }
 }
 
 impl Partition {
@@ -52,6 +59,15 @@ impl Partition {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_first_port_from_a_port_on() {
+        let ports = Partition { worker: WorkerId(1), workers: 3 }.ports(1000, 1010);
+        let all: Vec<u16> = (0..ports.count).map(|n| ports.at(n)).collect();
+        assert_eq!(all, [1000, 1003, 1006, 1009]);
+        let from = |port| ports.at(ports.from(port));
+        assert_eq!([0, 1000, 1001, 1003, 1008, 1009, 1010].map(from), [1000, 1000, 1003, 1003, 1009, 1009, 1000]);
+    }
 
     proptest! {
         #[test]

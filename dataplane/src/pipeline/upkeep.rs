@@ -3,9 +3,9 @@
 
 use super::Pipeline;
 use super::revalidate::{Standing, revalidate};
-use super::side::{Parts, Sided};
+use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{FlowTable, Record};
+use crate::flow::Record;
 use crate::persist::{MAX_SNATS, Store};
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -103,8 +103,8 @@ impl Pipeline {
         v4.flows.set_snats(header.snat_v4.iter().copied());
         v6.flows.set_snats(header.snat_v6.iter().map(|addr| u128::from_be_bytes(*addr)));
         let used = store.used_records();
-        recover_family(&mut v4.flows, used[0]);
-        recover_family(&mut v6.flows, used[1]);
+        recover_family(v4, used[0]);
+        recover_family(v6, used[1]);
     }
 
     /// SNAT addresses by number as the store has them, for the first snapshot to keep the numbers.
@@ -121,15 +121,20 @@ fn tables_len<T>(services: &[T]) -> usize {
     services.len().max(1)
 }
 
-fn recover_family<F: Family>(flows: &mut FlowTable<F>, used: u32) {
-    flows.recover(used, |record, _| {
+fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
+    let mut ports = Vec::new();
+    side.flows.recover(used, |record, _| {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
+        if sane && record.snat_port != 0 {
+            ports.push(record.snat_port);
+        }
         sane
     });
+    side.ports.begin_beyond(ports.into_iter());
 }
 
 /// Moves a record's counters to its service's.

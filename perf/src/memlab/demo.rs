@@ -86,7 +86,7 @@ pub fn demo(out: &mut impl Write, options: &DemoOptions) -> Result<Summary> {
 fn introduce(out: &mut impl Write, options: &DemoOptions, link: Link) -> Result<()> {
     writeln!(out, "Penstock: a load balancer in front of three nodes, inside this one process.")?;
     if !options.reason.is_empty() {
-        writeln!(out, "\nThe real lab can't be had here: {}.", options.reason)?;
+        writeln!(out, "\nWhy not the lab of namespaces: {}.", options.reason)?;
     }
     writeln!(
         out,

@@ -83,6 +83,7 @@ pub struct MemLab {
 }
 
 impl MemLab {
+    /// One client, three nodes, two workers, perfect cables, unless told otherwise.
     pub fn builder() -> Builder {
         Builder::default()
     }
