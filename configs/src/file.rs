@@ -102,6 +102,10 @@ pub struct PortConfig {
     pub xdp: XdpMode,
     #[serde(default)]
     pub zero_copy: ZeroCopy,
+    /// Largest TCP segment size in SYNs that enter or leave by this port, for both families: where a
+    /// path behind it has a smaller MTU and ICMP does not come through. Default: as the ends say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss_clamp: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,6 +26,10 @@ pub mod maglev;
 
 pub mod nat;
 
+pub mod icmp;
+
+pub mod fragment;
+
 pub mod neighbor;
 
 pub mod handoff;

@@ -14,6 +14,8 @@ pub enum Verdict {
     Tx(PortId),
     /// Another worker owns the flow.
     Handoff(WorkerId),
+    /// Kept by the pipeline in this slot until its datagram's first fragment comes.
+    Held(u16),
     /// Not ours after all: back to the kernel by the TAP.
     Kernel,
     Drop(DropReason),
@@ -60,7 +62,13 @@ drop_reasons! {
     PortZero = "port_zero": "port 0 as source or destination",
     Martian = "martian": "a source address no packet on a wire may have (loopback, multicast, unspecified, broadcast)",
     SpoofedSource = "spoofed_source": "the packet claims one of the box's VIPs or SNAT addresses as its source",
-    Fragment = "fragment": "IP fragments, which need reassembly",
+    FragmentMalformed = "fragment_malformed": "a fragment that is empty, not a multiple of 8 bytes, or ends beyond 65,535",
+    FragmentTiny = "fragment_tiny": "a first fragment without its whole TCP or UDP header, or a later one that would overwrite it",
+    FragmentOverlap = "fragment_overlap": "fragments that overlap, with the rest of their datagram (RFC 5722)",
+    FragmentCopy = "fragment_copy": "a fragment seen before",
+    FragmentOrphan = "fragment_orphan": "a fragment whose first one was lost on the way to the flow's worker",
+    FragmentTimeout = "fragment_timeout": "a fragment held in vain for the first one of its datagram",
+    FragmentLimit = "fragment_limit": "more datagrams under way, fragments of one, or frames waiting than the box follows",
     UnsupportedProtocol = "unsupported_protocol": "a protocol the box does not balance, sent to a VIP or SNAT address",
     NoService = "no_service": "the VIP has no service on this port and protocol",
     SourceDenied = "source_denied": "the client is outside the service's source_ranges",

@@ -97,7 +97,13 @@ pub fn without_node(config: &mut ConfigFile, node: &str) {
 }
 
 fn port(interface: &str) -> PortConfig {
-    PortConfig { interface: interface.into(), queues: None, xdp: Default::default(), zero_copy: Default::default() }
+    PortConfig {
+        interface: interface.into(),
+        queues: None,
+        xdp: Default::default(),
+        zero_copy: Default::default(),
+        mss_clamp: None,
+    }
 }
 
 fn snat(address: IpAddr) -> SnatAddress {

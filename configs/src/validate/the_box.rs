@@ -21,6 +21,10 @@ const MOST_SERVICES: u32 = 1 << 20;
 const MOST_NODES: u32 = 65_535;
 /// Ten times the largest table the Maglev paper measures (655373), rounded up to a prime.
 const LARGEST_TABLE: u32 = 5_000_011;
+/// What every IPv4 host takes: 576 bytes less headers (RFC 9293 section 3.7.1).
+const LEAST_MSS: u16 = 536;
+/// MTU 9000 less the smallest headers.
+const LARGEST_MSS: u16 = 8960;
 /// Longer is a slip of the pen, and the timer wheel need not reach further.
 const LONGEST_TIMEOUT: u32 = 30 * 24 * 3600;
 
@@ -100,6 +104,26 @@ fn ports(ports: &[PortConfig], host: Option<&HostFacts>, faults: &mut Vec<Fault>
             faults.push(Fault::new(&path, format!("the box has no interface {:?}", port.interface), host.remedy(port)));
         }
         queues(index, port, host, faults);
+        mss_clamp(index, port, faults);
+    }
+}
+
+fn mss_clamp(index: usize, port: &PortConfig, faults: &mut Vec<Fault>) {
+    let path = format!("port[{index}].mss_clamp");
+    match port.mss_clamp {
+        Some(mss) if mss < LEAST_MSS => {
+            let problem = format!("is {mss}, less than any path needs");
+            faults.push(Fault::new(
+                path,
+                problem,
+                format!("write {LEAST_MSS} or more: the path's MTU less 40, or 60 with IPv6"),
+            ));
+        }
+        Some(mss) if mss > LARGEST_MSS => {
+            let problem = format!("is {mss}, more than any packet here holds");
+            faults.push(Fault::new(path, problem, "leave it out for no clamp"));
+        }
+        _ => {}
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Live {
     pub announce: Announce,
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
+    /// By port; 0: none.
+    pub mss_clamps: Vec<u16>,
 }
 
 impl From<&ConfigFile> for Live {
@@ -45,6 +47,7 @@ impl From<&ConfigFile> for Live {
             announce: file.the_box.announce,
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
+            mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
         }
     }
 }

@@ -31,6 +31,7 @@ pub struct Network {
     wanted: Vec<IpAddr>,
     claimed: BTreeSet<(u8, IpAddr)>,
     links: Vec<Link>,
+    mss_clamps: Vec<u16>,
 }
 
 impl Network {
@@ -58,6 +59,7 @@ impl Network {
             wanted: Vec::new(),
             claimed: BTreeSet::new(),
             links,
+            mss_clamps: Vec::new(),
         }
     }
 
@@ -65,6 +67,7 @@ impl Network {
     pub fn want(&mut self, tables: &Tables, live: &Live) {
         self.mirror.want(&tables.nodes);
         self.wanted = announced(tables);
+        self.mss_clamps.clone_from(&live.mss_clamps);
         let ports = 0..self.ports;
         let claims: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
@@ -142,7 +145,7 @@ impl Network {
         let mut ports: Vec<PortView> = self.ports_view(&hops);
         if let Some(tap) = &self.tap {
             let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
-            ports.push(PortView { mac: tap.mac, mtu, is_kernel: true });
+            ports.push(PortView { mac: tap.mac, mtu, is_kernel: true, mss_clamp: 0 });
         }
         View {
             number,
@@ -157,11 +160,12 @@ impl Network {
     }
 
     fn ports_view(&self, hops: &Hops) -> Vec<PortView> {
-        let missing = PortView { mac: [0; 6], mtu: 0, is_kernel: false };
+        let missing = PortView { mac: [0; 6], mtu: 0, is_kernel: false, mss_clamp: 0 };
         let mut ports = vec![missing; self.ports];
         for link in &hops.links {
             if let Some(port) = ports.get_mut(usize::from(link.port.0)) {
-                *port = PortView { mac: link.mac, mtu: link.mtu, is_kernel: false };
+                let mss_clamp = self.mss_clamps.get(usize::from(link.port.0)).copied().unwrap_or(0);
+                *port = PortView { mac: link.mac, mtu: link.mtu, is_kernel: false, mss_clamp };
             }
         }
         ports

@@ -4,6 +4,8 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod errors;
+mod fragments;
 pub mod hops;
 mod open;
 mod revalidate;
@@ -18,16 +20,18 @@ use arrayvec::ArrayVec;
 
 use crate::clock::Now;
 use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
+use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
 use hops::LastHops;
 use side::{Side, Sided};
 
+pub use fragments::Released;
 pub use side::PipelineConfig;
 
 /// Where a packet is after the first stage.
@@ -36,6 +40,7 @@ enum Stage {
     /// TCP or UDP: the hash of its tuple.
     Transit(Packet, u64),
     Icmp(Packet),
+    Fragment(Packet),
     Other(Packet),
     Arp,
     Settled(Verdict),
@@ -52,6 +57,8 @@ pub struct Pipeline {
     store: Store,
     stats: Arc<WorkerStats>,
     icmp: IcmpBudget,
+    holding: Holding,
+    identifications: Identifications,
     sweep: upkeep::SweepClock,
 }
 
@@ -62,6 +69,7 @@ impl Pipeline {
     /// `Memory`.
     pub fn new(config: &PipelineConfig, mut store: Store, stats: Arc<WorkerStats>) -> Result<Self, PersistError> {
         let (v4, v6) = side::sides(config, &mut store)?;
+        let store_seed = store.seed()[0];
         let mut pipeline = Self {
             worker: config.worker,
             workers: config.workers,
@@ -72,6 +80,8 @@ impl Pipeline {
             store,
             stats,
             icmp: IcmpBudget::new(config.icmp_per_second),
+            holding: Holding::default(),
+            identifications: Identifications::new(config.worker, config.workers, store_seed),
             sweep: upkeep::SweepClock::default(),
         };
         pipeline.recover();
@@ -108,7 +118,9 @@ impl Pipeline {
                     self.transit::<V6>(memory, frame, packet, hash, from, handed, now)
                 }
                 Stage::Transit(packet, hash) => self.transit::<V4>(memory, frame, packet, hash, from, handed, now),
-                Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from),
+                Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from, handed),
+                Stage::Fragment(packet) if packet.v6 => self.fragment::<V6>(memory, frame, &packet, from, handed, now),
+                Stage::Fragment(packet) => self.fragment::<V4>(memory, frame, &packet, from, handed, now),
                 Stage::Other(packet) => self.other(memory.bytes(frame), &packet),
                 Stage::Arp => self.neighbor(memory, frame, from),
                 Stage::Settled(verdict) => verdict,
@@ -128,7 +140,8 @@ impl Pipeline {
                 Transport::Tcp | Transport::Udp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
                 Transport::Tcp | Transport::Udp => Stage::Transit(packet, self.v4.begin(bytes, &packet)),
                 Transport::Icmp => Stage::Icmp(packet),
-                Transport::Fragment | Transport::Other => Stage::Other(packet),
+                Transport::Fragment => Stage::Fragment(packet),
+                Transport::Other => Stage::Other(packet),
             },
             Ok(Parsed::Arp) => Stage::Arp,
             Ok(Parsed::Foreign) => Stage::Settled(Verdict::Kernel),
@@ -167,6 +180,7 @@ impl Pipeline {
         };
         match self.pass::<F>(bytes, &packet, entry, from, now) {
             Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
+            Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
             Err(reason) => Verdict::Drop(reason),
             Ok(port) => Verdict::Tx(port),
         }
@@ -215,6 +229,9 @@ impl Pipeline {
         let to = side.translation(entry, next);
         wire::rewrite::<F>(bytes, packet, &to);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
+        if packet.tcp_flags & TCP_SYN != 0 {
+            self.clamp_mss(bytes, packet, from, hop.port);
+        }
         Ok(hop.port)
     }
 
@@ -236,7 +253,13 @@ impl Pipeline {
             }
             return Ok(hop);
         }
-        if let Some((dst, port)) = self.hops.get(record.hop)
+        self.client_hop::<F>(record.hop)
+    }
+
+    /// Back to the neighbour a client's packets come from.
+    #[inline]
+    fn client_hop<F: Sided>(&self, hop: u16) -> Result<Hop, DropReason> {
+        if let Some((dst, port)) = self.hops.get(hop)
             && let Some(view) = self.view.ports.get(usize::from(port.0))
         {
             return Ok(Hop { port, dst, src: view.mac, mtu: view.mtu });
@@ -245,33 +268,26 @@ impl Pipeline {
         default.ok_or(DropReason::NoNeighbor)
     }
 
-    fn time_exceeded(
+    /// ICMP for an address of ours: echo answered, neighbour discovery answered, errors translated.
+    fn icmp(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
         packet: &Packet,
         from: PortId,
-        now: Now,
+        handed: bool,
     ) -> Verdict {
-        if !self.icmp.allows(now) {
-            self.stats.count_drop(DropReason::RateLimited);
-            self.stats.generated.add(1);
-            return Verdict::Drop(DropReason::TtlExceeded);
-        }
-        let Some(len) = wire::icmp::error_about(memory.room_mut(frame), packet, wire::icmp::TIME_EXCEEDED) else {
-            return Verdict::Drop(DropReason::TtlExceeded);
-        };
-        memory.resize(frame, len);
-        self.stats.count_drop(DropReason::TtlExceeded);
-        self.stats.generated.add(1);
-        Verdict::Tx(from)
-    }
-
-    /// ICMP for an address of ours: echo answered, neighbour discovery answered.
-    fn icmp(&mut self, memory: &PacketMemory, frame: &mut Frame, packet: &Packet, from: PortId) -> Verdict {
         let bytes = memory.bytes(frame);
         if wire::icmp::is_neighbor_discovery(bytes, packet) {
             return self.neighbor(memory, frame, from);
+        }
+        if crate::icmp::is_error(bytes, packet) {
+            let bytes = memory.bytes_mut(frame);
+            return if packet.v6 {
+                self.icmp_error::<V6>(bytes, packet, handed)
+            } else {
+                self.icmp_error::<V4>(bytes, packet, handed)
+            };
         }
         match self.local_destination(bytes, packet) {
             None => Verdict::Kernel,
@@ -287,12 +303,11 @@ impl Pipeline {
         }
     }
 
-    /// Fragments and protocols the box does not balance.
+    /// Protocols the box does not balance.
     fn other(&self, bytes: &[u8], packet: &Packet) -> Verdict {
         match self.local_destination(bytes, packet) {
             None => Verdict::Kernel,
             Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
-            Some(_) if packet.transport == Transport::Fragment => Verdict::Drop(DropReason::Fragment),
             Some(_) => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }

@@ -54,7 +54,7 @@ impl Pipeline {
 
     /// The worker that owns a client's flow; one of a `dnat` service must be computable from its
     /// replies too, so it does not follow the NIC.
-    fn owner_of_client<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
+    pub(super) fn owner_of_client<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
         if self.workers == 1 {
             return self.worker;
         }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::Pipeline;
 use super::hops::LastHops;
 use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
+use crate::fragment::{DATAGRAMS, Datagrams, Holding};
 use crate::hash::FlowHasher;
 use crate::nat::{Partition, PortAllocator};
 use crate::persist::{PersistError, Shape, Store};
@@ -42,6 +43,7 @@ impl PipelineConfig {
 pub struct Side<F: Family> {
     pub flows: FlowTable<F>,
     pub ports: PortAllocator,
+    pub datagrams: Datagrams<F::Addr>,
     /// Flows per service slot, counted during a sweep round.
     pub counting: Box<[u32]>,
     pub counted: Box<[u32]>,
@@ -95,6 +97,8 @@ pub trait Sided: Tabled {
     fn side(pipeline: &Pipeline) -> &Side<Self>;
     fn side_mut(pipeline: &mut Pipeline) -> &mut Side<Self>;
     fn parts(pipeline: &mut Pipeline) -> Parts<'_, Self>;
+    /// Waiting frames, and the datagrams they wait for.
+    fn held(pipeline: &mut Pipeline) -> (&mut Holding, &mut Datagrams<Self::Addr>);
 }
 
 macro_rules! sided {
@@ -115,6 +119,10 @@ macro_rules! sided {
                 let Pipeline { $field: side, view, hops, store, stats, .. } = pipeline;
                 Parts { side, view, hops, store, stats }
             }
+
+            fn held(pipeline: &mut Pipeline) -> (&mut Holding, &mut Datagrams<Self::Addr>) {
+                (&mut pipeline.holding, &mut pipeline.$field.datagrams)
+            }
         }
     };
 }
@@ -132,12 +140,14 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
         Side {
             flows: FlowTable::new(v4, config.flows_v4, hasher).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
+            datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
         },
         Side {
             flows: FlowTable::new(v6, config.flows_v6, hasher).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
+            datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
         },

@@ -32,6 +32,7 @@ impl Pipeline {
             // Recovered flows wait for the first snapshot: without one none of them would stand.
             return false;
         }
+        self.expire_datagrams(now);
         let v4 = self.sweep::<V4>(now, self.sweep.v4);
         let v6 = self.sweep::<V6>(now, self.sweep.v6);
         self.sweep.v4 = v4.0;

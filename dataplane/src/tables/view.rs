@@ -25,6 +25,8 @@ pub struct PortView {
     pub mtu: u32,
     /// The TAP: what comes in by it the box's own kernel sent.
     pub is_kernel: bool,
+    /// The largest MSS in SYNs that enter or leave by the port; 0: as the ends say.
+    pub mss_clamp: u16,
 }
 
 /// Published to the workers as one, whenever a part of it changes.

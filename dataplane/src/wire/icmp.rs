@@ -1,5 +1,5 @@
-//! ICMP the box speaks itself: echo replies and time exceeded, built in the frame of the packet
-//! that caused them.
+//! ICMP the box speaks itself: echo replies, time exceeded and too big, built in the frame of the
+//! packet that caused them.
 
 use super::checksum::{Sum, pseudo_header};
 use super::{PROTO_ICMP, PROTO_ICMPV6, Packet, bytes_at, put};
@@ -58,15 +58,24 @@ pub fn echo_reply(packet: &mut [u8], headers: &Packet) {
 const QUOTE_V4: usize = 576 - 20 - 8;
 const QUOTE_V6: usize = 1280 - 40 - 8;
 
-/// An ICMP error's type and code, by family.
+/// An ICMP error's type and code, by family, and the word behind the checksum.
 #[derive(Debug, Clone, Copy)]
 pub struct ErrorKind {
     v4: [u8; 2],
     v6: [u8; 2],
+    word: u32,
 }
 
 /// TTL or hop limit exceeded in transit.
-pub const TIME_EXCEEDED: ErrorKind = ErrorKind { v4: [11, 0], v6: [3, 0] };
+pub const TIME_EXCEEDED: ErrorKind = ErrorKind { v4: [11, 0], v6: [3, 0], word: 0 };
+
+/// Fragmentation needed, or packet too big. Both have the MTU in the same word, IPv4 in its lower half
+/// (RFC 1191 section 4, RFC 4443 section 3.2). Translation changes no packet's length: what fits
+/// behind the box is what its sender may send.
+#[must_use]
+pub fn too_big(mtu: u32) -> ErrorKind {
+    ErrorKind { v4: [3, 4], v6: [2, 0], word: mtu.min(0xffff) }
+}
 
 /// Replaces the packet in `room` (a whole frame, the packet in front) by an ICMP error about it,
 /// sent from the address the packet was for to the address it came from, back out to the neighbour
@@ -93,7 +102,8 @@ pub fn error_about(room: &mut [u8], headers: &Packet, kind: ErrorKind) -> Option
         put(room, l3 + 8, dst);
         put(room, l3 + 24, src);
         put(room, icmp, kind.v6);
-        put(room, icmp + 2, [0; 6]);
+        put(room, icmp + 2, [0; 2]);
+        put(room, icmp + 4, kind.word.to_be_bytes());
         let sum = pseudo_header(&dst, &src, PROTO_ICMPV6, 8 + quote).add(&room[icmp..total]);
         put(room, icmp + 2, sum.checksum());
     } else {
@@ -106,7 +116,8 @@ pub fn error_about(room: &mut [u8], headers: &Packet, kind: ErrorKind) -> Option
         let sum = Sum::default().add(&room[l3..l3 + 20]);
         put(room, l3 + 10, sum.checksum());
         put(room, icmp, kind.v4);
-        put(room, icmp + 2, [0; 6]);
+        put(room, icmp + 2, [0; 2]);
+        put(room, icmp + 4, kind.word.to_be_bytes());
         let sum = Sum::default().add(&room[icmp..total]);
         put(room, icmp + 2, sum.checksum());
     }

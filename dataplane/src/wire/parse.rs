@@ -222,7 +222,7 @@ fn icmp(len: usize) -> Result<Transport, DropReason> {
 }
 
 #[inline]
-fn check_tcp_flags(flags: u8) -> Result<(), DropReason> {
+pub(crate) fn check_tcp_flags(flags: u8) -> Result<(), DropReason> {
     let contradictory = flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0;
     if contradictory || flags & 0x3f == 0 { Err(DropReason::BadTcpFlags) } else { Ok(()) }
 }

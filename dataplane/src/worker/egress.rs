@@ -105,6 +105,11 @@ impl<P: Port, K: Port> Worker<P, K> {
 
     /// Before the end: what waits is sent or dropped, by name.
     pub(super) fn flush(&mut self) {
+        while let Some(frame) = self.pipeline.abandon() {
+            self.stats.held.sub(1);
+            self.stats.count_drop(DropReason::FragmentTimeout);
+            self.pool.give(frame);
+        }
         for _ in 0..64 {
             self.send();
             for socket in &mut self.sockets {

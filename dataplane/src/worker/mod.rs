@@ -11,8 +11,8 @@ use arrayvec::ArrayVec;
 
 use crate::clock::Now;
 use crate::handoff::Exchange;
-use crate::io::{Burst, FramePool, Port};
-use crate::pipeline::Pipeline;
+use crate::io::{Burst, Frame, FramePool, Port};
+use crate::pipeline::{Pipeline, Released};
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
@@ -99,6 +99,10 @@ impl<P: Port, K: Port> Worker<P, K> {
             kernel.port.service(&mut self.pool);
         }
         let due = self.pipeline.upkeep(now);
+        if self.pipeline.has_released() {
+            // Only the time-outs of fragments: they wake nobody.
+            self.release(&mut None, now);
+        }
         self.count(worked);
         worked || due
     }
@@ -173,31 +177,56 @@ impl<P: Port, K: Port> Worker<P, K> {
     fn settle(&mut self, from: PortId, handed: bool, mut burst: Burst, now: Now) {
         let mut verdicts = ArrayVec::new();
         self.pipeline.burst(self.pool.memory(), from, handed, &mut burst, &mut verdicts, now);
-        let mut rung: Option<WorkerId> = None;
+        let mut rung = None;
         for (frame, verdict) in burst.into_iter().zip(verdicts) {
-            match verdict {
-                Verdict::Tx(port) if self.kernel.as_ref().is_some_and(|kernel| kernel.id == port) => {
-                    self.hand_to_kernel(frame, false);
-                }
-                Verdict::Tx(port) => self.enqueue(port, frame),
-                Verdict::Kernel => self.hand_to_kernel(frame, true),
-                Verdict::Handoff(owner) => {
-                    if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
-                        self.stats.handoff_out.add(1);
-                        if let Some(other) = rung.replace(owner).filter(|other| *other != owner) {
-                            self.exchange.bell(other).ring();
-                        }
-                    } else {
-                        self.stats.count_drop(DropReason::HandoffFull);
-                    }
-                    self.pool.give(frame);
-                }
-                Verdict::Drop(_) => self.pool.give(frame),
-            }
+            self.conclude(from, frame, verdict, &mut rung);
+        }
+        if self.pipeline.has_released() {
+            self.release(&mut rung, now);
         }
         // A doorbell per run of one owner, behind the run.
         if let Some(owner) = rung {
             self.exchange.bell(owner).ring();
+        }
+    }
+
+    /// Does what the verdict says.
+    #[inline]
+    fn conclude(&mut self, from: PortId, frame: Frame, verdict: Verdict, rung: &mut Option<WorkerId>) {
+        match verdict {
+            Verdict::Tx(port) if self.kernel.as_ref().is_some_and(|kernel| kernel.id == port) => {
+                self.hand_to_kernel(frame, false);
+            }
+            Verdict::Tx(port) => self.enqueue(port, frame),
+            Verdict::Kernel => self.hand_to_kernel(frame, true),
+            Verdict::Handoff(owner) => {
+                if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
+                    self.stats.handoff_out.add(1);
+                    if let Some(other) = rung.replace(owner).filter(|other| *other != owner) {
+                        self.exchange.bell(other).ring();
+                    }
+                } else {
+                    self.stats.count_drop(DropReason::HandoffFull);
+                }
+                self.pool.give(frame);
+            }
+            Verdict::Held(slot) => match self.pipeline.keep(slot, frame) {
+                None => self.stats.held.add(1),
+                Some(frame) => {
+                    self.stats.count_drop(DropReason::FragmentLimit);
+                    self.pool.give(frame);
+                }
+            },
+            Verdict::Drop(_) => self.pool.give(frame),
+        }
+    }
+
+    /// Sends on what the pipeline held and holds no longer.
+    #[cold]
+    fn release(&mut self, rung: &mut Option<WorkerId>, now: Now) {
+        while let Some(Released { frame, from, verdict }) = self.pipeline.release(self.pool.memory(), now) {
+            self.stats.held.sub(1);
+            self.conclude(from, frame, verdict, rung);
         }
     }
 
@@ -207,7 +236,7 @@ impl<P: Port, K: Port> Worker<P, K> {
         if !self.turn.is_multiple_of(256) && !self.idle.is_idle() {
             return;
         }
-        let mut held = self.egress.len();
+        let mut held = self.egress.len() + self.pipeline.frames_held();
         for socket in &self.sockets {
             held += socket.port.frames_held();
             if let Some(counters) = self.stats.ports.get(usize::from(socket.id.0)) {
@@ -229,7 +258,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     pub fn frames_accounted(&self) -> usize {
         let ports: usize = self.sockets.iter().map(|socket| socket.port.frames_held()).sum();
         let kernel = self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
-        self.pool.free_count() + self.egress.len() + ports + kernel
+        self.pool.free_count() + self.egress.len() + self.pipeline.frames_held() + ports + kernel
     }
 
     #[must_use]

@@ -193,8 +193,8 @@ impl TheBox {
         let src = plan.ports[usize::from(plan.node_port)];
         let hop = |dst: &[u8; 6]| Hop { port: PortId(plan.node_port), dst: *dst, src, mtu: MTU };
         let mut ports: Vec<_> =
-            plan.ports.iter().map(|mac| PortView { mac: *mac, mtu: MTU, is_kernel: false }).collect();
-        ports.push(PortView { mac: [2, 0, 0, 0, 0, 0xff], mtu: MTU, is_kernel: true });
+            plan.ports.iter().map(|mac| PortView { mac: *mac, mtu: MTU, is_kernel: false, mss_clamp: 0 }).collect();
+        ports.push(PortView { mac: [2, 0, 0, 0, 0, 0xff], mtu: MTU, is_kernel: true, mss_clamp: 0 });
         let vips = desired.services.iter().map(|service| (0, service.vip));
         let snats = plan.snat.iter().map(|snat| (plan.node_port, snat.address));
         let view = Arc::new(View {

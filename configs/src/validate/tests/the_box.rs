@@ -55,6 +55,14 @@ fn queues() {
 }
 
 #[test]
+fn mss_clamp() {
+    let clamp = |text: &'static str| [("\"eth0\"", text)];
+    one(&clamp("\"eth0\"\nmss_clamp = 535"), &["port[0].mss_clamp: is 535", "536 or more"]);
+    one(&clamp("\"eth0\"\nmss_clamp = 8961"), &["port[0].mss_clamp: is 8961", "leave it out"]);
+    assert!(faults_of(&clamp("\"eth0\"\nmss_clamp = 1360"), Some(&host())).is_empty());
+}
+
+#[test]
 fn workers() {
     let workers = |text: &'static str| [("[workers]", text)];
     one(&workers("[workers]\ncount = 0"), &["workers.count: is 0"]);

@@ -25,6 +25,10 @@ pub struct Plan {
     /// Whether there is a default next hop towards clients.
     pub gateway: bool,
     pub mtu: u32,
+    /// Towards nodes, where it differs.
+    pub node_mtu: Option<u32>,
+    /// By port; 0: none.
+    pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
 }
 
@@ -38,6 +42,8 @@ impl Default for Plan {
             unknown: Vec::new(),
             gateway: false,
             mtu: 1500,
+            node_mtu: None,
+            mss_clamps: [0; 3],
             maglev_max: 65_537,
         }
     }
@@ -114,13 +120,23 @@ impl Plan {
 
     /// The tables with next hops: nodes behind [`BACK`], each with the address [`node_mac`] says.
     pub fn view(&self, tables: Arc<Tables>, number: u64) -> View {
-        let hop = |address: &IpAddr| Hop { port: BACK, dst: node_mac(*address), src: BOX_MACS[1], mtu: self.mtu };
+        let hop = |address: &IpAddr| Hop {
+            port: BACK,
+            dst: node_mac(*address),
+            src: BOX_MACS[1],
+            mtu: self.node_mtu.unwrap_or(self.mtu),
+        };
         let known = |address: &&IpAddr| !self.unknown.contains(address);
         let default =
             self.gateway.then_some(Hop { port: FRONT, dst: [2, 0x99, 0, 0, 0, 1], src: BOX_MACS[0], mtu: self.mtu });
         let ours = tables.v4.locals.keys().map(|addr| IpAddr::from(addr.to_be_bytes()));
         let ours: Vec<IpAddr> = ours.chain(tables.v6.locals.keys().map(|addr| addr.to_be_bytes().into())).collect();
-        let port = |id: usize| PortView { mac: BOX_MACS[id], mtu: self.mtu, is_kernel: id == usize::from(KERNEL.0) };
+        let port = |id: usize| PortView {
+            mac: BOX_MACS[id],
+            mtu: self.mtu,
+            is_kernel: id == usize::from(KERNEL.0),
+            mss_clamp: self.mss_clamps[id],
+        };
         View {
             number,
             placement: Arc::default(),

@@ -9,9 +9,9 @@ use super::plan::Plan;
 use super::{BACK, FRONT};
 use crate::clock::Now;
 use crate::flow::Capacity;
-use crate::io::{Burst, FramePool, PacketMemory};
+use crate::io::{Burst, Frame, FramePool, PacketMemory};
 use crate::persist::Store;
-use crate::pipeline::{Pipeline, PipelineConfig};
+use crate::pipeline::{Pipeline, PipelineConfig, Released};
 use crate::stats::WorkerStats;
 use crate::tables::Compiler;
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
@@ -89,7 +89,7 @@ impl Rig {
         }
         let stats = Arc::new(WorkerStats::new(3, config.max_services));
         let pipeline = Pipeline::new(config, store, stats).expect("memory");
-        let pool = FramePool::new(PacketMemory::heap(256, 2048, 256));
+        let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
         let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), views: 0 };
         rig.apply();
         rig
@@ -160,13 +160,39 @@ impl Rig {
         // A generated packet takes the frame of the one it is about, which counts as dropped.
         assert_eq!(now_dropped - dropped, drops + (now_generated - generated), "{verdicts:?}");
         let memory = self.pool.memory();
-        let outs =
-            frames.iter().zip(verdicts).map(|(frame, verdict)| Out { verdict, bytes: memory.bytes(frame).to_vec() });
-        let outs = outs.collect();
-        for frame in frames {
-            self.pool.give(frame);
+        let outs: Vec<Out> = frames
+            .iter()
+            .zip(verdicts)
+            .map(|(frame, verdict)| Out { verdict, bytes: memory.bytes(frame).to_vec() })
+            .collect();
+        for (frame, out) in frames.into_iter().zip(&outs) {
+            self.finish(frame, out);
         }
         outs
+    }
+
+    fn finish(&mut self, frame: Frame, out: &Out) {
+        match out.verdict {
+            Verdict::Held(slot) => assert!(self.pipeline.keep(slot, frame).is_none(), "slot {slot} is taken"),
+            _ => self.pool.give(frame),
+        }
+    }
+
+    /// Frames that were held and have a verdict now, with the port they came in by.
+    pub fn released(&mut self) -> Vec<(PortId, Out)> {
+        let mut outs = Vec::new();
+        while let Some(Released { frame, from, verdict }) = self.pipeline.release(self.pool.memory(), self.now) {
+            let out = Out { verdict, bytes: self.pool.memory().bytes(&frame).to_vec() };
+            self.finish(frame, &out);
+            outs.push((from, out));
+        }
+        outs
+    }
+
+    /// Every frame is free or held by the pipeline.
+    #[track_caller]
+    pub fn conserved(&self) {
+        self.pool.assert_conserved(0, self.pipeline.frames_held());
     }
 
     pub fn drops(&self, reason: DropReason) -> u64 {

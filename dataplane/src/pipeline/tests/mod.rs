@@ -2,7 +2,9 @@
 
 mod change;
 mod drops;
+mod errors;
 mod flows;
+mod fragments;
 mod icmp;
 mod malformed;
 mod nat;

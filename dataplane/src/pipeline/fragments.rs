@@ -1,0 +1,337 @@
+//! Fragments on the packet path: gathered, held until the first one has come, translated like it. The
+//! scheme is [`crate::fragment`]'s.
+
+use super::Pipeline;
+use super::side::{self, Sided};
+use crate::clock::Now;
+use crate::flow::Direction;
+use crate::fragment::{self, Added, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
+use crate::io::{Frame, PacketMemory};
+use crate::tables::{Local, Tabled};
+use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::{self, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
+
+/// Datagrams forgotten per call of upkeep at most.
+const EXPIRED_AT_ONCE: usize = 64;
+
+/// A frame that no longer waits, and where it goes.
+pub struct Released {
+    pub frame: Frame,
+    pub from: PortId,
+    pub verdict: Verdict,
+}
+
+/// Where a fragment came from.
+#[derive(Clone, Copy)]
+struct Arrival {
+    from: PortId,
+    handed: bool,
+    now: Now,
+}
+
+impl Pipeline {
+    /// A fragment, first or not.
+    #[inline(never)]
+    pub(super) fn fragment<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Verdict {
+        match self.gather::<F>(memory, frame, packet, Arrival { from, handed, now }) {
+            Ok(verdict) => verdict,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    fn gather<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        arrival: Arrival,
+    ) -> Result<Verdict, DropReason> {
+        let bytes = memory.bytes(frame);
+        let Tuple { src, dst, .. } = F::tuple(bytes, packet);
+        let tables = &self.view.tables;
+        let local = F::tables(tables).locals.get(&dst).copied();
+        match local {
+            // Steered here for its source: perhaps a reply of a `dnat` backend.
+            None if !tables.has_dnat => return Ok(Verdict::Kernel),
+            Some(Local::Snat { id }) if side::is_shared(tables, F::V6, id) => return Ok(Verdict::Kernel),
+            _ => {}
+        }
+        if !matches!(packet.protocol, PROTO_TCP | PROTO_UDP) {
+            return local.map_or(Ok(Verdict::Kernel), |_| Err(DropReason::UnsupportedProtocol));
+        }
+        side::check_source_of::<F>(tables, src)?;
+        let piece = Piece::read(bytes, packet)?;
+        let key = fragment::key(src, dst, piece.identification, packet.protocol);
+        let gatherer = fragment::gatherer::<F>(&key, self.workers);
+        if gatherer != self.worker && !arrival.handed {
+            return Ok(Verdict::Handoff(gatherer));
+        }
+        // Handed here by the gatherer: the flow is ours, and so the first fragment's verdict is final.
+        let owned = gatherer != self.worker;
+        let at = self.datagram::<F>(&key, &piece, owned, arrival.now)?;
+        let known = F::side(self).datagrams.fate(at);
+        if let Fate::Refused(reason) = known {
+            return Err(reason);
+        }
+        match F::side_mut(self).datagrams.add(at, &piece) {
+            Added::New => {}
+            Added::Copy => return Err(DropReason::FragmentCopy),
+            Added::Overlap => return Err(self.give_up::<F>(at, DropReason::FragmentOverlap)),
+            Added::TooMany => return Err(self.give_up::<F>(at, DropReason::FragmentLimit)),
+        }
+        let verdict = if piece.is_first() {
+            self.first::<F>(memory, frame, packet, at, Arrival { handed: owned, ..arrival })
+        } else {
+            match known {
+                Fate::Unknown => self.wait::<F>(at, arrival.from),
+                fate => self.follow::<F>(memory.bytes_mut(frame), packet, fate, arrival.from, arrival.now),
+            }
+        };
+        let datagrams = &mut F::side_mut(self).datagrams;
+        if datagrams.is_complete(at) && !matches!(datagrams.fate(at), Fate::Unknown) {
+            datagrams.remove(at);
+        }
+        Ok(verdict)
+    }
+
+    /// The datagram a fragment belongs to; a new one if need be, for which the oldest makes room.
+    fn datagram<F: Sided>(
+        &mut self,
+        key: &Tuple<F::Addr>,
+        piece: &Piece,
+        owned: bool,
+        now: Now,
+    ) -> Result<u16, DropReason> {
+        let side = F::side_mut(self);
+        let hash = side.flows.hash(key);
+        if let Some(at) = side.datagrams.find(key, hash) {
+            return Ok(at);
+        }
+        if owned && !piece.is_first() {
+            return Err(DropReason::FragmentOrphan);
+        }
+        if let Some(at) = side.datagrams.insert(key, hash, now) {
+            return Ok(at);
+        }
+        if let Some(oldest) = side.datagrams.oldest() {
+            self.forget::<F>(oldest, DropReason::FragmentLimit);
+        }
+        F::side_mut(self).datagrams.insert(key, hash, now).ok_or(DropReason::FragmentLimit)
+    }
+
+    /// The first fragment: a packet with ports like any other, whose verdict is the datagram's.
+    fn first<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        at: u16,
+        arrival: Arrival,
+    ) -> Verdict {
+        let Arrival { from, handed, now } = arrival;
+        let bytes = memory.bytes(frame);
+        let whole = match as_transport(bytes, packet) {
+            Ok(whole) => whole,
+            Err(reason) => return Verdict::Drop(self.give_up::<F>(at, reason)),
+        };
+        let tuple = F::tuple(bytes, &whole);
+        let dies = F::ttl(bytes, usize::from(packet.l3)) <= 1;
+        let hash = F::side(self).flows.hash(&tuple);
+        let verdict = self.transit::<F>(memory, frame, whole, hash, from, handed, now);
+        let fate = match verdict {
+            Verdict::Tx(_) if is_fragment(memory.bytes(frame)) => {
+                let identification = self.identifications.take(if F::V6 { 32 } else { 16 });
+                set_identification(memory.bytes_mut(frame), packet, identification);
+                Fate::Flow { src_port: tuple.src_port, dst_port: tuple.dst_port, identification }
+            }
+            // An error took its place.
+            Verdict::Tx(_) => Fate::Refused(if dies { DropReason::TtlExceeded } else { DropReason::TooBig }),
+            Verdict::Handoff(owner) => Fate::Handoff(owner),
+            Verdict::Kernel => Fate::Kernel,
+            Verdict::Drop(reason) => Fate::Refused(reason),
+            Verdict::Held(_) => Fate::Refused(DropReason::FragmentLimit),
+        };
+        self.settle_datagram::<F>(at, fate);
+        verdict
+    }
+
+    /// A later fragment before the first: it waits, if need be in place of those that wait longest.
+    fn wait<F: Sided>(&mut self, at: u16, from: PortId) -> Verdict {
+        if let Some((oldest, v6)) = self.holding.overfull() {
+            if v6 {
+                self.give_up::<V6>(oldest, DropReason::FragmentLimit);
+            } else {
+                self.give_up::<V4>(oldest, DropReason::FragmentLimit);
+            }
+            // It may have been this one's own datagram.
+            if let Fate::Refused(reason) = F::side(self).datagrams.fate(at) {
+                return Verdict::Drop(reason);
+            }
+        }
+        let (holding, datagrams) = F::held(self);
+        match holding.take(from, at, F::V6, |slot| datagrams.wait(at, slot)) {
+            Some(slot) => Verdict::Held(slot),
+            None => Verdict::Drop(DropReason::FragmentLimit),
+        }
+    }
+
+    /// A later fragment, after the first.
+    fn follow<F: Sided + Tabled>(
+        &mut self,
+        bytes: &mut [u8],
+        packet: &Packet,
+        fate: Fate,
+        from: PortId,
+        now: Now,
+    ) -> Verdict {
+        match fate {
+            Fate::Flow { src_port, dst_port, identification } => {
+                let tuple = Tuple { src_port, dst_port, ..F::tuple(bytes, packet) };
+                match self.pass_later::<F>(bytes, packet, &tuple, identification, from, now) {
+                    Ok(port) => Verdict::Tx(port),
+                    Err(reason) => Verdict::Drop(reason),
+                }
+            }
+            Fate::Handoff(owner) => Verdict::Handoff(owner),
+            Fate::Kernel => Verdict::Kernel,
+            Fate::Refused(reason) => Verdict::Drop(reason),
+            Fate::Unknown => Verdict::Drop(DropReason::FragmentOrphan),
+        }
+    }
+
+    /// Sends a later fragment the way of its flow. No error is ever sent about one.
+    fn pass_later<F: Sided + Tabled>(
+        &mut self,
+        bytes: &mut [u8],
+        packet: &Packet,
+        tuple: &Tuple<F::Addr>,
+        identification: u32,
+        from: PortId,
+        now: Now,
+    ) -> Result<PortId, DropReason> {
+        let l3 = usize::from(packet.l3);
+        let flows = &F::side(self).flows;
+        let entry = flows.find(tuple, flows.hash(tuple)).ok_or(DropReason::NoFlow)?;
+        if !self.is_current::<F>(entry.record, 0) {
+            return Err(DropReason::FlowRevoked);
+        }
+        if F::ttl(bytes, l3) <= 1 {
+            return Err(DropReason::TtlExceeded);
+        }
+        let hop = self.next_hop::<F>(entry, bytes, from)?;
+        let len = u32::from(packet.end - packet.l3);
+        if len > hop.mtu {
+            return Err(DropReason::TooBig);
+        }
+        let side = F::side_mut(self);
+        let record = side.flows.record_mut(entry.record);
+        let word = record.word().ok_or(DropReason::NoFlow)?;
+        record.last_seen = now.tick().0;
+        record.packets = record.packets.wrapping_add(1);
+        match entry.direction {
+            Direction::Forward => record.forward_bytes = record.forward_bytes.saturating_add(len),
+            Direction::Reverse => record.reverse_bytes = record.reverse_bytes.saturating_add(len),
+        }
+        let to = side.translation(entry, word);
+        F::readdress(bytes, l3, to.src, to.dst);
+        set_identification(bytes, packet, identification);
+        wire::rewrite::set_macs(bytes, hop.dst, hop.src);
+        Ok(hop.port)
+    }
+
+    /// What becomes of a datagram is known: what waits for it waits no longer.
+    fn settle_datagram<F: Sided>(&mut self, at: u16, fate: Fate) {
+        let (holding, datagrams) = F::held(self);
+        holding.release(datagrams.settle(at, fate), fate);
+    }
+
+    /// Drops what waits for a datagram and what of it is still to come.
+    fn give_up<F: Sided>(&mut self, at: u16, reason: DropReason) -> DropReason {
+        self.settle_datagram::<F>(at, Fate::Refused(reason));
+        reason
+    }
+
+    fn forget<F: Sided>(&mut self, at: u16, reason: DropReason) {
+        self.give_up::<F>(at, reason);
+        F::side_mut(self).datagrams.remove(at);
+    }
+
+    /// Forgets datagrams that stay incomplete.
+    pub(super) fn expire_datagrams(&mut self, now: Now) {
+        self.expire::<V4>(now);
+        self.expire::<V6>(now);
+    }
+
+    fn expire<F: Sided>(&mut self, now: Now) {
+        for _ in 0..EXPIRED_AT_ONCE {
+            let Some(at) = F::side(self).datagrams.expired(now, TIMEOUT_NS) else { return };
+            self.forget::<F>(at, DropReason::FragmentTimeout);
+        }
+    }
+
+    /// Takes a frame whose verdict was [`Verdict::Held`]. Given back: that was not one.
+    #[must_use]
+    pub fn keep(&mut self, slot: u16, frame: Frame) -> Option<Frame> {
+        self.holding.keep(slot, frame)
+    }
+
+    /// Whether held frames have a verdict: to be asked for behind every burst and upkeep.
+    #[inline]
+    #[must_use]
+    pub fn has_released(&self) -> bool {
+        self.holding.has_ready()
+    }
+
+    /// The next held frame that has got a verdict.
+    pub fn release(&mut self, memory: &PacketMemory, now: Now) -> Option<Released> {
+        let Waiting { mut frame, from, fate } = self.holding.take_ready()?;
+        let bytes = memory.bytes_mut(&mut frame);
+        // It was parsed when it came, and nobody has touched it since.
+        let verdict = match wire::parse(bytes) {
+            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(bytes, &packet, fate, from, now),
+            Ok(Parsed::Ip(packet)) => self.follow::<V4>(bytes, &packet, fate, from, now),
+            _ => Verdict::Drop(DropReason::FragmentMalformed),
+        };
+        if let Verdict::Drop(reason) = verdict {
+            self.stats.count_drop(reason);
+        }
+        Some(Released { frame, from, verdict })
+    }
+
+    /// Any held frame: to be given back to the pool at the end.
+    pub fn abandon(&mut self) -> Option<Frame> {
+        self.holding.abandon()
+    }
+
+    /// Frames held here.
+    #[must_use]
+    pub fn frames_held(&self) -> usize {
+        self.holding.frames()
+    }
+}
+
+/// The first fragment as the packet it begins. What `parse` asks of a whole one is asked here.
+fn as_transport(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
+    let l4 = usize::from(packet.l4);
+    if be16(bytes, l4) == 0 || be16(bytes, l4 + 2) == 0 {
+        return Err(DropReason::PortZero);
+    }
+    if packet.protocol != PROTO_TCP {
+        return Ok(Packet { transport: Transport::Udp, ..*packet });
+    }
+    let [tcp_flags] = wire::bytes_at(bytes, l4 + 13);
+    wire::parse::check_tcp_flags(tcp_flags)?;
+    Ok(Packet { transport: Transport::Tcp, tcp_flags, ..*packet })
+}
+
+fn is_fragment(bytes: &[u8]) -> bool {
+    matches!(wire::parse(bytes), Ok(Parsed::Ip(Packet { transport: Transport::Fragment, .. })))
+}
