@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::handoff::PARCELS;
 use crate::io::fault::Faults;
 use crate::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, Seen, look, valid};
 use crate::wire::{PROTO_TCP, TCP_ACK, TCP_SYN, Tuple};
@@ -240,16 +241,16 @@ fn a_full_hand_off_ring_drops_by_name_and_a_lack_of_frames_only_delays() {
     let count = |farm: &Farm, reason: DropReason| farm.sum(|stats| stats.drops[reason as usize].get());
     farm.round();
     // Worker 1 sleeps.
-    for n in 0..1000 {
+    for n in 0..4000 {
         farm.fronts[0].inject(&Pkt::syn(&client(n % 600), VIP).bytes());
         farm.turn(0);
         let _ = farm.backs[0].take_all();
     }
     let handed = farm.stats[0].handoff_out.get();
-    assert_eq!(handed, 256, "parcels between two workers");
+    assert_eq!(handed, PARCELS as u64, "parcels between two workers");
     assert!(count(&farm, DropReason::HandoffFull) > 100);
     // It wakes to more than its memory holds.
-    for _ in 0..16 {
+    for _ in 0..64 {
         farm.turn(1);
         let _ = farm.backs[1].take_all();
     }
