@@ -19,6 +19,24 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// Ticks of the time-stamp counter, for benchmarks. What comes before is finished when it is read,
+/// what comes after not begun. Its rate is fixed, whatever the core's.
+#[must_use]
+pub fn timestamp() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: both read and write nothing but registers; the fence is SSE2 and rdtsc older: part of x86_64.
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "fence, read, fence are one measurement")]
+    unsafe {
+        use std::arch::x86_64::{_mm_lfence, _rdtsc};
+        _mm_lfence();
+        let ticks = _rdtsc();
+        _mm_lfence();
+        ticks
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    crate::clock::Now::read().ns
+}
+
 /// Plain numbers: every bit pattern is a value, all zeros among them.
 ///
 /// # Safety
