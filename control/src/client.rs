@@ -33,7 +33,9 @@ pub enum ClientError {
     Forbidden { socket: PathBuf },
     #[error("the dataplane closed the connection at {socket} in the middle of {request}: {source}")]
     Broken { socket: PathBuf, request: String, source: hyper::Error },
-    #[error("the dataplane at {socket} did not answer {request} within {seconds} s; see journalctl -u penstock-dataplane")]
+    #[error(
+        "the dataplane at {socket} did not answer {request} within {seconds} s; see journalctl -u penstock-dataplane"
+    )]
     Silent { socket: PathBuf, request: String, seconds: u64 },
     /// The dataplane understood, and said no.
     #[error("{}", .refused.error)]
@@ -212,9 +214,7 @@ impl Dataplane {
         let request = format!("{method} {}", target.split('?').next().unwrap_or(target));
         match tokio::time::timeout(patience, self.exchange(method, target, body, &request)).await {
             Ok(answer) => answer,
-            Err(_) => {
-                Err(ClientError::Silent { socket: self.socket.clone(), request, seconds: patience.as_secs() })
-            }
+            Err(_) => Err(ClientError::Silent { socket: self.socket.clone(), request, seconds: patience.as_secs() }),
         }
     }
 

@@ -1,1 +1,4 @@
 //! Control.
+
+pub mod cli;
+pub mod client;

@@ -1,9 +1,12 @@
 //! Counters: each written by one worker, read by housekeeping. Plain loads and stores, no locked
 //! instructions: a counter has a single writer.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::verdict::DropReason;
+use crossbeam::queue::ArrayQueue;
+
+use crate::verdict::{DropReason, PortId};
 
 /// A counter with one writer.
 #[derive(Debug, Default)]
@@ -59,6 +62,16 @@ pub struct WorkerStats {
     pub frames_total: Counter,
     pub frames_free: Counter,
     pub frames_in_ports: Counter,
+    /// Addresses of ours that another host claims, for housekeeping; when full, it says so again anyway.
+    pub conflicts: ArrayQueue<Conflict>,
+}
+
+/// Another host claims an address of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflict {
+    pub port: PortId,
+    pub address: IpAddr,
+    pub mac: [u8; 6],
 }
 
 /// One port's part in a worker's traffic, and its sockets' own statistics.
@@ -107,6 +120,7 @@ impl WorkerStats {
             frames_total: Counter::default(),
             frames_free: Counter::default(),
             frames_in_ports: Counter::default(),
+            conflicts: ArrayQueue::new(16),
         }
     }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use api_server::ApiServer;
-use penstock_configs::desired::Protocol;
+use penstock_configs::desired::{Desired, Protocol};
 use penstock_configs::status::FlowStatus;
 use serde_json::{Value, json};
 
@@ -71,7 +71,9 @@ fn a_snapshot_is_published_acknowledged_and_read_back() {
     let server = ApiServer::start();
     let (status, answer) = call(&server, "PUT", "/v1/desired/prod", &snapshot(3, "203.0.113.1"));
     assert_eq!((status, answer), (200, json!({"generation": 3, "epoch": 1, "acknowledged": true})));
-    assert_eq!(get(&server, "/v1/desired/prod"), (200, snapshot(3, "203.0.113.1")));
+    let (_, back) = get(&server, "/v1/desired/prod");
+    let desired = |value: Value| serde_json::from_value::<Desired>(value).expect("the schema");
+    assert_eq!(desired(back), desired(snapshot(3, "203.0.113.1")));
     let (_, list) = get(&server, "/v1/desired");
     assert_eq!(list, json!([{"owner": "prod", "generation": 3, "nodes": 2, "sets": 1, "services": 1}]));
     let (_, status) = get(&server, "/v1/status");
@@ -130,8 +132,7 @@ fn wait_answers_when_the_workers_run_it_and_says_when_they_do_not() {
     assert!(began.elapsed() >= Duration::from_millis(50));
     assert_eq!(get(&server, "/v1/status").1["owners"][0]["acknowledged"], 0);
     std::thread::scope(|scope| {
-        let waiting =
-            scope.spawn(|| call(&server, "PUT", "/v1/desired/prod?wait=20000", &snapshot(2, "203.0.113.1")));
+        let waiting = scope.spawn(|| call(&server, "PUT", "/v1/desired/prod?wait=20000", &snapshot(2, "203.0.113.1")));
         while server.engine.published().times < 2 {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -1,3 +1,14 @@
-//! The lab.
+//! The lab: networks of namespaces with clients, the box and nodes; traffic through them; what `make
+//! demo` shows; and the same pipeline over memory ports where none of that is to be had.
 
+pub mod cli;
+pub mod clients;
+pub mod config;
+pub mod dataplane;
+pub mod demo;
+pub mod lab;
+pub mod memlab;
 pub mod pipeline_bench;
+pub mod privilege;
+pub mod rig;
+pub mod servers;

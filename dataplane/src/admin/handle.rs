@@ -70,66 +70,69 @@ impl AdminHandle {
         for notice in notices {
             admin.notice(notice);
         }
-        let stored: Snapshots = owners.into_iter().map(|(name, desired)| (name, Arc::new(desired))).collect();
-        let previous = stored.get(FILE_OWNER).cloned();
-        let mut first = stored;
+        let mut stored: Snapshots = owners.into_iter().map(|(name, desired)| (name, Arc::new(desired))).collect();
+        let previous = stored.remove(FILE_OWNER);
         let offered = file.map(|file| Arc::new(next_of(file, previous.as_deref())));
-        if let Some(offered) = &offered {
-            first.insert(FILE_OWNER.to_owned(), Arc::clone(offered));
-        }
-        let whole = admin.restore(first);
-        if let (false, Some(previous)) = (whole.contains(&FILE_OWNER.to_owned()), previous) {
-            let mut again = admin.read(|state| state.owners.snapshots());
-            again.insert(FILE_OWNER.to_owned(), previous);
-            admin.restore(again);
-        }
+        let files = [offered, previous].into_iter().flatten().collect();
+        admin.restore(stored, files);
         let outcome = file.map(|file| admin.replace_file(file));
         (admin, outcome)
     }
 
-    /// Publishes as many of `snapshots` as go together; those that don't stay on disk and are named.
-    fn restore(&self, snapshots: Snapshots) -> Vec<String> {
+    /// Publishes what lay on disk, with the first of `files` that goes with it: one publication, for
+    /// a flow whose service is missing from it would be revoked. What does not go together stays on
+    /// disk, and is named. The file is the newcomer here: others hold their VIPs already.
+    fn restore(&self, stored: Snapshots, files: Vec<Arc<Desired>>) {
         let _writer = self.writer();
         let context = self.context();
         let mut good = Snapshots::new();
-        for (name, desired) in snapshots {
+        for (name, desired) in stored {
             match faults::check(&name, &desired, &good, &context) {
                 Ok(()) => drop(good.insert(name, desired)),
                 Err(why) => self.leave_out(&name, &why),
             }
         }
-        while !good.is_empty() {
-            let health = self.effective(&good);
-            let Err(refusal) = self.apply(&good, &health).map(|epoch| self.commit_all(&good, epoch)) else {
-                break;
-            };
-            // Nobody knows yet whose fault it is: without one owner the others may go, the last first.
-            let Some(name) = self.culprit(&good, &health) else { break };
-            self.leave_out(&name, &refusal);
-            good.remove(&name);
-        }
-        good.into_keys().collect()
-    }
-
-    /// The owner without whom the rest is accepted, else the last one: always some progress.
-    fn culprit(&self, snapshots: &Snapshots, health: &Health) -> Option<String> {
-        if snapshots.len() > 1 {
-            for name in snapshots.keys().rev() {
-                let mut rest = snapshots.clone();
-                rest.remove(name);
-                if self.apply(&rest, health).is_ok() {
-                    return Some(name.clone());
-                }
+        let mut with_file = good.clone();
+        for file in files {
+            if let Err(why) = faults::check(FILE_OWNER, &file, &good, &context) {
+                self.leave_out(FILE_OWNER, &why);
+                continue;
+            }
+            with_file.insert(FILE_OWNER.to_owned(), file);
+            if self.restored(&with_file).is_ok() {
+                return;
             }
         }
-        snapshots.keys().next_back().cloned()
+        self.restore_most(with_file);
     }
 
-    fn commit_all(&self, snapshots: &Snapshots, epoch: u64) {
+    fn restored(&self, snapshots: &Snapshots) -> Result<(), Refusal> {
+        let epoch = self.publish(snapshots)?;
         let mut state = self.write();
         for (name, desired) in snapshots {
             state.owners.accept(name, Arc::clone(desired), epoch);
         }
+        Ok(())
+    }
+
+    /// Leaves owners out, one by one, until the engine takes the rest.
+    fn restore_most(&self, mut snapshots: Snapshots) {
+        while !snapshots.is_empty() {
+            let Err(refusal) = self.restored(&snapshots) else { return };
+            let Some(name) = self.culprit(&snapshots) else { return };
+            self.leave_out(&name, &refusal);
+            snapshots.remove(&name);
+        }
+    }
+
+    /// The owner without whom the rest is accepted, else the last one: always some progress.
+    fn culprit(&self, snapshots: &Snapshots) -> Option<String> {
+        let helps = |name: &&String| {
+            let mut rest = snapshots.clone();
+            rest.remove(*name);
+            !rest.is_empty() && self.publish(&rest).is_ok()
+        };
+        snapshots.keys().rev().find(helps).or_else(|| snapshots.keys().next_back()).cloned()
     }
 
     fn leave_out(&self, name: &str, why: &Refusal) {

@@ -55,9 +55,10 @@ impl Collector for Snapshot {
     }
 }
 
-type Labels = Vec<(&'static str, String)>;
+type Label = (&'static str, String);
+type Labels = Vec<Label>;
 
-fn counters<'a>(
+fn counters(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
@@ -70,7 +71,7 @@ fn counters<'a>(
     Ok(())
 }
 
-fn gauges<'a>(
+fn gauges(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
@@ -93,7 +94,8 @@ fn truth(yes: bool) -> f64 {
     if yes { 1.0 } else { 0.0 }
 }
 
-fn label(name: &'static str, value: impl ToString) -> (&'static str, String) {
+#[allow(clippy::needless_pass_by_value, reason = "numbers and references to strings alike")]
+fn label(name: &'static str, value: impl fmt::Display) -> Label {
     (name, value.to_string())
 }
 
@@ -112,7 +114,7 @@ impl Snapshot {
     /// One family from each worker's counters.
     fn per_worker<'a, I>(&'a self, series: impl Fn(&'a WorkerCounters) -> I) -> impl Iterator<Item = (Labels, u64)>
     where
-        I: IntoIterator<Item = (Option<(&'static str, String)>, u64)>,
+        I: IntoIterator<Item = (Option<Label>, u64)>,
     {
         self.counters.workers.iter().flat_map(move |worker| {
             series(worker).into_iter().map(|(extra, value)| {
@@ -218,7 +220,8 @@ impl Snapshot {
                 })
             })
         };
-        let latency = measured(|at| [("0.5", at.p50), ("0.9", at.p90), ("0.99", at.p99), ("0.999", at.p999), ("1", at.max)]);
+        let latency =
+            measured(|at| [("0.5", at.p50), ("0.9", at.p90), ("0.99", at.p99), ("0.999", at.p999), ("1", at.max)]);
         gauges(encoder, "penstock_latency_seconds", "Receive to transmit, by quantile, where measured", latency)
     }
 
@@ -290,7 +293,8 @@ impl Snapshot {
         if !shown {
             return Ok(());
         }
-        let each = || self.status.services.iter().flat_map(|service| service.backends.iter().map(move |b| (service, b)));
+        let each =
+            || self.status.services.iter().flat_map(|service| service.backends.iter().map(move |b| (service, b)));
         let flows = each().map(|(service, backend)| (backend_labels(service, backend), level(backend.flows)));
         gauges(encoder, "penstock_backend_flows", "Flows of the backend now", flows)?;
         let up = each().map(|(service, backend)| {

@@ -140,10 +140,8 @@ mod tests {
     fn a_drained_node_drains_in_both_families_and_only_it() {
         let result = effective(&Health::default(), &drained("node-1", BackendState::Draining), &cluster());
         let why = "drained by the operator";
-        let expected = [
-            entry("10.0.0.1", None, BackendState::Draining, why),
-            entry("fd00::1", None, BackendState::Draining, why),
-        ];
+        let expected =
+            [entry("10.0.0.1", None, BackendState::Draining, why), entry("fd00::1", None, BackendState::Draining, why)];
         assert_eq!(result.backends, expected);
     }
 
@@ -180,10 +178,7 @@ mod tests {
             assert_eq!(check_target(good, &owners), Ok(()), "{good}");
         }
         let unknown = check_target("node1", &owners);
-        assert_eq!(
-            unknown,
-            Err(Refusal::UnknownTarget { target: "node1".into(), nearest: Some("node-1".into()) })
-        );
+        assert_eq!(unknown, Err(Refusal::UnknownTarget { target: "node1".into(), nearest: Some("node-1".into()) }));
         assert!(matches!(check_target("node-2", &owners), Err(Refusal::AmbiguousTarget { .. })));
         assert!(matches!(check_target("10.0.0.99", &owners), Err(Refusal::UnknownTarget { nearest: None, .. })));
     }

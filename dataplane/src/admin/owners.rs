@@ -37,7 +37,9 @@ struct Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
     /// What is served already, published at this epoch.
-    Unchanged { epoch: u64 },
+    Unchanged {
+        epoch: u64,
+    },
     Replaces,
 }
 
@@ -205,10 +207,7 @@ mod tests {
             judge(&with_node(snapshot(7, None), "n")),
             Err(Refusal::Conflict { owner: "a".into(), generation: 7 })
         );
-        assert_eq!(
-            judge(&snapshot(6, None)),
-            Err(Refusal::StaleGeneration { owner: "a".into(), offered: 6, held: 7 })
-        );
+        assert_eq!(judge(&snapshot(6, None)), Err(Refusal::StaleGeneration { owner: "a".into(), offered: 6, held: 7 }));
         assert_eq!(owners.judge("b", &snapshot(0, None)), Ok(Judgement::Replaces));
     }
 
@@ -216,10 +215,7 @@ mod tests {
     fn a_term_fences_off_the_leaders_before_it() {
         let owners = owners(snapshot(7, Some(3)));
         let judge = |desired: &Desired| owners.judge("a", desired);
-        assert_eq!(
-            judge(&snapshot(900, Some(2))),
-            Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 })
-        );
+        assert_eq!(judge(&snapshot(900, Some(2))), Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 }));
         assert_eq!(judge(&snapshot(900, None)), Err(Refusal::MissingTerm { owner: "a".into(), held: 3 }));
         assert_eq!(judge(&snapshot(1, Some(4))), Ok(Judgement::Replaces), "a new term counts anew");
         assert_eq!(judge(&snapshot(7, Some(3))), Ok(Judgement::Unchanged { epoch: 5 }));

@@ -25,7 +25,7 @@ use crate::tables::{Compiler, Inputs, Tables, View};
 use network::Network;
 use rates::Rates;
 
-pub use start::{Dataplane, StartError, wait_for_hops};
+pub use start::{Dataplane, StartError, wait_for_network};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +48,8 @@ impl From<&ConfigFile> for Live {
         }
     }
 }
+
+// Locks are taken in this order: `published`, `network`, `rates`, `notices`.
 
 /// What the workers and the API see of the box.
 pub struct Shared {
@@ -105,6 +107,32 @@ impl Shared {
 
     fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rates(&self) -> MutexGuard<'_, Rates> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks whether the program still steers on every port, and attaches it again where a device
+    /// came back. Its sockets died with the device: that takes a restart, and the operator is told.
+    fn check_steering(&self) {
+        for (at, port) in self.ports.iter().enumerate() {
+            let mut network = self.network();
+            if matches!(network.steer.check(at), Ok(true) | Err(_)) {
+                continue;
+            }
+            let result = network.steer.attach_interface(at);
+            drop(network);
+            self.notice(match result {
+                Ok(mode) => format!(
+                    "{}: the XDP program had gone from the interface and runs again ({}); if the device was made anew, \
+                     restart the dataplane: its sockets went with the old one",
+                    port.interface,
+                    mode.name()
+                ),
+                Err(error) => format!("{}: no packet is steered: {error}", port.interface),
+            });
+        }
     }
 
     /// Compiles and publishes; on failure what ran before goes on.

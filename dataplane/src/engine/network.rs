@@ -12,6 +12,7 @@ use crate::neighbor::announce::{Announcer, Settings};
 use crate::neighbor::mirror::{Hop as KernelHop, Hops, Link, Mirror};
 use crate::neighbor::routes::OwnRoutes;
 use crate::neighbor::sockets::Announcements;
+use crate::rss::Placement;
 use crate::steer::{SnatSteer, Steer, Steering};
 use crate::tables::{FamilyTables, Hop, Local, PortView, Tables, View};
 use crate::verdict::PortId;
@@ -25,6 +26,7 @@ pub struct Network {
     /// The TAP, and its place behind the configured ports.
     pub tap: Option<TapDevice>,
     pub ports: usize,
+    pub placement: Arc<Placement>,
     /// Addresses to answer for, whatever the announcer has got to.
     wanted: Vec<IpAddr>,
     claimed: BTreeSet<(u8, IpAddr)>,
@@ -32,7 +34,7 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn new(steer: Steer, mirror: Mirror, routes: OwnRoutes, tap: Option<TapDevice>, quick: bool) -> Self {
+    pub fn new(steer: Steer, mirror: Mirror, routes: OwnRoutes, tap: Option<TapDevice>, placement: Arc<Placement>, quick: bool) -> Self {
         let settings = if quick { Settings::quick() } else { Settings::default() };
         let links = mirror.hops().links.clone();
         let seed = crate::clock::Now::read().ns;
@@ -45,6 +47,7 @@ impl Network {
             routes,
             tap,
             ports: links.len(),
+            placement,
             wanted: Vec::new(),
             claimed: BTreeSet::new(),
             links,
@@ -104,6 +107,11 @@ impl Network {
         changed
     }
 
+    /// Every address wanted is claimed on every port.
+    pub fn has_claimed_all(&self) -> bool {
+        self.claimed.len() >= self.wanted.len() * self.ports
+    }
+
     /// Readable when [`Self::poll`] has work.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         std::iter::once(self.mirror.fd()).chain(self.announcements.fds()).collect()
@@ -134,6 +142,7 @@ impl Network {
         View {
             number,
             tables: Arc::clone(tables),
+            placement: Arc::clone(&self.placement),
             node_hops: tables.nodes.iter().map(|node| plain(hops.targets.get(node).copied().flatten())).collect(),
             default_v4: plain(hops.default_v4),
             default_v6: plain(hops.default_v6),

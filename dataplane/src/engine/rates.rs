@@ -18,7 +18,7 @@ pub struct Rates {
     pub new_flows: Vec<f64>,
 }
 
-struct Sample {
+pub struct Sample {
     at: Instant,
     worker_rx: Vec<u64>,
     worker_handoff: Vec<u64>,
@@ -30,7 +30,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn take(shared: &Shared, at: Instant) -> Self {
+    pub fn take(shared: &Shared, at: Instant) -> Self {
         let stats = || shared.workers.iter().map(|worker| &worker.stats);
         let ports = shared.ports.len();
         let of_port = |port: usize, pick: fn(&crate::stats::PortCounters) -> u64| -> u64 {
@@ -53,12 +53,14 @@ impl Sample {
 }
 
 impl Rates {
-    /// Takes a sample if one is due.
-    pub fn poll(&mut self, shared: &Shared, now: Instant) {
-        if self.last.as_ref().is_some_and(|last| now.duration_since(last.at) < INTERVAL) {
-            return;
-        }
-        let new = Sample::take(shared, now);
+    /// Whether it is time for another sample.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.last.as_ref().is_none_or(|last| now.duration_since(last.at) >= INTERVAL)
+    }
+
+    /// Takes up a sample, which was made before these rates were locked: it locks other things.
+    pub fn add(&mut self, new: Sample) {
+        let now = new.at;
         if let Some(old) = &self.last {
             let seconds = now.duration_since(old.at).as_secs_f64();
             let per_second = |new: &[u64], old: &[u64]| -> Vec<f64> {

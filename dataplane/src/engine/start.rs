@@ -12,7 +12,7 @@ use penstock_configs::file::{ConfigFile, PollMode, PortConfig};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
-use super::rates::Rates;
+use super::rates::{Rates, Sample};
 use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
@@ -23,6 +23,7 @@ use crate::neighbor::routes::OwnRoutes;
 use crate::persist::{self, Store};
 use crate::pipeline::{Pipeline, PipelineConfig};
 use crate::publish::Mailbox;
+use crate::rss::Placement;
 use crate::stats::WorkerStats;
 use crate::steer::{AttachMode, Interface, Steer};
 use crate::tables::{Compiler, Tables};
@@ -77,8 +78,11 @@ impl Dataplane {
         for (worker, tap) in (0..workers).zip(taps.into_iter().map(Some).chain(std::iter::repeat_with(|| None))) {
             setup.worker(worker, tap)?;
         }
-        let Setup { handles, ready, sockets, snats, recovered, notices, zero_copy, .. } = setup;
-        let network = Network::new(steer, mirror, routes, tap, quick);
+        let Setup { handles, ready, sockets, snats, recovered, mut notices, zero_copy, .. } = setup;
+        let (mut placement, why) = Placement::read(&names, workers);
+        notices.extend(why);
+        notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
+        let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
         let mut compiler = Compiler::default();
         compiler.seed_snats(&snats.0, &snats.1);
         let shared = Shared {
@@ -199,15 +203,25 @@ fn keep_house(shared: &Shared) {
         let _ = rustix::event::poll(&mut polls, Some(&timeout));
     }
     let now = Instant::now();
-    let changed = shared.network().poll(now);
+    let mut network = shared.network();
+    for worker in &shared.workers {
+        while let Some(conflict) = worker.stats.conflicts.pop() {
+            network.announcements.on_conflict(conflict.port, conflict.address, conflict.mac);
+        }
+    }
+    let changed = network.poll(now);
+    drop(network);
     if changed {
         shared.republish();
     }
     for worker in &shared.workers {
         worker.mailbox.reap();
     }
-    let mut rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    rates.poll(shared, now);
+    if shared.rates().is_due(now) {
+        let sample = Sample::take(shared, now);
+        shared.rates().add(sample);
+        shared.check_steering();
+    }
 }
 
 /// Workers as they are put together.
@@ -399,15 +413,17 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     Ok([number(low), number(high)])
 }
 
-/// Waits until the next hops of all nodes are known, or `most` is over.
-pub fn wait_for_hops(shared: &Shared, most: Duration) {
+/// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
+pub fn wait_for_network(shared: &Shared, most: Duration) {
     let deadline = Instant::now() + most;
-    let unknown = || {
+    let is_waiting = || {
         let tables = Arc::clone(&shared.published().tables);
-        let hops = shared.network().mirror.hops();
-        tables.nodes.iter().filter(|node| hops.targets.get(*node).copied().flatten().is_none()).count()
+        let network = shared.network();
+        let hops = network.mirror.hops();
+        let known = |node: &std::net::IpAddr| hops.targets.get(node).copied().flatten().is_some();
+        !network.has_claimed_all() || !tables.nodes.iter().all(known)
     };
-    while unknown() > 0 && Instant::now() < deadline {
+    while is_waiting() && Instant::now() < deadline {
         keep_house(shared);
     }
 }

@@ -35,7 +35,7 @@ pub fn status(shared: &Shared) -> Status {
 
 fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &PortFacts) -> PortStatus {
     let link = network.links().iter().find(|link| usize::from(link.port.0) == at);
-    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rates = shared.rates();
     PortStatus {
         interface: port.interface.clone(),
         queues: port.queues,
@@ -49,7 +49,7 @@ fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &Port
 }
 
 fn worker_status(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerStatus {
-    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rates = shared.rates();
     let rate = |list: &[f64]| list.get(at).copied().unwrap_or_default();
     WorkerStatus {
         worker: at as u16,
@@ -72,7 +72,7 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
         let network = shared.network();
         (std::sync::Arc::clone(&published.tables), published.names.clone(), published.health.clone(), network.mirror.hops())
     };
-    let rates = shared.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let rates = shared.rates();
     let reason = |address: IpAddr, port: u16| {
         let of = health.backends.iter().find(|b| b.address == address && b.port.is_none_or(|own| own == port));
         of.map(|backend| backend.reason.clone()).unwrap_or_default()

@@ -22,6 +22,10 @@ pub const DEFAULT_MAX_SIZE: u32 = 65_537;
 /// Slots per backend (of the least weight) below which shares get uneven: section 5.3 of the paper.
 const SLOTS_PER_UNIT: u64 = 100;
 
+/// Small sets get a table this large all the same (8 KiB): a set of three that loses a backend stays
+/// at its size, and the slots its survivors lose are 0.15 % of the table (1.8 % of one of 509).
+const LEAST_SIZE: u64 = 4093;
+
 /// Primes to choose from, about a doubling apart: a set that grows changes its table's size (and so
 /// moves nearly every new flow's choice) only once per doubling.
 const SIZES: [u32; 13] =
@@ -124,11 +128,11 @@ fn slot_of(hash: u64, size: usize) -> usize {
     ((u128::from(hash) * size as u128) >> 64) as usize
 }
 
-/// The table size for a set: the smallest of a few primes that is at least 100 times `units`, at
-/// most `max` (or the smallest prime, should `max` be below it).
+/// The table size for a set: the smallest of a few primes that is at least 100 times `units` (and
+/// not below [`LEAST_SIZE`]), at most `max` (or the smallest prime, should `max` be below it).
 #[must_use]
 pub fn size_for(units: u64, max: u32) -> u32 {
-    let wanted = units.saturating_mul(SLOTS_PER_UNIT);
+    let wanted = units.saturating_mul(SLOTS_PER_UNIT).max(LEAST_SIZE);
     let allowed = SIZES.iter().rposition(|&size| size <= max).unwrap_or(0);
     SIZES[..=allowed].iter().copied().find(|&size| u64::from(size) >= wanted).unwrap_or(SIZES[allowed])
 }

@@ -174,14 +174,27 @@ fn moved_counts_an_emptied_and_a_resized_table() {
 }
 
 #[test]
+fn one_of_three_may_go_without_a_new_size() {
+    assert_eq!(size_for(3, DEFAULT_MAX_SIZE), size_for(2, DEFAULT_MAX_SIZE));
+    let three = nodes(3);
+    let size = size_for(3, DEFAULT_MAX_SIZE);
+    let table = MaglevTable::build(&three, size);
+    for gone in 0..3 {
+        let two: Vec<_> = three.iter().copied().enumerate().filter(|(at, _)| *at != gone).map(|(_, node)| node).collect();
+        let moved = MaglevTable::build(&two, size).moved_from(&identities(&two), &table, &identities(&three));
+        assert!(moved.excess() * 100 < size, "without {gone}: {moved:?}");
+    }
+}
+
+#[test]
 fn sizes_are_primes_about_a_hundred_times_the_set() {
     for size in SIZES {
         assert_eq!(next_prime(size), size);
     }
-    assert_eq!(size_for(0, DEFAULT_MAX_SIZE), 251);
-    assert_eq!(size_for(3, DEFAULT_MAX_SIZE), 509);
-    assert_eq!(size_for(20, DEFAULT_MAX_SIZE), 2039);
-    assert_eq!(size_for(21, DEFAULT_MAX_SIZE), 4093);
+    assert_eq!(size_for(0, DEFAULT_MAX_SIZE), 4093);
+    assert_eq!(size_for(40, DEFAULT_MAX_SIZE), 4093);
+    assert_eq!(size_for(41, DEFAULT_MAX_SIZE), 8191);
+    assert_eq!(size_for(20, 2039), 2039);
     assert_eq!(size_for(500, DEFAULT_MAX_SIZE), 65_537);
     assert_eq!(size_for(500, 4096), 4093);
     assert_eq!(size_for(500, 10), 251);

@@ -150,12 +150,6 @@ fn candidate<F: Family>(
     }
 }
 
-/// For callers with no NIC hash to consult.
-#[must_use]
-pub fn anywhere<A>(_: A, _: u16) -> bool {
-    true
-}
-
 /// What the caller knows of time, as a predicate over records.
 pub fn older_than<A>(now: Now, timeouts: &[u32; State::COUNT]) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
     move |record, state| now.tick().since(record.last_seen()) > timeouts[state as usize]

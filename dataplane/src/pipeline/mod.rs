@@ -19,7 +19,7 @@ use crate::flow::{Direction, Entry, SynInfo, tcp};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
-use crate::stats::WorkerStats;
+use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, Transport, V4, V6, be32};
@@ -315,7 +315,10 @@ impl Pipeline {
                 Verdict::Tx(from)
             }
             Answer::Kernel => Verdict::Kernel,
-            Answer::Conflict { .. } => Verdict::Drop(DropReason::NeighborIgnored),
+            Answer::Conflict { address, mac } => {
+                let _ = self.stats.conflicts.push(Conflict { port: from, address, mac });
+                Verdict::Drop(DropReason::NeighborIgnored)
+            }
             Answer::Drop(reason) => Verdict::Drop(reason),
         }
     }

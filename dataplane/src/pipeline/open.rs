@@ -1,11 +1,13 @@
 //! The long way: a packet no flow is known for. Whose is it, may it open one, and to where?
 
+use std::sync::Arc;
+
 use super::Pipeline;
 use super::side::{Parts, Sided, node_addr};
 use crate::clock::Now;
 use crate::flow::{Flags, NewFlow, State, SynInfo, Word};
 use crate::nat::{self, Towards};
-use crate::tables::{FamilyTables, Local, Service, ServiceKey, Tabled};
+use crate::tables::{FamilyTables, Local, Service, ServiceKey, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{self, PROTO_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, Transport, Tuple, be32};
 use penstock_configs::desired::Mode;
@@ -39,13 +41,20 @@ impl Pipeline {
         }
     }
 
-    /// The worker that owns a client's flows: computable from either direction of a `dnat` flow.
-    fn owner_of_client<F: Sided>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
+    /// The worker that owns a client's flow; one of a `dnat` service must be computable from its
+    /// replies too, so it does not follow the NIC.
+    fn owner_of_client<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
         if self.workers == 1 {
             return self.worker;
         }
-        let hash = F::owner_hash(tuple.src, tuple.src_port, tuple.protocol);
-        WorkerId((u64::from(hash) * u64::from(self.workers) >> 32) as u16)
+        let View { tables, placement, .. } = &*self.view;
+        let is_dnat = |service: &Arc<Service>| service.mode == Mode::Dnat;
+        if tables.has_dnat
+            && tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).is_some_and(is_dnat)
+        {
+            return placement.owner_by_client::<F>(tuple);
+        }
+        placement.owner::<F>(tuple)
     }
 
     /// Steered here, but for none of our addresses: a reply of a `dnat` backend that another worker
@@ -55,7 +64,7 @@ impl Pipeline {
         if handed || !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
             return Verdict::Kernel;
         }
-        let owner = self.owner_of_client::<F>(&tuple.reversed());
+        let owner = self.view.placement.owner_by_client::<F>(&tuple.reversed());
         if owner == self.worker { Verdict::Kernel } else { Verdict::Handoff(owner) }
     }
 
@@ -96,9 +105,8 @@ impl Pipeline {
         }
         let pick = F::pick_hash(tuple);
         let backend = service.set.pick(pick).ok_or(DropReason::NoBackend)?;
-        if view.node_hops.get(usize::from(backend.node_slot)).copied().flatten().is_none() {
-            return Err(DropReason::NoNeighbor);
-        }
+        let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
+        let hop = hop.ok_or(DropReason::NoNeighbor)?;
         let node = node_addr::<F>(backend.address);
         let node_port = service.port_of(backend);
         let state = if tcp { State::SynSent } else { State::UdpOneWay };
@@ -129,7 +137,13 @@ impl Pipeline {
                 client_hash: u64::from(F::owner_hash(tuple.src, 0, 0)),
             };
             let timed_out = nat::older_than(now, &service.timeouts);
-            let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, nat::anywhere)?;
+            let me = side.ports.partition().worker;
+            let is_home = |snat, port| {
+                let (protocol, src_port) = (towards.protocol, node_port);
+                let reply = Tuple { src: node, dst: snat, src_port, dst_port: port, protocol };
+                view.placement.is_home::<F>(hop.port, &reply, me)
+            };
+            let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, is_home)?;
             (flow.snat, flow.snat_port) = (found.snat, found.port);
         }
         flow.hop = hops.intern(0, wire::bytes_at(bytes, 6), from, |at, hop| {

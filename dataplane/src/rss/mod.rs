@@ -2,7 +2,9 @@
 //! the driver. A flow whose owner is computed this way arrives at its owner without a hand-off.
 
 pub mod nic;
+pub mod placement;
 pub mod toeplitz;
 
 pub use nic::{NicHash, RssView, Unreadable};
+pub use placement::Placement;
 pub use toeplitz::Toeplitz;

@@ -1,5 +1,7 @@
 //! What a NIC's driver says of its receive-side scaling, and the queue of a tuple computed from it.
 
+use serde::{Deserialize, Serialize};
+
 use super::toeplitz::{MIN_KEY, Toeplitz};
 use crate::sys::ethtool::{self, FlowType, RssConfig};
 
@@ -34,12 +36,21 @@ pub enum Unreadable {
 }
 
 /// For each kind of packet, whether its ports are hashed beside its addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortsHashed {
     pub tcp4: bool,
     pub udp4: bool,
     pub tcp6: bool,
     pub udp6: bool,
+}
+
+/// What a [`NicHash`] is made from, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicParts {
+    pub key: Vec<u8>,
+    pub indirection: Vec<u16>,
+    pub ports_hashed: PortsHashed,
+    pub symmetric_xor: bool,
 }
 
 /// The NIC's choice of queue, as a function.
@@ -110,6 +121,24 @@ impl NicHash {
             udp6: ports(FlowType::Udp6)?,
         };
         Ok(Self { key, indirection, ports_hashed, symmetric_xor, toeplitz })
+    }
+
+    /// `None`: the parts are no NIC's (a key too short, a table that is no power of two).
+    #[must_use]
+    pub fn from_parts(parts: NicParts) -> Option<Self> {
+        let NicParts { key, indirection, ports_hashed, symmetric_xor } = parts;
+        let toeplitz = Toeplitz::new(&key).filter(|_| indirection.len().is_power_of_two())?;
+        Some(Self { key, indirection, ports_hashed, symmetric_xor, toeplitz })
+    }
+
+    #[must_use]
+    pub fn parts(&self) -> NicParts {
+        NicParts {
+            key: self.key.clone(),
+            indirection: self.indirection.clone(),
+            ports_hashed: self.ports_hashed,
+            symmetric_xor: self.symmetric_xor,
+        }
     }
 
     /// The receive queue of a whole (unfragmented) packet. Protocols other than TCP and UDP, like

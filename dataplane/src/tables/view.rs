@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashSet;
 
 use super::Tables;
+use crate::rss::Placement;
 use crate::verdict::PortId;
 
 /// The next hop of a packet: out of which port, between which link-layer addresses.
@@ -32,6 +33,8 @@ pub struct View {
     /// Counts publications.
     pub number: u64,
     pub tables: Arc<Tables>,
+    /// Which worker owns which flows.
+    pub placement: Arc<Placement>,
     /// By node slot; `None`: the node's link-layer address is not known.
     pub node_hops: Vec<Option<Hop>>,
     /// Towards clients whose last hop is not known.

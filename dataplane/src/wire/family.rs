@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
 use super::{Packet, bytes_at};
+use crate::rss::NicHash;
 use crate::hash::{FlowHasher, owner_hash_v4, owner_hash_v6, pick_hash_v4, pick_hash_v6};
 
 /// An address family.
@@ -21,6 +22,8 @@ pub trait Family: Copy + Default + 'static {
     fn pick_hash(tuple: &Tuple<Self::Addr>) -> u64;
     /// The hash that chooses the worker that owns a client's flow.
     fn owner_hash(client: Self::Addr, client_port: u16, protocol: u8) -> u32;
+    /// The receive queue a NIC would choose.
+    fn queue(nic: &NicHash, tuple: &Tuple<Self::Addr>) -> u16;
     /// An address no packet on a wire may have as its source.
     fn is_martian(addr: Self::Addr) -> bool;
     /// Writes both addresses, takes one from the TTL or hop limit and mends the IP header's own
@@ -82,6 +85,11 @@ impl Family for V4 {
     #[inline]
     fn owner_hash(client: u32, client_port: u16, protocol: u8) -> u32 {
         owner_hash_v4(client, client_port, protocol)
+    }
+
+    #[inline]
+    fn queue(nic: &NicHash, t: &Tuple<u32>) -> u16 {
+        nic.queue_of_v4(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
     }
 
     fn is_martian(addr: u32) -> bool {
@@ -153,6 +161,11 @@ impl Family for V6 {
     #[inline]
     fn owner_hash(client: u128, client_port: u16, protocol: u8) -> u32 {
         owner_hash_v6(client, client_port, protocol)
+    }
+
+    #[inline]
+    fn queue(nic: &NicHash, t: &Tuple<u128>) -> u16 {
+        nic.queue_of_v6(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
     }
 
     fn is_martian(addr: u128) -> bool {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use penstock_configs::file::SnatAddress;
 use penstock_configs::validate::BoxContext;
 use penstock_dataplane::admin::{self, AdminHandle};
 use tempfile::TempDir;
@@ -28,7 +29,8 @@ impl ApiServer {
     /// A process with nothing in memory over what an earlier one left on disk.
     pub(crate) fn in_directory(directory: TempDir) -> Self {
         let engine = Arc::new(MemoryEngine::default());
-        let (admin, _) = AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), BoxContext::default(), None);
+        let (admin, _) =
+            AdminHandle::start(Arc::clone(&engine) as Arc<_>, &state_dir(directory.path()), the_box(), None);
         let socket = directory.path().join("run/dataplane.sock");
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -79,6 +81,16 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// A box with a SNAT address of each family.
+fn the_box() -> BoxContext {
+    let snat = ["10.0.0.250", "fd00::250"].map(|address| SnatAddress {
+        address: address.parse().expect("an address"),
+        ports: [1024, 65535],
+        shared: false,
+    });
+    BoxContext { snat: snat.into(), ..BoxContext::default() }
 }
 
 fn state_dir(directory: &Path) -> PathBuf {

@@ -50,11 +50,11 @@ impl Engine for MemoryEngine {
     /// Refuses what no compiler would take: a service named `uncompilable`.
     fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let refuse = |(index, service): (usize, &Service)| {
-            (service.name == "uncompilable").then(|| {
-                Fault::new(format!("service[{index}]"), "can not be compiled", "give it another name")
-            })
+            (service.name == "uncompilable")
+                .then(|| Fault::new(format!("service[{index}]"), "can not be compiled", "give it another name"))
         };
-        let faults: Vec<Fault> = owners.values().flat_map(|d| d.services.iter().enumerate().filter_map(refuse)).collect();
+        let faults: Vec<Fault> =
+            owners.values().flat_map(|d| d.services.iter().enumerate().filter_map(refuse)).collect();
         if !faults.is_empty() {
             return Err(faults);
         }

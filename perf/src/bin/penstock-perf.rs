@@ -1,1 +1,102 @@
-fn main() {}
+//! The lab's command line.
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use penstock_perf::cli::{self, LabArgs};
+use penstock_perf::demo::{self, DemoArgs};
+
+/// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
+#[derive(Parser)]
+#[command(version, about, long_about = None)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show what Penstock does: three nodes, a few thousand connections, one node less
+    Demo(DemoArgs),
+    /// Make, list, enter and remove networks of namespaces
+    #[command(subcommand)]
+    Lab(LabCommand),
+    /// Answer on a node's ports with the node's name, in the namespace the command runs in
+    NodeServer(NodeServerArgs),
+    /// Open connections to an address and count who answered
+    Client(ClientArgs),
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Bring a lab up, with node servers running, and leave it up
+    Up(LabArgs),
+    /// Take a lab down: processes, namespaces, files
+    Down {
+        /// The lab's id as `lab list` shows it; default: the only one
+        id: Option<String>,
+    },
+    /// Labs of this machine
+    List,
+    /// A shell in a host of a lab
+    Shell {
+        /// box, router, client0, node2, ...
+        host: String,
+        /// The lab's id; default: the only one
+        #[arg(long)]
+        lab: Option<String>,
+        /// A command instead of a shell
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+struct NodeServerArgs {
+    /// The name to answer with
+    #[arg(long)]
+    name: String,
+    /// TCP ports (HTTP/1.1): /, /bytes/N, POST /upload, /slow/N, /push/LINES/MILLISECONDS
+    #[arg(long, value_delimiter = ',')]
+    tcp: Vec<u16>,
+    /// UDP ports: every datagram comes back with the name in front
+    #[arg(long, value_delimiter = ',')]
+    udp: Vec<u16>,
+}
+
+#[derive(Args)]
+struct ClientArgs {
+    /// Address and port, an IPv6 address in brackets
+    target: std::net::SocketAddr,
+    /// Connections (UDP: flows of two datagrams)
+    #[arg(long, short = 'n', default_value_t = 1000)]
+    connections: u64,
+    /// At a time
+    #[arg(long, short, default_value_t = 32)]
+    concurrency: usize,
+    /// UDP datagrams instead of HTTP connections
+    #[arg(long)]
+    udp: bool,
+}
+
+fn main() -> Result<()> {
+    // Release builds abort on panic, so nothing is dropped: labs go before the process does.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if cfg!(panic = "abort") {
+            penstock_perf::lab::cleanup::remove_all_of_this_process();
+        }
+    }));
+    match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Lab(LabCommand::Up(args)) => cli::lab_up(&args),
+        Command::Lab(LabCommand::Down { id }) => cli::lab_down(id.as_deref()),
+        Command::Lab(LabCommand::List) => {
+            cli::lab_list();
+            Ok(())
+        }
+        Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
+        Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
+        Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
+    }
+}

@@ -1,0 +1,43 @@
+# make help lists what there is. Every target installs the Debian packages it needs if a command
+# is missing (see .ci/packages), can be run again, and can be interrupted.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-keep build test lint bench clean packages
+
+# Root's tools (tc, ethtool, nft) are in sbin, which a user's PATH may lack.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+RELEASE := target/release
+# The lab needs root. Without it, and without sudo, the demo says so and runs in user space.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null && echo sudo; })
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## a client, the box and three nodes: watch connections being balanced
+	@$(AS_ROOT) $(RELEASE)/penstock-perf demo
+
+demo-keep: build ## the same, and it stays up to look around in
+	@$(AS_ROOT) $(RELEASE)/penstock-perf demo --keep
+
+build: packages ## everything, in release
+	@echo "Building Penstock (release; the first time takes a few minutes)"
+	@cargo build --release --workspace --bins
+
+test: packages ## everything CI checks: format, lints, tests (with the lab's), docs
+	@.ci/test
+
+lint: packages ## format and lints only
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+bench: build ## measurements of the packet path
+	cargo test --release --workspace --lib -- --ignored --nocapture --test-threads=1 bench
+
+clean: ## remove what was built, and labs a killed process left
+	@[ ! -x $(RELEASE)/penstock-perf ] || $(AS_ROOT) $(RELEASE)/penstock-perf lab list
+	cargo clean
+
+packages:
+	@.ci/packages

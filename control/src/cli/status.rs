@@ -1,0 +1,306 @@
+//! `penstock status`: the box on one screen, what deserves attention first in colour.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use clap::Args;
+use penstock_configs::desired::{BackendState, Mode};
+use penstock_configs::status::{BackendStatus, OwnerStatus, PortStatus, ServiceStatus, Status, WorkerStatus};
+
+use super::failure::Outcome;
+use super::screen::{Screen, Style};
+use super::table::{Cell, Column, Table, styled};
+use super::units::{bytes, count, duration, grouped, share, short};
+use crate::client::Dataplane;
+
+/// Backends listed without being asked for; beyond, those in trouble only.
+const BACKENDS_SHOWN: usize = 24;
+/// Services listed without being asked for.
+const SERVICES_SHOWN: usize = 40;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The dataplane's own JSON
+    #[arg(long)]
+    json: bool,
+    /// Refresh, every SECONDS if given
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1", value_parser = super::seconds)]
+    watch: Option<Duration>,
+    /// Only services whose name, owner or VIP contains this
+    #[arg(value_name = "TEXT")]
+    only: Option<String>,
+    /// Every service and every backend
+    #[arg(short, long)]
+    all: bool,
+}
+
+pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Arguments) -> Outcome {
+    loop {
+        let mut status = dataplane.status().await?;
+        if let Some(text) = &arguments.only {
+            status.services.retain(|service| is_about(service, text));
+        }
+        if arguments.json {
+            screen.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
+        } else {
+            let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
+            let all = arguments.all || arguments.only.is_some();
+            screen.print(&format!("{clear}{}", render(&status, screen, all)))?;
+        }
+        let Some(period) = arguments.watch else { return Ok(()) };
+        tokio::time::sleep(period).await;
+    }
+}
+
+fn is_about(service: &ServiceStatus, text: &str) -> bool {
+    service.name.contains(text) || service.owner.contains(text) || service.vip.to_string().contains(text)
+}
+
+fn render(status: &Status, screen: &Screen, all: bool) -> String {
+    let mut out = format!(
+        "{}  penstock {}, up {}\n",
+        screen.paint(&status.name, Style::Bold),
+        status.version,
+        duration(status.uptime_seconds)
+    );
+    let mut section = |title: &str, body: String| {
+        if !body.is_empty() {
+            let _ = write!(out, "\n{}\n{body}", screen.paint(title, Style::Bold));
+        }
+    };
+    section("Ports", ports(&status.ports, screen));
+    section("Workers", workers(&status.workers, screen));
+    section("Services", services(&status.services, screen, all));
+    section("Owners", owners(&status.owners, screen));
+    section("Notices", notices(&status.notices, screen));
+    out
+}
+
+fn ports(ports: &[PortStatus], screen: &Screen) -> String {
+    let mut table = Table::new(&[
+        ("INTERFACE", Column::Left),
+        ("LINK", Column::Left),
+        ("QUEUES", Column::Right),
+        ("XDP", Column::Left),
+        ("FRAMES", Column::Left),
+        ("MTU", Column::Right),
+        ("RX/s", Column::Right),
+        ("TX/s", Column::Right),
+    ]);
+    for port in ports {
+        let xdp = if port.xdp == "native" { Style::Plain } else { Style::Warn };
+        table.row(vec![
+            port.interface.as_str().into(),
+            if port.link { styled("up", Style::Good) } else { styled("down", Style::Bad) },
+            port.queues.to_string().into(),
+            styled(port.xdp.as_str(), xdp),
+            if port.zero_copy { "zero-copy".into() } else { "copied".into() },
+            port.mtu.to_string().into(),
+            short(port.rx_packets_per_second).into(),
+            short(port.tx_packets_per_second).into(),
+        ]);
+    }
+    if ports.is_empty() { String::new() } else { table.render(screen) }
+}
+
+fn workers(workers: &[WorkerStatus], screen: &Screen) -> String {
+    let mut table = Table::new(&[
+        ("WORKER", Column::Right),
+        ("CORE", Column::Right),
+        ("BUSY", Column::Right),
+        ("FLOWS", Column::Right),
+        ("HALF-OPEN", Column::Right),
+        ("RX/s", Column::Right),
+        ("HANDED OVER/s", Column::Right),
+    ]);
+    for worker in workers {
+        let busy = if worker.busy > 0.95 { Style::Warn } else { Style::Plain };
+        table.row(vec![
+            worker.worker.to_string().into(),
+            worker.core.to_string().into(),
+            styled(format!("{:.0}%", worker.busy * 100.0), busy),
+            grouped(worker.flows).into(),
+            grouped(worker.embryonic).into(),
+            short(worker.rx_packets_per_second).into(),
+            short(worker.handoff_packets_per_second).into(),
+        ]);
+    }
+    if workers.is_empty() { String::new() } else { table.render(screen) }
+}
+
+fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
+    if services.is_empty() {
+        return "none; give the dataplane a config file with [[service]], or `penstock apply`\n".to_owned();
+    }
+    let shown = if all { services.len() } else { services.len().min(SERVICES_SHOWN) };
+    // The troubled first, else in the dataplane's order.
+    let mut order: Vec<&ServiceStatus> = services.iter().collect();
+    if shown < services.len() {
+        order.sort_by_key(|service| !is_troubled(service));
+    }
+    let several_owners = services.iter().any(|service| service.owner != services[0].owner);
+    let wide = is_wide(screen);
+    let mut columns = vec![
+        ("SERVICE", Column::Name),
+        ("ADDRESS", Column::Left),
+        ("MODE", Column::Left),
+        ("FLOWS", Column::Right),
+        ("NEW/s", Column::Right),
+        ("BACKENDS", Column::Right),
+    ];
+    if wide {
+        columns.extend([("PACKETS", Column::Right), ("BYTES", Column::Right), ("MOVED", Column::Right)]);
+    }
+    let mut table = Table::new(&columns);
+    for service in &order[..shown] {
+        let name = if several_owners { format!("{}/{}", service.owner, service.name) } else { service.name.clone() };
+        let mut cells = vec![
+            name.into(),
+            format!("{} {}", socket(service.vip, service.port), service.protocol.as_str()).into(),
+            mode(service.mode).into(),
+            grouped(service.flows).into(),
+            short(service.new_flows_per_second).into(),
+            health(service),
+        ];
+        if wide {
+            let moved = share(service.moved.into(), service.table_size.into());
+            cells.extend([grouped(service.packets).into(), bytes(service.bytes).into(), moved.into()]);
+        }
+        table.row(cells);
+    }
+    let mut out = table.render(screen);
+    if shown < services.len() {
+        let _ = writeln!(out, "... and {} more; `penstock status --all`, or a name", services.len() - shown);
+    }
+    out + &backends(services, screen, all)
+}
+
+fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
+    let pairs = || services.iter().flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
+    let total = pairs().count();
+    let everything = all || total <= BACKENDS_SHOWN;
+    let wide = is_wide(screen);
+    let mut columns = vec![
+        ("BACKEND", Column::Name),
+        ("OF SERVICE", Column::Name),
+        ("ADDRESS", Column::Left),
+        ("FLOWS", Column::Right),
+        ("SHARE", Column::Right),
+        ("STATE", Column::Cut),
+    ];
+    if wide {
+        columns.insert(3, ("WEIGHT", Column::Right));
+    }
+    let mut table = Table::new(&columns);
+    let limit = if all { usize::MAX } else { BACKENDS_SHOWN };
+    let wanted = pairs().filter(|(_, backend)| everything || !is_well(backend));
+    let mut rows = 0;
+    for (service, backend) in wanted.take(limit) {
+        rows += 1;
+        let mut cells = vec![
+            backend.name.as_str().into(),
+            service.name.as_str().into(),
+            socket(backend.address, backend.port).into(),
+            grouped(backend.flows).into(),
+            share(backend.flows, service.backends.iter().map(|backend| backend.flows).sum()).into(),
+            state(backend),
+        ];
+        if wide {
+            cells.insert(3, backend.weight.to_string().into());
+        }
+        table.row(cells);
+    }
+    let mut out = if rows == 0 { String::new() } else { format!("\n{}", table.render(screen)) };
+    if !everything {
+        let troubled = pairs().filter(|(_, backend)| !is_well(backend)).count();
+        let rest = total - troubled;
+        let _ =
+            writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
+        if troubled > rows {
+            let _ = writeln!(out, "{} more do not", count(troubled - rows, "backend"));
+        }
+    }
+    out
+}
+
+/// On a narrow screen the room goes to names and states.
+fn is_wide(screen: &Screen) -> bool {
+    screen.width.is_none_or(|width| width >= 100)
+}
+
+fn is_well(backend: &BackendStatus) -> bool {
+    backend.state == BackendState::Active && backend.reachable && backend.weight > 0
+}
+
+fn is_troubled(service: &ServiceStatus) -> bool {
+    service.backends.is_empty() || !service.backends.iter().all(is_well)
+}
+
+fn health(service: &ServiceStatus) -> Cell {
+    let well = service.backends.iter().filter(|backend| is_well(backend)).count();
+    let style = match well {
+        0 => Style::Bad,
+        _ if well < service.backends.len() => Style::Warn,
+        _ => Style::Good,
+    };
+    styled(format!("{well}/{}", service.backends.len()), style)
+}
+
+fn state(backend: &BackendStatus) -> Cell {
+    let (word, style) = match backend.state {
+        BackendState::Down => ("down", Style::Bad),
+        BackendState::Draining => ("draining", Style::Warn),
+        BackendState::Active if !backend.reachable => ("no neighbour", Style::Bad),
+        BackendState::Active => ("active", Style::Good),
+    };
+    let text = if backend.reason.is_empty() { word.to_owned() } else { format!("{word}: {}", backend.reason) };
+    styled(text, style)
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Nat => "nat",
+        Mode::Dnat => "dnat",
+    }
+}
+
+pub(super) fn socket(address: std::net::IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+fn owners(owners: &[OwnerStatus], screen: &Screen) -> String {
+    let mut table = Table::new(&[
+        ("OWNER", Column::Name),
+        ("SERVICES", Column::Right),
+        ("GENERATION", Column::Right),
+        ("RUNNING", Column::Right),
+        ("TERM", Column::Right),
+        ("LAST SNAPSHOT", Column::Left),
+    ]);
+    let mut refusals = String::new();
+    for owner in owners {
+        let behind = owner.acknowledged != owner.generation;
+        let last = match (&owner.refused, behind) {
+            (Some(_), _) => styled("refused", Style::Bad),
+            (None, true) => styled("on its way to the workers", Style::Warn),
+            (None, false) => styled("running", Style::Good),
+        };
+        table.row(vec![
+            owner.owner.as_str().into(),
+            grouped(owner.services).into(),
+            owner.generation.to_string().into(),
+            owner.acknowledged.to_string().into(),
+            owner.term.map_or_else(|| "-".to_owned(), |term| term.to_string()).into(),
+            last,
+        ]);
+        if let Some(why) = &owner.refused {
+            refusals.push_str(&screen.wrap(&format!("{}: ", owner.owner), &format!("refused: {why}")));
+            refusals.push('\n');
+        }
+    }
+    if owners.is_empty() { String::new() } else { table.render(screen) + &refusals }
+}
+
+fn notices(notices: &[String], screen: &Screen) -> String {
+    notices.iter().map(|notice| screen.wrap("- ", notice) + "\n").collect()
+}

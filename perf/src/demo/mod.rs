@@ -1,0 +1,39 @@
+//! `make demo`: what Penstock does, told while it happens. Each part is a module with a `run`;
+//! a further part (a Kubernetes API, say) joins the list in [`run`].
+
+mod box_in_lab;
+mod narrator;
+mod report;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::privilege;
+
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Stay up at the end until Enter or Ctrl-C, to look around
+    #[arg(long)]
+    pub keep: bool,
+    /// HTTP connections before, and again after, a node is taken out
+    #[arg(long, default_value_t = 3000)]
+    pub connections: u64,
+    /// UDP flows before, and again after
+    #[arg(long, default_value_t = 1000)]
+    pub udp_flows: u64,
+    /// Run over memory ports in user space even where namespaces are to be had
+    #[arg(long)]
+    pub in_memory: bool,
+}
+
+/// Runs the demo; an error if any exchange failed.
+pub fn run(args: &DemoArgs) -> Result<()> {
+    match privilege::missing() {
+        None if !args.in_memory => box_in_lab::run(args),
+        reason => in_memory(reason.unwrap_or("asked for with --in-memory"), args),
+    }
+}
+
+fn in_memory(reason: &str, _args: &DemoArgs) -> Result<()> {
+    anyhow::bail!("the lab can't be had here: {reason}")
+}

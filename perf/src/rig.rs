@@ -1,0 +1,164 @@
+//! A lab with node servers and a running dataplane: what whole-box tests start from and end with.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use penstock_configs::file::ConfigFile;
+use penstock_configs::status::Counters;
+
+use crate::clients::icmp;
+use crate::config::{self, NODE_PORT};
+use crate::dataplane::Dataplane;
+use crate::lab::{Lab, LabBuilder, Netns, plan};
+use crate::servers::{NodePorts, NodeServer};
+
+/// How long probing for the box's addresses may take.
+const CLAIM: Duration = Duration::from_secs(15);
+/// How long packets in flight may take to come to rest.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The port of the first VIP's services.
+pub const VIP_PORT: u16 = 80;
+
+/// Fields are dropped in order: process, servers, network.
+#[derive(Debug)]
+pub struct Rig {
+    pub dataplane: Dataplane,
+    pub servers: Vec<NodeServer>,
+    pub config: ConfigFile,
+    pub lab: Lab,
+    resets: u64,
+}
+
+impl Rig {
+    /// Web services on all nodes, one worker per queue; `edit` changes the config before the start.
+    pub fn start(builder: LabBuilder, edit: impl FnOnce(&mut ConfigFile)) -> Result<Self> {
+        let queues = builder.queue_count();
+        let lab = builder.build()?;
+        let servers = NodeServer::start_all(&lab, &NodePorts::both([NODE_PORT]))?;
+        let mut config = config::base(&lab, queues);
+        config.services = config::web_services();
+        edit(&mut config);
+        let dataplane = Dataplane::start(&lab, &config)?;
+        wait_for_addresses(&lab, &config).with_context(|| dataplane.log_tail())?;
+        let resets = lab.resets_sent()?;
+        Ok(Self { dataplane, servers, config, lab, resets })
+    }
+
+    #[must_use]
+    pub fn client(&self) -> &Netns {
+        &self.lab.clients[0].ns
+    }
+
+    /// The web VIP, port 80.
+    #[must_use]
+    pub fn vip(&self, v6: bool) -> SocketAddr {
+        SocketAddr::new(plan::vip(0).ip(v6), VIP_PORT)
+    }
+
+    /// Changes the config and reloads it.
+    pub fn reconfigure(&mut self, edit: impl FnOnce(&mut ConfigFile)) -> Result<()> {
+        edit(&mut self.config);
+        self.dataplane.reload(&self.config)
+    }
+
+    /// RSTs any kernel of the lab has sent since the rig came up.
+    pub fn resets_sent(&self) -> Result<u64> {
+        Ok(self.lab.resets_sent()? - self.resets)
+    }
+
+    /// Waits for packets in flight, then checks the ledger: every packet accounted for, in every
+    /// worker; what one worker handed off another took; no frame lost.
+    pub fn settle(&self) -> Result<Counters> {
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let counters = self.dataplane.counters()?;
+            match unbalanced(&counters) {
+                None => return Ok(counters),
+                Some(why) if Instant::now() > deadline => bail!("{why}\n{counters:#?}"),
+                Some(_) => std::thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    }
+
+    /// Settles, and nothing was dropped but for the reasons named.
+    pub fn settle_without_drops_except(&self, allowed: &[&str]) -> Result<Counters> {
+        let counters = self.settle()?;
+        let unexpected: Vec<_> = counters
+            .total
+            .drops
+            .iter()
+            .filter(|(name, count)| **count > 0 && !allowed.contains(&name.as_str()))
+            .collect();
+        ensure!(unexpected.is_empty(), "packets were dropped: {unexpected:?}\n{}", self.dataplane.log_tail());
+        Ok(counters)
+    }
+
+    /// The end of a test: ledger, a clean stop, and nobody sent a RST.
+    pub fn finish(mut self) -> Result<()> {
+        self.settle()?;
+        self.stop()?;
+        let resets = self.resets_sent()?;
+        ensure!(resets == 0, "{resets} RSTs were sent");
+        Ok(())
+    }
+
+    /// A clean stop takes the XDP program off the interfaces.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.dataplane.stop()?;
+        ensure!(status.success(), "it ended with {status}\n{}", self.dataplane.log_tail());
+        for interface in self.lab.box_interfaces() {
+            let link = self.lab.the_box.sh(&format!("ip -details link show {interface}"))?;
+            ensure!(!link.contains("prog/xdp"), "an XDP program stayed on {interface}: {link}");
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the box has claimed its addresses (it probes for them first, as a host does): VIPs as
+/// the clients see them, SNAT addresses as the nodes do.
+pub fn wait_for_addresses(lab: &Lab, config: &ConfigFile) -> Result<()> {
+    let deadline = Instant::now() + CLAIM;
+    let mut vips: Vec<_> = config.services.iter().map(|service| service.vip).collect();
+    vips.dedup();
+    let vips = vips.into_iter().map(|vip| (&lab.clients[0].ns, vip));
+    for (ns, address) in vips.chain(config.snat.iter().map(|snat| (&lab.nodes[0].ns, snat.address))) {
+        while let Err(error) = icmp::probe(ns, address) {
+            ensure!(Instant::now() < deadline, "{address} does not answer {}: {error:#}", ns.name());
+        }
+    }
+    Ok(())
+}
+
+/// What does not add up, in words.
+fn unbalanced(counters: &Counters) -> Option<String> {
+    for worker in &counters.workers {
+        let ledger = &worker.ledger;
+        if ledger.imbalance() != 0 {
+            return Some(format!("worker {}: the ledger is off by {}", worker.worker, ledger.imbalance()));
+        }
+        if ledger.held != 0 {
+            return Some(format!("worker {} holds {} packets", worker.worker, ledger.held));
+        }
+        let frames = &worker.frames;
+        if frames.total != frames.free + frames.kernel + frames.held {
+            return Some(format!("worker {}: frames are missing or doubled: {frames:?}", worker.worker));
+        }
+    }
+    let total = &counters.total;
+    let (out, taken) = (total.handoff_out, total.handoff_in);
+    (out != taken).then(|| format!("{out} packets handed off, {taken} taken"))
+}
+
+/// Runs `work` while something else goes on in a thread.
+pub fn meanwhile<T: Send, U>(
+    background: impl FnOnce() -> T + Send,
+    work: impl FnOnce() -> Result<U>,
+) -> Result<(T, U)> {
+    std::thread::scope(|scope| {
+        let running = scope.spawn(background);
+        let outcome = work();
+        let background = running.join().ok().context("the background thread panicked")?;
+        Ok((background, outcome?))
+    })
+}
