@@ -5,7 +5,7 @@
 //! its other bucket. The index holds no keys: a 32-bit tag picks the record, the record decides.
 //! It is never persisted: a restart rebuilds it by a scan of the records.
 
-use crate::sys::{HugeArray, prefetch};
+use crate::sys::{HugeArray, equal_lanes, prefetch};
 
 const SLOTS: usize = 8;
 const EMPTY: u32 = 0;
@@ -26,7 +26,7 @@ impl Bucket {
     /// Slots with this tag, one bit each, empty ones possibly among them: no branch per slot.
     #[inline(always)]
     fn matches(&self, tag: u32) -> u32 {
-        self.tags.iter().zip(0..).fold(0, |mask, (its_tag, at)| mask | u32::from(*its_tag == tag) << at)
+        equal_lanes(&self.tags, tag)
     }
 
     #[inline(always)]

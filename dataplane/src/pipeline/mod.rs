@@ -98,19 +98,22 @@ impl Pipeline {
         verdicts: &mut ArrayVec<Verdict, BURST>,
         now: Now,
     ) {
+        let count = frames.len().min(BURST);
+        let frames = &mut frames[..count];
         let mut stages = ArrayVec::<Stage, BURST>::new();
         let mut likely = [None; BURST];
-        for (at, frame) in frames.iter().take(BURST).enumerate() {
-            stages.push(self.begin(memory.bytes(frame)));
-            if let Some(behind) = at.checked_sub(AHEAD) {
-                likely[behind] = self.look_ahead(&stages[behind]);
+        for at in 0..count + AHEAD {
+            if let Some(frame) = frames.get(at) {
+                stages.push(self.begin(memory.bytes(frame)));
+            }
+            if let Some(behind) = at.checked_sub(AHEAD)
+                && let Some(stage) = stages.get(behind)
+            {
+                likely[behind] = self.look_ahead(stage);
             }
         }
-        for at in stages.len().saturating_sub(AHEAD)..stages.len() {
-            likely[at] = self.look_ahead(&stages[at]);
-        }
-        for ((frame, stage), likely) in frames.iter_mut().zip(stages).zip(likely) {
-            let verdict = match stage {
+        for ((frame, stage), likely) in frames.iter_mut().zip(&stages).zip(likely) {
+            let verdict = match *stage {
                 Stage::Plain4(hash) => self.plain::<V4>(memory, frame, hash, likely, from, handed, now),
                 Stage::Plain6(hash) => self.plain::<V6>(memory, frame, hash, likely, from, handed, now),
                 Stage::Transit(packet, hash) if packet.v6 => {
@@ -132,7 +135,7 @@ impl Pipeline {
     }
 
     /// First stage: headers and hash; the index line is on its way.
-    #[inline]
+    #[inline(always)]
     fn begin(&self, bytes: &[u8]) -> Stage {
         if V4::is_plain(bytes) {
             return Stage::Plain4(self.v4.begin(bytes, &V4::headers(bytes)));
@@ -154,7 +157,7 @@ impl Pipeline {
     }
 
     /// Second stage: the index line is here; the record is on its way.
-    #[inline]
+    #[inline(always)]
     fn look_ahead(&self, stage: &Stage) -> Option<Entry> {
         match stage {
             Stage::Plain4(hash) => self.v4.flows.prefetch_record(*hash),

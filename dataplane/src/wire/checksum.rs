@@ -45,13 +45,11 @@ impl Sum {
         Self(sum)
     }
 
-    /// Four steps always suffice: 64 bits to 33, to 18, to 16 and a carry, to 16.
+    /// Adding the other half, the carry of the lower half runs into the upper: the end-around carry.
     #[inline(always)]
     fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        ((sum & 0xffff) + (sum >> 16)) as u16
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 
     /// The wire checksum `old` after this change: HC' = ~(~HC + ~m + m').

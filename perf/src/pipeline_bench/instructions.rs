@@ -127,4 +127,3 @@ fn instructions(counted: Counted) -> anyhow::Result<u64> {
     let total = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
     total.with_context(|| format!("valgrind counted nothing:\n{text}"))
 }
-

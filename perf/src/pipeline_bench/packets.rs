@@ -94,12 +94,7 @@ pub fn endpoints(bytes: &[u8]) -> anyhow::Result<Endpoints> {
 }
 
 fn ends_of<F: Family>(tuple: &Tuple<F::Addr>) -> Endpoints {
-    Endpoints {
-        src: F::to_ip(tuple.src),
-        dst: F::to_ip(tuple.dst),
-        src_port: tuple.src_port,
-        dst_port: tuple.dst_port,
-    }
+    Endpoints { src: F::to_ip(tuple.src), dst: F::to_ip(tuple.dst), src_port: tuple.src_port, dst_port: tuple.dst_port }
 }
 
 /// The client of the n-th flow: a million addresses, then the next port of each.

@@ -23,7 +23,6 @@ const DEPTH: usize = 2 * BURST;
 /// Turns between two looks at the clock; each moves a burst from either ring to the other.
 const TURNS: usize = 2;
 
-
 fn rings(forward: &[Template], reverse: &[Template]) -> (FramePool, [RingPort; 2]) {
     let mut pool = FramePool::new(PacketMemory::heap(4 * DEPTH as u32, 2048, 256));
     let mut ring = |packets: &[Template]| {

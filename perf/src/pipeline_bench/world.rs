@@ -179,8 +179,12 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         announce: None,
         timeouts: None,
     };
-    let desired =
-        Desired { generation: 1, services: (0..plan.services).map(service).collect(), sets: vec![set.clone()], ..Desired::default() };
+    let desired = Desired {
+        generation: 1,
+        services: (0..plan.services).map(service).collect(),
+        sets: vec![set.clone()],
+        ..Desired::default()
+    };
     let snat = |n| SnatAddress { address: packets::snat(plan.v6, n), ports: [1024, 65_535], shared: false };
     let owners = BTreeMap::from([("bench".to_owned(), Arc::new(desired))]);
     let inputs = Inputs {
