@@ -70,6 +70,7 @@ drop_reasons! {
     FlowRevoked = "flow_revoked": "the flow's service or backend is gone or down",
     FlowTableFull = "flow_table_full": "the worker's flow table is full of established flows (limits.flows_*)",
     SnatExhausted = "snat_exhausted": "every SNAT port towards the backend is in use or resting; add [[snat]] addresses",
+    TupleTaken = "tuple_taken": "mode dnat: the client's port is in use towards the same backend by way of another VIP",
     NoSnatAddress = "no_snat_address": "no SNAT address of the backend's family; add one under [[snat]]",
     TtlExceeded = "ttl_exceeded": "TTL or hop limit ran out; time exceeded was sent if the rate limit allowed",
     NoNeighbor = "no_neighbor": "the next hop's link-layer address is not known yet",

@@ -17,7 +17,7 @@ pub const ALL_NODES: &str = "nodes";
 const FLOWS: u32 = 1 << 16;
 
 /// A box in this lab: its interfaces, a SNAT address of each family, the nodes in one set, and no
-/// service yet.
+/// service yet. At most `workers` workers: each has a core of its own.
 #[must_use]
 pub fn base(lab: &Lab, workers: u16) -> ConfigFile {
     let nodes: Vec<Node> = lab
@@ -26,7 +26,7 @@ pub fn base(lab: &Lab, workers: u16) -> ConfigFile {
         .map(|host| Node { name: host.name.clone(), addresses: vec![host.addr.v4.into(), host.addr.v6.into()] })
         .collect();
     let backends = nodes.iter().map(|node| backend(&node.name, NODE_PORT)).collect();
-    let cores = u16::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(1);
+    let workers = workers.min(cores());
     ConfigFile {
         version: SCHEMA_VERSION,
         the_box: BoxConfig {
@@ -37,12 +37,7 @@ pub fn base(lab: &Lab, workers: u16) -> ConfigFile {
             ..BoxConfig::default()
         },
         ports: lab.box_interfaces().into_iter().map(port).collect(),
-        workers: WorkersConfig {
-            count: Some(workers),
-            // Workers may share a core: the lab's machine is small, and correctness does not depend on it.
-            cores: (0..workers).map(|worker| worker % cores).collect(),
-            ..WorkersConfig::default()
-        },
+        workers: WorkersConfig { count: Some(workers), ..WorkersConfig::default() },
         snat: [plan::snat().v4.into(), plan::snat().v6.into()].map(snat).into(),
         limits: Limits { flows_ipv4: FLOWS, flows_ipv6: FLOWS, embryonic: FLOWS / 4, ..Limits::default() },
         timeouts: Default::default(),
@@ -50,6 +45,12 @@ pub fn base(lab: &Lab, workers: u16) -> ConfigFile {
         sets: vec![BackendSet { name: ALL_NODES.into(), backends }],
         services: Vec::new(),
     }
+}
+
+/// Cores of this machine.
+#[must_use]
+pub fn cores() -> u16 {
+    std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(u16::MAX))
 }
 
 #[must_use]

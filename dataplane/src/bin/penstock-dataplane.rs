@@ -11,7 +11,7 @@ use penstock_configs::file::ConfigFile;
 use penstock_configs::source;
 use penstock_configs::validate::{BoxContext, HostFacts};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
-use penstock_dataplane::engine::{Dataplane, Live, wait_for_network};
+use penstock_dataplane::engine::{Dataplane, Live};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -102,7 +102,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(Err(refusal)) = outcome {
         admin.notice(format!("{}: {refusal}", args.config.display()));
     }
-    wait_for_network(&dataplane.shared, Duration::from_millis(600));
+    dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = runtime.block_on(serve(args, &config, &admin, &dataplane));

@@ -25,7 +25,7 @@ use crate::tables::{Compiler, Inputs, Tables, View};
 use network::Network;
 use rates::Rates;
 
-pub use start::{Dataplane, StartError, wait_for_network};
+pub use start::{Dataplane, StartError};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,6 +107,14 @@ impl Shared {
 
     fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_settled(&self) -> bool {
+        let tables = Arc::clone(&self.published().tables);
+        let network = self.network();
+        let hops = network.mirror.hops();
+        let known = |node: &IpAddr| hops.targets.get(node).copied().flatten().is_some();
+        network.has_claimed_all() && tables.nodes.iter().all(known)
     }
 
     fn rates(&self) -> MutexGuard<'_, Rates> {

@@ -126,14 +126,23 @@ impl Dataplane {
         })
     }
 
+    /// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
+    /// Addresses whose flows outlived an earlier process are claimed without asking again.
+    pub fn settle(&self, most: Duration) {
+        if self.recovered {
+            self.shared.network().resume();
+        }
+        let deadline = Instant::now() + most;
+        while !self.shared.is_settled() && Instant::now() < deadline {
+            keep_house(&self.shared);
+        }
+    }
+
     /// Lets the packets in: to be called when the first snapshot has been published.
     ///
     /// # Errors
     /// A thread or a socket could not be had.
     pub fn go(&mut self) -> Result<(), StartError> {
-        if self.recovered {
-            self.shared.network().resume();
-        }
         self.shared.republish();
         for (at, mut worker) in self.ready.drain(..).enumerate() {
             let (stop, core) = (Arc::clone(&self.stop), self.shared.workers[at].core);
@@ -411,19 +420,4 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     let (low, high) = bytes.split_at(8);
     let number = |half: &[u8]| half.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     Ok([number(low), number(high)])
-}
-
-/// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
-pub fn wait_for_network(shared: &Shared, most: Duration) {
-    let deadline = Instant::now() + most;
-    let is_waiting = || {
-        let tables = Arc::clone(&shared.published().tables);
-        let network = shared.network();
-        let hops = network.mirror.hops();
-        let known = |node: &std::net::IpAddr| hops.targets.get(node).copied().flatten().is_some();
-        !network.has_claimed_all() || !tables.nodes.iter().all(known)
-    };
-    while is_waiting() && Instant::now() < deadline {
-        keep_house(shared);
-    }
 }

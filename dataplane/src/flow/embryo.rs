@@ -1,40 +1,113 @@
 //! The queue of embryonic flows, oldest first. Its length bounds their number: when it is full the
-//! oldest embryo makes room. Flows that grew up leave their place in the queue empty-handed.
+//! oldest embryo makes room. A flow that grows up leaves the queue at once: were its place kept,
+//! the queue would fill with flows that are embryos no longer, and young embryos be evicted for room
+//! there is.
 
-/// A ring of record numbers.
+/// A doubly linked list threaded through record numbers, so that leaving costs two writes.
 pub struct EmbryoQueue {
-    ring: Box<[u32]>,
-    head: usize,
-    len: usize,
+    /// By record, the records before and behind it, counted from 1; 0: none. Zeros, so that the memory
+    /// is touched only as far as records are.
+    links: Box<[Link]>,
+    oldest: u32,
+    newest: u32,
+    len: u32,
+    capacity: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Link {
+    older: u32,
+    newer: u32,
 }
 
 impl EmbryoQueue {
+    /// A queue of at most `capacity` out of `records` records.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        Self { ring: vec![0; capacity.max(1)].into_boxed_slice(), head: 0, len: 0 }
+    pub fn new(capacity: u32, records: u32) -> Self {
+        let links = vec![Link::default(); records as usize].into_boxed_slice();
+        Self { links, oldest: 0, newest: 0, len: 0, capacity: capacity.max(1) }
     }
 
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.len == self.ring.len()
+        self.len >= self.capacity
     }
 
-    /// Appends a record; the queue must not be full.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of_val(&*self.links)
+    }
+
+    /// Appends a record that is not in the queue.
     pub fn push(&mut self, record: u32) {
-        debug_assert!(!self.is_full());
-        let at = (self.head + self.len) % self.ring.len();
-        self.ring[at] = record;
-        self.len = (self.len + 1).min(self.ring.len());
+        let number = record + 1;
+        self.links[record as usize] = Link { older: self.newest, newer: 0 };
+        match self.newest {
+            0 => self.oldest = number,
+            before => self.links[before as usize - 1].newer = number,
+        }
+        self.newest = number;
+        self.len += 1;
     }
 
-    /// The oldest entry: an embryo, or a record that is one no longer.
-    pub fn pop(&mut self) -> Option<u32> {
-        if self.len == 0 {
-            return None;
+    /// Takes a record out of the queue it is in.
+    pub fn leave(&mut self, record: u32) {
+        let Link { older, newer } = std::mem::take(&mut self.links[record as usize]);
+        match older {
+            0 => self.oldest = newer,
+            older => self.links[older as usize - 1].newer = newer,
         }
-        let record = self.ring[self.head];
-        self.head = (self.head + 1) % self.ring.len();
+        match newer {
+            0 => self.newest = older,
+            newer => self.links[newer as usize - 1].older = older,
+        }
         self.len -= 1;
-        Some(record)
+    }
+
+    /// The embryo that waits longest.
+    #[must_use]
+    pub fn oldest(&self) -> Option<u32> {
+        self.oldest.checked_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The plain version: a list that is searched.
+        #[test]
+        fn as_a_plain_queue(steps in proptest::collection::vec((any::<bool>(), 0_u32..12), 0..200)) {
+            let mut queue = EmbryoQueue::new(8, 12);
+            let mut plain = VecDeque::new();
+            for (push, record) in steps {
+                let inside = plain.contains(&record);
+                if push && !inside && !queue.is_full() {
+                    queue.push(record);
+                    plain.push_back(record);
+                } else if !push && inside {
+                    queue.leave(record);
+                    plain.retain(|other| *other != record);
+                }
+                prop_assert_eq!(queue.oldest(), plain.front().copied());
+                prop_assert_eq!(queue.len() as usize, plain.len());
+                prop_assert_eq!(queue.is_full(), plain.len() >= 8);
+            }
+            while let Some(record) = queue.oldest() {
+                prop_assert_eq!(plain.pop_front(), Some(record));
+                queue.leave(record);
+            }
+            prop_assert!(plain.is_empty());
+        }
     }
 }

@@ -92,7 +92,7 @@ impl<F: Family> FlowTable<F> {
             records,
             index: Index::new(count as usize)?,
             free: (0..count).rev().collect(),
-            embryos: EmbryoQueue::new(capacity.embryonic as usize),
+            embryos: EmbryoQueue::new(capacity.embryonic, count),
             hasher,
             capacity,
             counts: Counts::default(),
@@ -267,6 +267,7 @@ impl<F: Family> FlowTable<F> {
                 if self.counts.established >= self.capacity.established {
                     return Err(DropReason::FlowTableFull);
                 }
+                self.embryos.leave(at);
                 self.counts.embryonic -= 1;
                 self.counts.established += 1;
             }
@@ -326,12 +327,11 @@ impl<F: Family> FlowTable<F> {
     }
 
     fn make_room_for_embryo(&mut self) {
-        while self.embryos.is_full() {
-            let Some(oldest) = self.embryos.pop() else { return };
-            if self.records[oldest as usize].word().is_some_and(|word| word.state.is_embryonic()) {
-                self.counts.evicted += 1;
-                self.remove(oldest);
-            }
+        if self.embryos.is_full()
+            && let Some(oldest) = self.embryos.oldest()
+        {
+            self.counts.evicted += 1;
+            self.remove(oldest);
         }
     }
 
@@ -347,6 +347,7 @@ impl<F: Family> FlowTable<F> {
         self.records[at as usize].clear();
         self.free.push(at);
         if word.state.is_embryonic() {
+            self.embryos.leave(at);
             self.counts.embryonic -= 1;
         } else {
             self.counts.established -= 1;
@@ -385,7 +386,7 @@ impl<F: Family> FlowTable<F> {
     #[must_use]
     pub fn memory_per_flow(&self) -> f64 {
         let records = self.capacity.records() as usize;
-        let other = size_of::<u32>() * (records + self.capacity.embryonic as usize);
+        let other = size_of::<u32>() * records + self.embryos.memory();
         (records * size_of::<Record<F::Addr>>() + self.index.memory() + other) as f64 / records as f64
     }
 
@@ -413,6 +414,9 @@ impl<F: Family> FlowTable<F> {
         let live = (counts.embryonic + counts.established) as usize;
         if counts.embryonic != self.counts.embryonic || counts.established != self.counts.established {
             return Err(format!("counted {counts:?}, kept {:?}", self.counts));
+        }
+        if self.embryos.len() != counts.embryonic {
+            return Err(format!("{} embryos, {} in their queue", counts.embryonic, self.embryos.len()));
         }
         if self.index.len() != 2 * live {
             return Err(format!("{live} flows have {} index entries", self.index.len()));

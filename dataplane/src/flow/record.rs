@@ -4,7 +4,7 @@
 //! address and port. What depends on the running snapshot (`service`, `node_slot`, `hop`, `snat`)
 //! is a cache, valid while `epoch` is the snapshot's, and found again from the tuple when it is not.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
 use super::tcp::State;
 use crate::clock::Tick;
@@ -115,6 +115,9 @@ impl<A> Record<A> {
     #[inline]
     pub fn clear(&self) {
         self.word.store(0, Ordering::Release);
+        // A release orders what came before. What the next flow writes into the record must come
+        // after, or a kill in between would leave a committed record of two flows.
+        compiler_fence(Ordering::SeqCst);
     }
 
     #[inline]

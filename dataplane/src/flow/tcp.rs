@@ -78,7 +78,9 @@ fn advance_tcp(mut word: Word, tcp_flags: u8, direction: Direction) -> Word {
         return word;
     }
     if tcp_flags & TCP_RST != 0 {
-        if !matches!(word.state, State::TimeWait | State::Reset) {
+        // An embryo stays one, or a flood of SYNs with RSTs behind them, or towards a node that
+        // refuses, would fill the pool of flows that matter.
+        if !matches!(word.state, State::TimeWait | State::Reset | State::SynSent) {
             word.state = State::Reset;
             word.flags = match direction {
                 Direction::Forward => word.flags.without(Flags::RESET_BY_NODE),
@@ -183,7 +185,9 @@ mod tests {
             ("reset with data still in flight", with(&[(C, TCP_RST), (N, TCP_ACK), (N, TCP_ACK)]), State::Reset),
             ("forged reset", with(&[(C, TCP_RST), (N, TCP_ACK), (C, TCP_ACK)]), State::Established),
             ("forged reset as the node", with(&[(N, TCP_RST), (C, TCP_ACK), (N, TCP_ACK)]), State::Established),
-            ("refused", walk(&[(N, TCP_RST | TCP_ACK)]), State::Reset),
+            ("refused", walk(&[(N, TCP_RST | TCP_ACK)]), State::SynSent),
+            ("given up before it began", walk(&[(C, TCP_RST)]), State::SynSent),
+            ("given up half open", walk(&[(N, TCP_SYN | TCP_ACK), (C, TCP_RST)]), State::SynSent),
             ("late RST does not shorten the rest", with(&[(N, fin), (C, fin), (C, TCP_RST)]), State::TimeWait),
             ("port used again", with(&[(N, fin), (C, fin), (C, TCP_SYN)]), State::SynSent),
             ("SYN on a living flow", with(&[(C, TCP_SYN)]), State::Established),

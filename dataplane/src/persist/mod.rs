@@ -359,3 +359,6 @@ impl<A> DerefMut for Records<A> {
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.len) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,13 +15,35 @@ pub struct LastHops {
     /// Seen in a record during the current sweep round, or added in it.
     marked: Vec<bool>,
     next: usize,
+    rounds: Rounds,
+}
+
+/// How far each family's sweep is since marks were last cleared. Marks count only if every record
+/// had its turn after that: one whole round of each family, begun later.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rounds([u8; 2]);
+
+impl Rounds {
+    /// A family's round is complete. True: so is one of both.
+    fn complete(&mut self, family: usize) -> bool {
+        // The first end after clearing is that of a round under way then.
+        self.0[family] = (self.0[family] + 1).min(2);
+        let both = self.0 == [2, 2];
+        if both {
+            *self = Self::default();
+        }
+        both
+    }
 }
 
 impl Default for LastHops {
     fn default() -> Self {
         let mut by_mac = FxHashMap::default();
-        by_mac.reserve(MAX_HOPS);
-        Self { hops: vec![StoredHop::default(); MAX_HOPS], by_mac, marked: vec![false; MAX_HOPS], next: 1 }
+        // Twice the room: a map more than half full of live entries may grow for the sake of removed
+        // ones; one that is not cleans up in place.
+        by_mac.reserve(2 * MAX_HOPS);
+        let (hops, marked) = (vec![StoredHop::default(); MAX_HOPS], vec![false; MAX_HOPS]);
+        Self { hops, by_mac, marked, next: 1, rounds: Rounds::default() }
     }
 }
 
@@ -67,6 +89,11 @@ impl LastHops {
             self.marked[usize::from(*at)] = true;
             return *at;
         }
+        // Full (number 0 is nobody's): not searched again for every packet. And nobody has a group's
+        // address: a client that sends from one would have its replies spread over the segment.
+        if self.by_mac.len() >= MAX_HOPS - 1 || mac[0] & 1 != 0 {
+            return UNKNOWN;
+        }
         let free =
             (0..MAX_HOPS - 1).map(|n| (self.next + n - 1) % (MAX_HOPS - 1) + 1).find(|at| self.hops[*at].used == 0);
         let Some(at) = free else { return UNKNOWN };
@@ -87,8 +114,12 @@ impl LastHops {
         }
     }
 
-    /// A round through all flows is complete: hops that none refers to are forgotten.
-    pub fn end_round(&mut self, mut store: impl FnMut(u16, StoredHop)) {
+    /// A round through a family's flows is complete. Once that is so of both, hops that no flow
+    /// refers to are forgotten.
+    pub fn end_round(&mut self, v6: bool, mut store: impl FnMut(u16, StoredHop)) {
+        if !self.rounds.complete(usize::from(v6)) {
+            return;
+        }
         for at in 1..MAX_HOPS {
             if self.hops[at].used != 0 && !self.marked[at] {
                 self.by_mac.remove(&(self.hops[at].mac, self.hops[at].port));

@@ -9,6 +9,8 @@ pub mod hops;
 mod open;
 mod revalidate;
 mod side;
+#[doc(hidden)]
+pub mod testkit;
 mod upkeep;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, SynInfo, tcp};
+use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
@@ -212,8 +214,14 @@ impl Pipeline {
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
         let entry = match found {
             Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
+                return Verdict::Drop(DropReason::FlowRevoked);
+            }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
+                Err(Verdict::Drop(DropReason::TtlExceeded)) => {
+                    return self.time_exceeded(memory, frame, &packet, from, now);
+                }
                 Err(verdict) => return verdict,
             },
         };
@@ -327,14 +335,14 @@ impl Pipeline {
         }
         match self.local_destination(bytes, packet) {
             None => Verdict::Kernel,
+            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
-                if side::source_is_martian(bytes, packet) {
-                    return Verdict::Drop(DropReason::Martian);
+                if let Err(reason) = side::check_source(&self.view.tables, bytes, packet) {
+                    return Verdict::Drop(reason);
                 }
                 wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
                 Verdict::Tx(from)
             }
-            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) => Verdict::Drop(DropReason::IcmpUnmatched),
         }
     }
@@ -408,6 +416,27 @@ impl Pipeline {
     #[must_use]
     pub fn worker(&self) -> WorkerId {
         self.worker
+    }
+
+    /// What must hold between two bursts; for tests.
+    ///
+    /// # Errors
+    /// The sentence that does not hold.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        self.v4.flows.check_invariants().map_err(|problem| format!("IPv4: {problem}"))?;
+        self.v6.flows.check_invariants().map_err(|problem| format!("IPv6: {problem}"))
+    }
+
+    /// The IPv4 flows, for tests and status.
+    #[must_use]
+    pub fn flows_v4(&self) -> &FlowTable<V4> {
+        &self.v4.flows
+    }
+
+    /// The IPv6 flows.
+    #[must_use]
+    pub fn flows_v6(&self) -> &FlowTable<V6> {
+        &self.v6.flows
     }
 }
 

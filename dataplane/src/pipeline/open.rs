@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::Pipeline;
-use super::side::{Parts, Sided, node_addr};
+use super::revalidate::{Standing, revalidate};
+use super::side::{Parts, Side, Sided, check_source_of, node_addr};
 use crate::clock::Now;
 use crate::flow::{Flags, NewFlow, State, SynInfo, Word};
 use crate::nat::{self, Towards};
-use crate::tables::{FamilyTables, Local, Service, ServiceKey, Tabled, View};
+use crate::rss::placement::owner_by_client;
+use crate::tables::{Local, Service, ServiceKey, Tabled, Tables, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, PROTO_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN, Transport, Tuple, be32};
+use crate::wire::{self, PROTO_TCP, Packet, Transport, Tuple, be32};
 use penstock_configs::desired::Mode;
 
 impl Pipeline {
@@ -34,11 +36,20 @@ impl Pipeline {
             Local::Vip { .. } => {
                 let owner = self.owner_of_client::<F>(tuple);
                 if owner != self.worker && !handed {
-                    return Err(Verdict::Handoff(owner));
+                    // What its owner would drop for its tuple alone is not worth a copy.
+                    let worth_it = self.screen::<F>(tuple);
+                    return Err(worth_it.map_or_else(Verdict::Drop, |()| Verdict::Handoff(owner)));
                 }
                 self.admit::<F>(bytes, packet, tuple, from, now).map_err(Verdict::Drop)
             }
         }
+    }
+
+    /// What can be said of an opening packet without its flow's owner.
+    fn screen<F: Tabled>(&self, tuple: &Tuple<F::Addr>) -> Result<(), DropReason> {
+        let tables = &self.view.tables;
+        check_source_of::<F>(tables, tuple.src)?;
+        tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).map(|_| ()).ok_or(DropReason::NoService)
     }
 
     /// The worker that owns a client's flow; one of a `dnat` service must be computable from its
@@ -52,9 +63,9 @@ impl Pipeline {
         if tables.has_dnat
             && tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).is_some_and(is_dnat)
         {
-            return placement.owner_by_client::<F>(tuple);
+            return owner_by_client::<F>(tuple, self.workers);
         }
-        placement.owner::<F>(tuple)
+        placement.owner::<F>(tuple, self.workers)
     }
 
     /// Steered here, but for none of our addresses: a reply of a `dnat` backend that another worker
@@ -64,22 +75,22 @@ impl Pipeline {
         if handed || !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
             return Verdict::Kernel;
         }
-        let owner = self.view.placement.owner_by_client::<F>(&tuple.reversed());
+        let owner = owner_by_client::<F>(&tuple.reversed(), self.workers);
         if owner == self.worker { Verdict::Kernel } else { Verdict::Handoff(owner) }
     }
 
     /// A packet to a SNAT address that is no flow's here.
     fn stray_reply<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>, id: u16, handed: bool) -> Verdict {
-        let owner = F::side(self).ports.partition().owner(tuple.dst_port);
-        if owner != self.worker && !handed {
-            return Verdict::Handoff(owner);
-        }
         let family = F::tables(&self.view.tables);
         let outside = family
             .snats
             .get(usize::from(id))
             .is_some_and(|snat| snat.shared && !(snat.first_port..=snat.last_port).contains(&tuple.dst_port));
-        if outside { Verdict::Kernel } else { Verdict::Drop(DropReason::NoFlow) }
+        if outside {
+            return Verdict::Kernel;
+        }
+        let owner = F::side(self).ports.partition().owner(tuple.dst_port);
+        if owner != self.worker && !handed { Verdict::Handoff(owner) } else { Verdict::Drop(DropReason::NoFlow) }
     }
 
     /// The owner's checks of an opening packet, the choice of a backend, the SNAT tuple, the record.
@@ -94,15 +105,19 @@ impl Pipeline {
         let Parts { side, view, hops, store, stats } = F::parts(self);
         let tables = &view.tables;
         let family = F::tables(tables);
-        check_source::<F>(family, tuple)?;
+        check_source_of::<F>(tables, tuple.src)?;
         let service = tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).ok_or(DropReason::NoService)?;
         if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, tuple.src)) {
             return Err(DropReason::SourceDenied);
         }
-        let tcp = packet.transport == Transport::Tcp;
-        if tcp && packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
+        if !packet.may_open() {
             return Err(DropReason::OutOfState);
         }
+        if F::ttl(bytes, usize::from(packet.l3)) <= 1 {
+            // It goes no further: a traceroute opens no flows.
+            return Err(DropReason::TtlExceeded);
+        }
+        let tcp = packet.transport == Transport::Tcp;
         let pick = F::pick_hash(tuple);
         let backend = service.set.pick(pick).ok_or(DropReason::NoBackend)?;
         let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
@@ -127,6 +142,7 @@ impl Pipeline {
         };
         if service.mode == Mode::Dnat {
             flow.word.flags = Flags::DNAT;
+            make_way::<F>(side, tables, &flow)?;
         } else {
             let towards = Towards {
                 node,
@@ -136,12 +152,12 @@ impl Pipeline {
                 syn: tcp.then(|| syn_info(bytes, packet)),
                 client_hash: u64::from(F::owner_hash(tuple.src, 0, 0)),
             };
-            let timed_out = nat::older_than(now, &service.timeouts);
-            let me = side.ports.partition().worker;
+            let timed_out = nat::timed_out(now, tables);
+            let partition = *side.ports.partition();
             let is_home = |snat, port| {
                 let (protocol, src_port) = (towards.protocol, node_port);
                 let reply = Tuple { src: node, dst: snat, src_port, dst_port: port, protocol };
-                view.placement.is_home::<F>(hop.port, &reply, me)
+                view.placement.is_home::<F>(hop.port, &reply, &partition)
             };
             let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, is_home)?;
             (flow.snat, flow.snat_port) = (found.snat, found.port);
@@ -156,24 +172,29 @@ impl Pipeline {
     }
 }
 
+/// In mode `dnat` the reply's tuple is the client's choice. Another flow can have it only from a service
+/// that is gone, since validation refuses two that could; that one is forgotten.
+fn make_way<F: Tabled>(side: &mut Side<F>, tables: &Tables, flow: &NewFlow<F::Addr>) -> Result<(), DropReason> {
+    let reply = Tuple {
+        src: flow.node,
+        dst: flow.client,
+        src_port: flow.node_port,
+        dst_port: flow.client_port,
+        protocol: flow.word.protocol,
+    };
+    let Some(entry) = side.flows.find(&reply, side.flows.hash(&reply)) else { return Ok(()) };
+    let record = side.flows.record_mut(entry.record);
+    let Some(word) = record.word() else { return Ok(()) };
+    if revalidate::<F>(record, word, tables, false) == Standing::Valid {
+        return Err(DropReason::TupleTaken);
+    }
+    side.flows.remove(entry.record);
+    Ok(())
+}
+
 fn count_new(stats: &crate::stats::WorkerStats, service: &Service) {
     if let Some(counters) = stats.services.get(service.slot as usize) {
         counters.new_flows.add(1);
-    }
-}
-
-/// Martians, and packets that claim an address of ours.
-fn check_source<F: Tabled>(family: &FamilyTables<F::Addr>, tuple: &Tuple<F::Addr>) -> Result<(), DropReason> {
-    if F::is_martian(tuple.src) {
-        return Err(DropReason::Martian);
-    }
-    match family.locals.get(&tuple.src) {
-        Some(Local::Vip { .. }) => Err(DropReason::SpoofedSource),
-        // The box itself may be a client under an address it shares.
-        Some(Local::Snat { id }) if !family.snats.get(usize::from(*id)).is_some_and(|snat| snat.shared) => {
-            Err(DropReason::SpoofedSource)
-        }
-        _ => Ok(()),
     }
 }
 

@@ -9,8 +9,8 @@ use crate::hash::FlowHasher;
 use crate::nat::{Partition, PortAllocator};
 use crate::persist::{PersistError, Shape, Store};
 use crate::stats::WorkerStats;
-use crate::tables::{Tabled, Tables, View};
-use crate::verdict::WorkerId;
+use crate::tables::{Local, Tabled, Tables, View};
+use crate::verdict::{DropReason, WorkerId};
 use crate::wire::{self, Family, Packet, Rewrite, Tuple, V4, V6};
 
 /// Capacities and place of a pipeline; fixed for its life.
@@ -169,12 +169,26 @@ pub fn is_shared(tables: &Tables, v6: bool, id: u16) -> bool {
     }
 }
 
-pub fn source_is_martian(bytes: &[u8], packet: &Packet) -> bool {
+/// [`check_source_of`] for a packet whose family is not known by type.
+pub fn check_source(tables: &Tables, bytes: &[u8], packet: &Packet) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
     if packet.v6 {
-        V6::is_martian(u128::from_be_bytes(wire::bytes_at(bytes, l3 + 8)))
+        check_source_of::<V6>(tables, u128::from_be_bytes(wire::bytes_at(bytes, l3 + 8)))
     } else {
-        V4::is_martian(wire::be32(bytes, l3 + 12))
+        check_source_of::<V4>(tables, wire::be32(bytes, l3 + 12))
+    }
+}
+
+/// Martians, and packets that claim an address of ours.
+pub fn check_source_of<F: Tabled>(tables: &Tables, source: F::Addr) -> Result<(), DropReason> {
+    if F::is_martian(source) {
+        return Err(DropReason::Martian);
+    }
+    match F::tables(tables).locals.get(&source) {
+        Some(Local::Vip { .. }) => Err(DropReason::SpoofedSource),
+        // The box itself may be a client under an address it shares.
+        Some(Local::Snat { id }) if !is_shared(tables, F::V6, *id) => Err(DropReason::SpoofedSource),
+        _ => Ok(()),
     }
 }
 

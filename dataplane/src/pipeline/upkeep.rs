@@ -23,22 +23,24 @@ const LEAST: u32 = 32;
 pub(super) struct SweepClock {
     v4: Now,
     v6: Now,
-    rounds: [bool; 2],
 }
 
 impl Pipeline {
     /// Takes the next steps of the sweep. True: more is due already.
     pub fn upkeep(&mut self, now: Now) -> bool {
+        if self.view.tables.epoch == 0 {
+            // Recovered flows wait for the first snapshot: without one none of them would stand.
+            return false;
+        }
         let v4 = self.sweep::<V4>(now, self.sweep.v4);
         let v6 = self.sweep::<V6>(now, self.sweep.v6);
         self.sweep.v4 = v4.0;
         self.sweep.v6 = v6.0;
-        self.sweep.rounds[0] |= v4.1;
-        self.sweep.rounds[1] |= v6.1;
-        if self.sweep.rounds == [true, true] {
-            self.sweep.rounds = [false, false];
-            let Self { hops, store, .. } = self;
-            hops.end_round(|at, hop| store.header_mut().hops[usize::from(at)] = hop);
+        for (complete, v6) in [(v4.1, false), (v6.1, true)] {
+            if complete {
+                let Self { hops, store, .. } = self;
+                hops.end_round(v6, |at, hop| store.header_mut().hops[usize::from(at)] = hop);
+            }
         }
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
         self.stats.flows_established.set(u64::from(four.established + six.established));
@@ -67,7 +69,9 @@ impl Pipeline {
             let Some(service) = tables.service(record.service) else { return false };
             if let Some(counters) = stats.services.get(record.service as usize) {
                 collect(record, counters);
-                counting[record.service as usize] += 1;
+            }
+            if let Some(count) = counting.get_mut(record.service as usize) {
+                *count += 1;
             }
             hops.mark(record.hop);
             now.tick().since(record.last_seen()) <= service.timeouts[word.state as usize]

@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::nic::{NicHash, NicParts, RssView};
+use crate::nat::Partition;
 use crate::verdict::{PortId, WorkerId};
 use crate::wire::{Family, Tuple};
 
@@ -78,30 +79,31 @@ impl Placement {
     /// The worker that owns a client's packets to a VIP whose replies come to a SNAT address.
     #[inline]
     #[must_use]
-    pub fn owner<F: Family>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
+    pub fn owner<F: Family>(&self, tuple: &Tuple<F::Addr>, workers: u16) -> WorkerId {
         match &self.forward {
-            Some(nic) => WorkerId(F::queue(nic, tuple) % self.workers.max(1)),
-            None => self.owner_by_client::<F>(tuple),
+            Some(nic) => WorkerId(F::queue(nic, tuple) % workers.max(1)),
+            None => owner_by_client::<F>(tuple, workers),
         }
-    }
-
-    /// The worker that owns a `dnat` client's packets: computable from its address and port alone.
-    #[inline]
-    #[must_use]
-    pub fn owner_by_client<F: Family>(&self, tuple: &Tuple<F::Addr>) -> WorkerId {
-        let hash = F::owner_hash(tuple.src, tuple.src_port, tuple.protocol);
-        WorkerId((u64::from(hash) * u64::from(self.workers) >> 32) as u16)
     }
 
     /// Whether the NIC of `port` would bring a packet of this tuple to `worker`; yes where nobody can say.
     #[inline]
     #[must_use]
-    pub fn is_home<F: Family>(&self, port: PortId, tuple: &Tuple<F::Addr>, worker: WorkerId) -> bool {
+    pub fn is_home<F: Family>(&self, port: PortId, tuple: &Tuple<F::Addr>, partition: &Partition) -> bool {
         match self.ports.get(usize::from(port.0)) {
-            Some(Some(nic)) => F::queue(nic, tuple) % self.workers.max(1) == worker.0,
+            Some(Some(nic)) => F::queue(nic, tuple) % partition.workers.max(1) == partition.worker.0,
             _ => true,
         }
     }
+}
+
+/// The worker that owns a `dnat` client's packets: computable from its address and port alone, and
+/// so from its replies too.
+#[inline]
+#[must_use]
+pub fn owner_by_client<F: Family>(tuple: &Tuple<F::Addr>, workers: u16) -> WorkerId {
+    let hash = F::owner_hash(tuple.src, tuple.src_port, tuple.protocol);
+    WorkerId((u64::from(hash) * u64::from(workers) >> 32) as u16)
 }
 
 #[cfg(test)]
@@ -133,9 +135,9 @@ mod tests {
         for n in 0..4000 {
             let t = tuple(n);
             let queue = nic(4).queue_of_v4(t.src, t.dst, t.src_port, t.dst_port, t.protocol);
-            let owner = placement.owner::<V4>(&t);
+            let owner = placement.owner::<V4>(&t, 4);
             assert_eq!(owner.0, queue);
-            assert!(placement.is_home::<V4>(PortId(0), &t, owner));
+            assert!(placement.is_home::<V4>(PortId(0), &t, &Partition { worker: owner, workers: 4 }));
             seen[usize::from(owner.0)] += 1;
         }
         assert!(seen.iter().all(|count| (800..1200).contains(count)), "{seen:?}");
@@ -146,7 +148,7 @@ mod tests {
         let placement = Placement { workers: 3, forward: None, ports: vec![None] };
         let mut seen = [0; 3];
         for n in 0..3000 {
-            seen[usize::from(placement.owner::<V4>(&tuple(n)).0)] += 1;
+            seen[usize::from(placement.owner::<V4>(&tuple(n), 3).0)] += 1;
         }
         assert!(seen.iter().all(|count| (850..1150).contains(count)), "{seen:?}");
     }
@@ -157,16 +159,16 @@ mod tests {
         let path = dir.path().join("placement.json");
         let mut first = Placement { workers: 2, forward: Some(nic(2)), ports: vec![Some(nic(2))] };
         assert_eq!(first.settle(&path, false).unwrap(), None);
-        let before: Vec<WorkerId> = (0..500).map(|n| first.owner::<V4>(&tuple(n))).collect();
+        let before: Vec<WorkerId> = (0..500).map(|n| first.owner::<V4>(&tuple(n), 2)).collect();
 
         let mut again = Placement { workers: 2, forward: None, ports: vec![None] };
         assert!(again.settle(&path, true).unwrap().is_some(), "the change is noticed");
-        let after: Vec<WorkerId> = (0..500).map(|n| again.owner::<V4>(&tuple(n))).collect();
+        let after: Vec<WorkerId> = (0..500).map(|n| again.owner::<V4>(&tuple(n), 2)).collect();
         assert_eq!(before, after);
 
         let mut fresh = Placement { workers: 2, forward: None, ports: vec![None] };
         assert_eq!(fresh.settle(&path, false).unwrap(), None);
-        let other: Vec<WorkerId> = (0..500).map(|n| fresh.owner::<V4>(&tuple(n))).collect();
+        let other: Vec<WorkerId> = (0..500).map(|n| fresh.owner::<V4>(&tuple(n), 2)).collect();
         assert_ne!(before, other, "without flows to keep the box follows the NIC");
     }
 }

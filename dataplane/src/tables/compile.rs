@@ -3,7 +3,7 @@
 //! Validation has happened; what does not resolve here (a set member without an address of the
 //! VIP's family) is left out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ impl Compiler {
         let mut tables = Tables { epoch: self.epoch, ..Tables::default() };
         let mut sets = HashMap::new();
         let health = HealthIndex::new(inputs.health);
-        self.services.begin();
-        self.nodes.begin();
+        self.services.retain(&inputs.services().collect());
+        self.nodes.retain(&inputs.addresses());
         for (owner, desired) in inputs.owners {
             let owner: Arc<str> = owner.as_str().into();
             let mut resolved = Resolved::new(desired, &health);
@@ -88,8 +88,6 @@ impl Compiler {
                 insert(&mut tables, service, wanted.announce.unwrap_or(inputs.announce));
             }
         }
-        self.services.end();
-        self.nodes.end();
         self.sets = sets;
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
         add_snats(&mut tables.v4, &self.snat_v4);
@@ -163,21 +161,35 @@ impl Compiler {
 }
 
 fn check_capacity(inputs: &Inputs<'_>) -> Result<(), CompileError> {
-    let wanted = inputs.owners.values().map(|desired| desired.services.len()).sum();
+    let wanted = inputs.services().count();
     if wanted > inputs.max_services {
         return Err(CompileError::TooManyServices { wanted, limit: inputs.max_services });
     }
-    let mut addresses = std::collections::HashSet::new();
-    for desired in inputs.owners.values() {
-        addresses.extend(desired.nodes.iter().flat_map(|node| node.addresses.iter().copied()));
-        let inline = desired.services.iter().flat_map(|service| &service.backends);
-        let members = desired.sets.iter().flat_map(|set| &set.backends);
-        addresses.extend(inline.chain(members).filter_map(|backend| backend.address));
-    }
-    if addresses.len() > inputs.max_nodes {
-        return Err(CompileError::TooManyNodes { wanted: addresses.len(), limit: inputs.max_nodes });
+    let wanted = inputs.addresses().len();
+    if wanted > inputs.max_nodes {
+        return Err(CompileError::TooManyNodes { wanted, limit: inputs.max_nodes });
     }
     Ok(())
+}
+
+impl Inputs<'_> {
+    /// Every service by its key.
+    fn services(&self) -> impl Iterator<Item = (IpAddr, u16, u8)> {
+        let all = self.owners.values().flat_map(|desired| &desired.services);
+        all.map(|service| (service.vip, service.port, protocol_number(service.protocol)))
+    }
+
+    /// Every address a backend may have, used or not.
+    fn addresses(&self) -> HashSet<IpAddr> {
+        let mut addresses = HashSet::new();
+        for desired in self.owners.values() {
+            addresses.extend(desired.nodes.iter().flat_map(|node| node.addresses.iter().copied()));
+            let inline = desired.services.iter().flat_map(|service| &service.backends);
+            let members = desired.sets.iter().flat_map(|set| &set.backends);
+            addresses.extend(inline.chain(members).filter_map(|backend| backend.address));
+        }
+        addresses
+    }
 }
 
 /// The wire's number for a protocol.
@@ -333,6 +345,9 @@ impl<'a> Resolved<'a> {
                 addresses.iter().copied().find(|addr| addr.is_ipv4() == service.vip.is_ipv4())
             };
             let Some(address) = member.address.or_else(of_node) else { continue };
+            if address.is_ipv4() != service.vip.is_ipv4() {
+                continue;
+            }
             let port = member.port.unwrap_or(0);
             let checked = if port == 0 { target_port } else { port };
             let state = self.health.state(address, checked, member.state);
@@ -342,52 +357,42 @@ impl<'a> Resolved<'a> {
     }
 }
 
-/// Stable small numbers for keys. A number freed is the last to be used again.
+/// Stable small numbers for keys. Numbers of keys that are gone come free before new keys ask, so
+/// there are never more of them than keys at a time; the one free longest is used again first.
 struct Slots<K> {
     by_key: HashMap<K, u32>,
     keys: Vec<Option<K>>,
-    seen: Vec<bool>,
     free: VecDeque<u32>,
 }
 
 impl<K> Default for Slots<K> {
     fn default() -> Self {
-        Self { by_key: HashMap::new(), keys: Vec::new(), seen: Vec::new(), free: VecDeque::new() }
+        Self { by_key: HashMap::new(), keys: Vec::new(), free: VecDeque::new() }
     }
 }
 
 impl<K: Copy + Eq + Hash> Slots<K> {
-    fn begin(&mut self) {
-        self.seen.fill(false);
-    }
-
-    fn slot(&mut self, key: K) -> u32 {
-        let slot = *self.by_key.entry(key).or_insert_with(|| {
-            // Fresh numbers first, within a bound, so that a freed one rests.
-            match self.free.pop_front() {
-                Some(slot) => {
-                    self.keys[slot as usize] = Some(key);
-                    slot
-                }
-                None => {
-                    self.keys.push(Some(key));
-                    self.seen.push(false);
-                    self.keys.len() as u32 - 1
-                }
-            }
-        });
-        self.seen[slot as usize] = true;
-        slot
-    }
-
-    fn end(&mut self) {
+    /// Frees the numbers of all other keys.
+    fn retain(&mut self, wanted: &HashSet<K>) {
         for (slot, key) in self.keys.iter_mut().enumerate() {
-            if !self.seen[slot]
-                && let Some(gone) = key.take()
-            {
+            if let Some(gone) = key.take_if(|key| !wanted.contains(key)) {
                 self.by_key.remove(&gone);
                 self.free.push_back(slot as u32);
             }
         }
+    }
+
+    fn slot(&mut self, key: K) -> u32 {
+        let Self { by_key, keys, free } = self;
+        *by_key.entry(key).or_insert_with(|| match free.pop_front() {
+            Some(slot) => {
+                keys[slot as usize] = Some(key);
+                slot
+            }
+            None => {
+                keys.push(Some(key));
+                keys.len() as u32 - 1
+            }
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-    TCP_FIN, TCP_RST, TCP_SYN, be16,
+    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be16,
 };
 use crate::verdict::DropReason;
 
@@ -40,6 +40,15 @@ pub enum Transport {
     /// A fragment, first or not: `l4` is where its payload starts.
     Fragment,
     Other,
+}
+
+impl Packet {
+    /// Whether it may be the first of a flow: UDP, or a SYN alone.
+    #[inline]
+    #[must_use]
+    pub fn may_open(&self) -> bool {
+        self.transport != Transport::Tcp || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+    }
 }
 
 const VLAN_TPIDS: [u16; 2] = [0x8100, 0x88a8];
@@ -121,6 +130,15 @@ fn ipv6(frame: &[u8], l3: usize) -> Result<Parsed, DropReason> {
             _ => return transport(frame, l3, at, end, true, next, false),
         };
         if at + len > end {
+            return Err(DropReason::BadExtensionHeaders);
+        }
+        // Section 4.1: hop-by-hop options come first or not at all.
+        if next == 0 && at != l3 + 40 {
+            return Err(DropReason::BadExtensionHeaders);
+        }
+        // A routing header with segments left: the destination is not the last one, which the checksum
+        // is over (RFC 8200 section 8.1), and no router has asked this box to stand in (RFC 5095).
+        if next == 43 && byte_before(frame, at + 3, end)? != 0 {
             return Err(DropReason::BadExtensionHeaders);
         }
         next = byte_before(frame, at, end)?;
@@ -227,7 +245,7 @@ pub fn tcp_timestamp(frame: &[u8], packet: &Packet) -> u32 {
         rest = match (kind, tail) {
             (0, _) => return 0,
             (1, tail) => tail,
-            (8, [10, a, b, c, d, ..]) => return u32::from_be_bytes([*a, *b, *c, *d]),
+            (8, [10, a, b, c, d, _, _, _, _, ..]) => return u32::from_be_bytes([*a, *b, *c, *d]),
             (_, [len, ..]) if *len >= 2 => rest.get(usize::from(*len)..).unwrap_or_default(),
             _ => return 0,
         };

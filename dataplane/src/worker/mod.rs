@@ -172,7 +172,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     fn settle(&mut self, from: PortId, handed: bool, mut burst: Burst, now: Now) {
         let mut verdicts = ArrayVec::new();
         self.pipeline.burst(self.pool.memory(), from, handed, &mut burst, &mut verdicts, now);
-        let mut rung = None;
+        let mut rung: Option<WorkerId> = None;
         for (frame, verdict) in burst.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Tx(port) if self.kernel.as_ref().is_some_and(|kernel| kernel.id == port) => {
@@ -183,7 +183,9 @@ impl<P: Port, K: Port> Worker<P, K> {
                 Verdict::Handoff(owner) => {
                     if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
                         self.stats.handoff_out.add(1);
-                        rung = Some(owner);
+                        if let Some(other) = rung.replace(owner).filter(|other| *other != owner) {
+                            self.exchange.bell(other).ring();
+                        }
                     } else {
                         self.stats.count_drop(DropReason::HandoffFull);
                     }
@@ -191,10 +193,10 @@ impl<P: Port, K: Port> Worker<P, K> {
                 }
                 Verdict::Drop(_) => self.pool.give(frame),
             }
-            // A doorbell per burst and owner, as long as owners come in runs.
-            if let Some(owner) = rung.take() {
-                self.exchange.bell(owner).ring();
-            }
+        }
+        // A doorbell per run of one owner, behind the run.
+        if let Some(owner) = rung {
+            self.exchange.bell(owner).ring();
         }
     }
 
@@ -239,3 +241,6 @@ impl<P: Port, K: Port> Worker<P, K> {
         &self.pipeline
     }
 }
+
+#[cfg(test)]
+mod tests;

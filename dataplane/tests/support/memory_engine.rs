@@ -198,6 +198,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         bytes: 6_543_210_987,
         moved: 12,
         table_size: 65_537,
+        disrupted: 0,
         backends: backends.iter().map(status).collect(),
     }
 }

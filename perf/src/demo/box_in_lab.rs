@@ -4,10 +4,9 @@ use std::io::{BufRead, stdin};
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use penstock_configs::status::Status;
 
 use super::DemoArgs;
-use super::narrator::{Narrator, thousands};
+use super::narrator::Narrator;
 use super::report;
 use crate::clients::Tally;
 use crate::clients::http::Volley;
@@ -40,8 +39,9 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     config::without_node(&mut config, VICTIM);
     dataplane.reload(&config)?;
     narrator.say("every worker runs the new table");
-    let status = dataplane.status()?;
-    narrator.say(slots_moved(&status));
+    if let Some(service) = dataplane.status()?.services.first() {
+        narrator.say(report::slots_moved(service.disrupted, service.table_size));
+    }
 
     narrator.step("The same connections again", "None may go to the missing node, none may fail.");
     let after = traffic(&narrator, &lab, args)?;
@@ -109,35 +109,15 @@ fn traffic(narrator: &Narrator, lab: &Lab, args: &DemoArgs) -> Result<Tally> {
         let count = args.connections * share / 3;
         let progress = narrator.progress(name, count);
         let tally = Volley::new(SocketAddr::new(vip.ip(v6), 80), count).run(client, |done| progress.at(done));
-        progress.done(&outcome(&tally, "connections"));
+        progress.done(&report::outcome(&tally, "connections", "second"));
         sum.merge(tally);
     }
     let volley = UdpVolley { per_flow: 1, ..UdpVolley::new(SocketAddr::new(vip.ip(false), 80), args.udp_flows) };
     let progress = narrator.progress("UDP", args.udp_flows);
     let tally = volley.run(client, |done| progress.at(done));
-    progress.done(&outcome(&tally, "exchanges"));
+    progress.done(&report::outcome(&tally, "exchanges", "second"));
     sum.merge(tally);
     Ok(sum)
-}
-
-fn outcome(tally: &Tally, what: &str) -> String {
-    let rate = tally.answered() * 1000 / u64::try_from(tally.elapsed.as_millis().max(1)).unwrap_or(u64::MAX);
-    let failed = tally.failed();
-    let failed = if failed == 0 { "none failed".into() } else { format!("{failed} FAILED: {:?}", tally.failures) };
-    format!("{} {what}, {} per second, {failed}", thousands(tally.answered()), thousands(rate))
-}
-
-/// What the change cost the clients of the nodes that stayed.
-fn slots_moved(status: &Status) -> String {
-    let Some(service) = status.services.first() else { return "no service".into() };
-    let (moved, size) = (u64::from(service.disrupted), u64::from(service.table_size.max(1)));
-    format!(
-        "{} of {} table slots ({}.{:02} %) moved that belonged to a node that stayed",
-        thousands(moved),
-        thousands(size),
-        moved * 100 / size,
-        moved * 10_000 / size % 100,
-    )
 }
 
 fn look_around(lab: &Lab, dataplane: &Dataplane, keep: bool) -> Result<()> {

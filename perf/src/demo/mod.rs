@@ -5,10 +5,12 @@ mod box_in_lab;
 mod narrator;
 mod report;
 
+use std::io::IsTerminal;
+
 use anyhow::Result;
 use clap::Args;
 
-use crate::privilege;
+use crate::{memlab, privilege};
 
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
@@ -34,6 +36,16 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     }
 }
 
-fn in_memory(reason: &str, _args: &DemoArgs) -> Result<()> {
-    anyhow::bail!("the lab can't be had here: {reason}")
+/// Where namespaces or AF_XDP are not to be had: the same pipeline between user-space TCP stacks.
+fn in_memory(reason: &str, args: &DemoArgs) -> Result<()> {
+    let options = memlab::DemoOptions {
+        connections: args.connections,
+        udp_flows: args.udp_flows,
+        reason: reason.to_owned(),
+        progress: std::io::stdout().is_terminal(),
+        ..memlab::DemoOptions::default()
+    };
+    let summary = memlab::demo(&mut std::io::stdout(), &options)?;
+    anyhow::ensure!(summary.failed() == 0, "{} connections failed", summary.failed());
+    Ok(())
 }

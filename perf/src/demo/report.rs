@@ -29,6 +29,24 @@ pub fn table(before: &Tally, after: &Tally, removed: &str) -> String {
     text
 }
 
+/// One line of a volley: how many, how fast, what failed.
+pub fn outcome(tally: &Tally, what: &str, per: &str) -> String {
+    let rate = tally.answered() * 1000 / u64::try_from(tally.elapsed.as_millis().max(1)).unwrap_or(u64::MAX);
+    let failed = tally.failed();
+    let failed = if failed == 0 { "none failed".into() } else { format!("{failed} FAILED: {:?}", tally.failures) };
+    format!("{} {what}, {} per {per}, {failed}", thousands(tally.answered()), thousands(rate))
+}
+
+/// What a change of the set cost the nodes that stayed in it.
+pub fn slots_moved(lost: u32, size: u32) -> String {
+    let share = f64::from(lost) * 100.0 / f64::from(size.max(1));
+    format!(
+        "of {} table slots, {} ({share:.2} %) moved between the nodes that stayed",
+        thousands(size.into()),
+        thousands(lost.into())
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Tally, table};

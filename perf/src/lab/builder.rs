@@ -235,11 +235,8 @@ impl<'a> Drawing<'a> {
         for name in names {
             self.root.push(format!("netns add {}-{name}", self.id));
             let script = self.scripts.entry(name.clone()).or_default();
-            for scope in ["all", "default"] {
-                script.sysctl(&format!("net.ipv4.conf.{scope}.rp_filter"), 0);
-                // Duplicate address detection would hold every address back for a second.
-                script.sysctl(&format!("net.ipv6.conf.{scope}.accept_dad"), 0);
-            }
+            script.sysctl("net.ipv4.conf.all.rp_filter", 0);
+            script.sysctl("net.ipv6.conf.all.accept_dad", 0);
             script.sysctl("net.ipv6.conf.default.router_solicitations", 0);
             script.sysctl("net.core.txrehash", u8::from(self.spec.txrehash));
             script.ip("link set lo up");
@@ -274,6 +271,11 @@ impl<'a> Drawing<'a> {
         for side in [a, b] {
             let offloads = self.spec.host_offloads;
             let script = self.script(side.ns);
+            if side.ns != "switch" {
+                // Duplicate address detection would hold link-local addresses back for seconds, and with
+                // them the neighbour discovery sent from them. `all` does not outrule an interface's own.
+                script.sysctl(&format!("net.ipv6.conf.{}.accept_dad", side.dev), 0);
+            }
             script.ip(format!("link set {} up", side.dev));
             if !offloads {
                 // txvlan: an offloaded tag would travel beside the frame, where XDP does not see it.

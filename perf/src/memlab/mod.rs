@@ -1,246 +1,449 @@
-//! The lab without a kernel: user-space TCP/IP stacks (smoltcp) as client and nodes around workers over
-//! memory ports. One thread, virtual time, every random choice from one seed: a run repeats exactly,
-//! with frames lost, doubled, reordered and arriving at any queue.
+//! The lab without a kernel: the box's own workers over memory ports, between user-space TCP/IP stacks
+//! (smoltcp) as clients and nodes. It needs no privilege. One thread, simulated time, every random
+//! choice from one seed: a run repeats exactly, with frames lost, doubled, overtaken and spoiled, arriving
+//! at any worker, with snapshots changing and the box's process killed in the middle.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | `link` | the cables between hosts and box |
+//! | `host`, `nic` | a host: a smoltcp stack on a card |
+//! | `client`, `node`, `talk` | what runs on them, and what they say to each other |
+//! | `router` | a router between clients and box |
+//! | `the_box`, `flows` | the workers, their snapshots, their flow state |
+//! | `builder`, `plan` | how a lab is put together |
+//! | `load` | many connections and their ends |
+//! | `demo` | what `penstock-perf demo` shows where the real lab can't be had |
 
+mod builder;
+mod client;
+pub mod demo;
+mod flows;
 mod host;
+mod link;
+mod load;
 mod nic;
-#[cfg(test)]
-mod tests;
+mod node;
+mod plan;
+mod random;
+mod router;
+mod talk;
 mod the_box;
-mod wire;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use penstock_configs::desired::{Backend, BackendSet, Node, Protocol};
-use penstock_configs::file::{ConfigFile, Limits, SCHEMA_VERSION, SnatAddress};
+use anyhow::{Context, Result, bail, ensure};
+use penstock_configs::desired::{BackendState, Desired};
 
-use crate::clients::{Failure, Tally};
-use crate::config::{self, ALL_NODES, NODE_PORT};
-use crate::lab::plan::{NODE_NET, Topology, VIP_NET, snat, vip};
+pub use builder::Builder;
+pub use client::{Broken, Ended};
+pub use demo::{DemoOptions, Summary, demo};
+pub use flows::Flow;
+pub use link::{Link, LinkCounters};
+pub use load::{Failed, Load, Tally};
+pub use node::NodeReport;
+pub use talk::{Ending, Pace, Talk};
+
+use client::Opening;
 use host::Host;
-use the_box::MemBox;
-pub use wire::Impairment;
-use wire::Wire;
+use link::{Cables, Place};
+use load::Running;
+use random::{Random, mix};
+use the_box::TheBox;
 
-const VIP_PORT: u16 = 80;
-/// The client sits on the VIPs' own network, so that it asks for them by ARP and ND.
-const CLIENT_HOST: u8 = 101;
-/// Virtual microseconds a run starts at: tick 0 means "never" in places.
+/// Simulated microseconds a lab starts at: a box is never up for no time at all.
 const START: u64 = 1_000_000_000;
-/// The longest step when nothing happens: workers' own timers.
-const IDLE_STEP: u64 = 10_000;
-/// Virtual time after which a connection counts as failed.
-const PATIENCE: u64 = 120_000_000;
+/// The longest step while packets wait inside the box, and while nothing happens at all: flow tables
+/// are swept in steps of their own.
+const STEP_HOLDING: u64 = 1_000;
+const STEP_IDLE: u64 = 1_000_000;
 
-/// Where a frame is going.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Side {
-    Clients,
-    Nodes,
-}
-
-/// What to run it with.
-#[derive(Debug, Clone)]
-pub struct MemLabConfig {
-    pub seed: u64,
-    pub workers: u16,
-    pub nodes: usize,
-    pub impairment: Impairment,
-}
-
-impl Default for MemLabConfig {
-    fn default() -> Self {
-        Self { seed: 1, workers: 2, nodes: 3, impairment: Impairment::default() }
-    }
-}
-
-/// A client, the box's workers, and nodes.
+/// Clients, the box, nodes, and the cables between them.
 pub struct MemLab {
     now: u64,
-    wire: Wire,
-    client: Host,
-    nodes: Vec<Host>,
-    the_box: MemBox,
-    pub config: ConfigFile,
-    next_port: u16,
+    seed: u64,
+    random: Random,
+    cables: Cables,
+    /// Clients first, then nodes, then the router if there is one.
+    hosts: Vec<Host>,
+    clients: u8,
+    nodes: u8,
+    /// Clients and nodes are on one network, the box has one port.
+    one_arm: bool,
+    the_box: TheBox,
+    desired: Desired,
+    loads: Vec<Running>,
+    /// Which load a connection belongs to.
+    load_of: BTreeMap<u64, usize>,
+    opened: u64,
+    /// Frames to a link-layer address nobody has.
+    stray: u64,
 }
 
 impl MemLab {
-    pub fn new(settings: &MemLabConfig) -> Result<Self> {
-        let config = mem_config(settings.nodes);
-        let nodes: Vec<Host> = (0..settings.nodes)
-            .map(|index| Host::node(&format!("node{index}"), Topology::TwoArm.node(index), START))
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Simulated time since the lab was built.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_micros(self.now - START)
+    }
+
+    /// Begins a load; it runs while time is made to pass. Returns its number for [`Self::tally`].
+    pub fn offer(&mut self, load: Load) -> usize {
+        self.loads.push(Running::new(load));
+        self.loads.len() - 1
+    }
+
+    /// What became of a load's connections so far.
+    #[must_use]
+    pub fn tally(&self, load: usize) -> &Tally {
+        &self.loads[load].tally
+    }
+
+    /// Lets time pass until `done`; an error if that takes longer than `limit`.
+    ///
+    /// # Errors
+    /// It does; and what the box itself reports.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&Self) -> bool) -> Result<()> {
+        let deadline = self.after(limit);
+        while !done(self) {
+            ensure!(self.now < deadline, "not done after {limit:?}: {}", self.describe());
+            self.step(deadline);
+        }
+        Ok(())
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, time: Duration) {
+        let deadline = self.after(time);
+        while self.now < deadline {
+            self.step(deadline);
+        }
+    }
+
+    /// Lets time pass until every load is over, and the last packet has found its end.
+    ///
+    /// # Errors
+    /// That takes more than a simulated hour.
+    pub fn finish(&mut self) -> Result<()> {
+        self.run_until(Duration::from_secs(3600), |lab| lab.loads.iter().all(Running::is_over))?;
+        self.run_until(Duration::from_secs(60), |lab| lab.cables.next_due().is_none() && !lab.the_box.is_holding())
+    }
+
+    /// A load from begin to end.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn run(&mut self, load: Load) -> Result<Tally> {
+        let number = self.offer(load);
+        self.finish()?;
+        Ok(self.tally(number).clone())
+    }
+
+    /// Connections under way on which a node has spoken: number of the connection, and node.
+    #[must_use]
+    pub fn answered(&mut self) -> BTreeMap<u64, String> {
+        let clients = self.hosts.iter_mut().filter_map(Host::client);
+        clients
+            .flat_map(|(client, _, _)| client.answered().collect::<Vec<_>>())
+            .map(|(connection, node)| (connection, plan::node_name(node)))
+            .collect()
+    }
+
+    /// Changes what the box is asked to serve; workers run it from their next turn on.
+    ///
+    /// # Errors
+    /// What the compiler has against it; nothing changed then.
+    pub fn reconfigure(&mut self, edit: impl FnOnce(&mut Desired)) -> Result<()> {
+        let mut desired = self.desired.clone();
+        edit(&mut desired);
+        desired.generation += 1;
+        self.the_box.publish(&desired)?;
+        self.desired = desired;
+        Ok(())
+    }
+
+    /// Takes a node out of the set.
+    ///
+    /// # Errors
+    /// See [`Self::reconfigure`].
+    pub fn remove_backend(&mut self, node: &str) -> Result<()> {
+        self.reconfigure(|desired| {
+            let sets = desired.sets.iter_mut().filter(|set| set.name == plan::SET);
+            sets.for_each(|set| set.backends.retain(|backend| backend.node.as_deref() != Some(node)));
+        })
+    }
+
+    /// Puts a node into the set (again).
+    ///
+    /// # Errors
+    /// See [`Self::reconfigure`].
+    pub fn add_backend(&mut self, node: &str) -> Result<()> {
+        let index = (0..self.nodes).find(|index| plan::node_name(*index) == node);
+        let index = index.with_context(|| format!("there is no node {node} in this lab"))?;
+        self.reconfigure(|desired| {
+            let sets = desired.sets.iter_mut().filter(|set| set.name == plan::SET);
+            sets.for_each(|set| set.backends.push(plan::backend(index)));
+        })
+    }
+
+    /// Drains a node, takes it down, or back up.
+    ///
+    /// # Errors
+    /// See [`Self::reconfigure`].
+    pub fn set_state(&mut self, node: &str, state: BackendState) -> Result<()> {
+        self.reconfigure(|desired| {
+            let backends = desired.sets.iter_mut().flat_map(|set| &mut set.backends);
+            backends.filter(|backend| backend.node.as_deref() == Some(node)).for_each(|backend| backend.state = state);
+        })
+    }
+
+    /// What the last change of the set moved, in slots of the table: those that survivors lost without
+    /// need, all that moved, and the table's size.
+    #[must_use]
+    pub fn slots_moved(&self) -> Option<(u32, u32, u32)> {
+        let moved = self.the_box.tables.services.iter().flatten().find_map(|service| service.moved)?;
+        Some((moved.excess(), moved.slots, moved.size))
+    }
+
+    /// `kill -9` to the box's process, between two turns of its workers.
+    pub fn kill(&mut self) {
+        self.the_box.kill();
+    }
+
+    /// Starts the process again over the flow state the last one left.
+    ///
+    /// # Errors
+    /// It runs already, or can't be started.
+    pub fn restart(&mut self) -> Result<()> {
+        self.the_box.start(&self.desired)
+    }
+
+    /// Changes what the cables do from now on.
+    pub fn set_link(&mut self, link: Link) {
+        self.cables.set_link(link);
+    }
+
+    #[must_use]
+    pub fn link_counters(&self) -> LinkCounters {
+        self.cables.counters
+    }
+
+    /// Every flow record of every worker.
+    ///
+    /// # Errors
+    /// The flow state can't be read.
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        flows::list(&self.the_box)
+    }
+
+    /// How many flow records lead to each node.
+    ///
+    /// # Errors
+    /// The flow state can't be read.
+    pub fn flows_by_node(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(flows::by_node(&self.flows()?, self.nodes))
+    }
+
+    /// What each node has seen.
+    #[must_use]
+    pub fn node_reports(&self) -> BTreeMap<String, NodeReport> {
+        let nodes = self.hosts.iter().filter_map(Host::node);
+        nodes.zip(0..).map(|(node, index)| (plan::node_name(index), node.report.clone())).collect()
+    }
+
+    /// Connections nodes still hold.
+    #[must_use]
+    pub fn held_by_nodes(&self) -> usize {
+        self.hosts.iter().filter_map(Host::node).map(node::Node::connections).sum()
+    }
+
+    /// Drops of the box by reason, those that happened.
+    #[must_use]
+    pub fn drops(&self) -> BTreeMap<&'static str, u64> {
+        self.the_box.drops()
+    }
+
+    /// Packets handed from one worker to another.
+    #[must_use]
+    pub fn handed_off(&self) -> u64 {
+        self.the_box.stats().iter().map(|stats| stats.handoff_out.get()).sum()
+    }
+
+    /// Packets the box has transmitted, by worker.
+    #[must_use]
+    pub fn transmitted(&self) -> Vec<u64> {
+        self.the_box.stats().iter().map(|stats| stats.tx.get()).collect()
+    }
+
+    /// What must hold at any instant: the ledger balances, frames are conserved, flow tables are in order
+    /// and agree with each other, and no byte reached a node that its client had not sent.
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub fn check(&self) -> Result<()> {
+        self.the_box.check()?;
+        flows::check(&self.flows()?, self.the_box.plan.workers)?;
+        for (node, report) in self.node_reports() {
+            ensure!(report.wrong == 0, "{node} got wrong bytes on {} connections", report.wrong);
+        }
+        Ok(())
+    }
+
+    /// A line for whoever wonders what goes on.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let loads: Vec<String> = self
+            .loads
+            .iter()
+            .map(|running| {
+                let (load, tally) = (&running.load, &running.tally);
+                format!("{}/{} ended, {} failed", tally.ended(), load.connections, tally.failed.len())
+            })
             .collect();
-        let mut the_box = MemBox::new(settings.workers, &config, &nodes)?;
-        the_box.apply(&config)?;
-        Ok(Self {
-            now: START,
-            wire: Wire::new(settings.seed, settings.impairment),
-            client: Host::client("client0", VIP_NET.host(CLIENT_HOST), START),
-            nodes,
-            the_box,
-            config,
-            next_port: 20_000,
-        })
+        format!(
+            "{:?} after start, loads [{}], drops {:?}, cables {:?}, {} frames missed the box, {} to its kernel, {} to nobody",
+            self.elapsed(),
+            loads.join("; "),
+            self.drops(),
+            self.cables.counters,
+            self.the_box.missed,
+            self.the_box.to_kernel,
+            self.stray
+        )
     }
 
-    /// Changes the config; workers run it from their next turn on.
-    pub fn reconfigure(&mut self, edit: impl FnOnce(&mut ConfigFile)) -> Result<()> {
-        edit(&mut self.config);
-        self.the_box.apply(&self.config)
+    fn after(&self, time: Duration) -> u64 {
+        self.now.saturating_add(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
     }
 
-    /// Slots that moved at the last change for a node that stayed, and the table's size.
-    #[must_use]
-    pub fn slots_moved(&self) -> Option<(u32, u32)> {
-        self.the_box.slots_moved()
-    }
-
-    /// Opens `connections` TCP connections to the VIP, `concurrency` at a time; each fetches `bytes`
-    /// bytes and compares them. Returns when all have ended.
-    pub fn connections(&mut self, v6: bool, connections: u64, concurrency: usize, bytes: u64) -> Tally {
-        let target = vip(0).ip(v6);
-        let (mut tally, mut begun) = (Tally::default(), 0);
-        let started = self.now;
-        while tally.answered() + tally.failed() < connections {
-            while begun < connections && self.client.open() < concurrency {
-                begun += 1;
-                let port = self.local_port();
-                self.client.connect(target, VIP_PORT, port, bytes, self.now + PATIENCE);
-            }
-            self.step();
-            for outcome in self.client.ended(self.now) {
-                tally.add(outcome.map_err(Failure::Answer));
+    /// Everything that happens now; then time moves on to what happens next.
+    fn step(&mut self, deadline: u64) {
+        while let Some((to, frame)) = self.cables.arrived(self.now) {
+            match to {
+                Place::Box(port) => self.the_box.inject(port, &frame, &mut self.random),
+                Place::Host(host) => self.arrive(host, frame),
             }
         }
-        tally.elapsed = std::time::Duration::from_micros(self.now - started);
-        tally
-    }
-
-    /// One datagram and its answer on each of `flows` sockets.
-    pub fn datagrams(&mut self, v6: bool, flows: u64) -> Tally {
-        let target = vip(0).ip(v6);
-        let mut tally = Tally::default();
-        let started = self.now;
-        for _ in 0..flows {
-            let port = self.local_port();
-            let deadline = self.now + 1_000_000;
-            self.client.send_datagram(target, VIP_PORT, port);
-            let answer = loop {
-                self.step();
-                if let Some(node) = self.client.datagram() {
-                    break Ok(node);
+        self.the_box.turn(self.now, &mut self.random);
+        for (port, frame) in self.the_box.take() {
+            self.transmit(Place::Box(port), frame);
+        }
+        self.open_connections();
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].is_due(self.now) {
+                self.hosts[host].poll(self.now);
+                for frame in self.hosts[host].take_sent() {
+                    self.transmit(Place::Host(host), frame);
                 }
-                if self.now > deadline {
-                    break Err(Failure::TimedOut("waiting for the datagram"));
-                }
-            };
-            tally.add(answer);
-        }
-        tally.elapsed = std::time::Duration::from_micros(self.now - started);
-        tally
-    }
-
-    /// Lets frames under way arrive, then checks what every worker counted: the ledger balances and
-    /// every frame of the packet memories is where it belongs.
-    pub fn settle(&mut self) -> Result<()> {
-        let until = self.now + 3_000_000;
-        while self.now < until {
-            self.step();
-        }
-        self.the_box.check()
-    }
-
-    /// Frames the wire lost, doubled and delayed.
-    #[must_use]
-    pub fn impaired(&self) -> wire::Impaired {
-        self.wire.impaired
-    }
-
-    /// Virtual time since the start, and packets the box has sent.
-    #[must_use]
-    pub fn totals(&self) -> (std::time::Duration, u64) {
-        (std::time::Duration::from_micros(self.now - START), self.the_box.sent())
-    }
-
-    fn local_port(&mut self) -> u16 {
-        self.next_port = if self.next_port == u16::MAX { 20_000 } else { self.next_port + 1 };
-        self.next_port
-    }
-
-    /// Everything due now happens; then time goes to the next event.
-    fn step(&mut self) {
-        for (side, to_box, frame) in self.wire.due(self.now) {
-            if to_box {
-                let queue = self.wire.pick(self.the_box.workers());
-                self.the_box.inject(side, queue, &frame);
-            } else if side == Side::Clients {
-                self.client.receive(frame);
-            } else {
-                self.nodes.iter_mut().for_each(|node| node.receive(frame.clone()));
+                self.collect(host);
             }
         }
-        self.the_box.turn(self.now);
-        for (side, frame) in self.the_box.take() {
-            self.wire.send(self.now, side, false, frame);
+        let idle = if self.the_box.is_holding() { STEP_HOLDING } else { STEP_IDLE };
+        let hosts = self.hosts.iter().map(|host| host.wakes_at).min().unwrap_or(u64::MAX);
+        let next = hosts.min(self.cables.next_due().unwrap_or(u64::MAX)).min(self.now + idle);
+        self.now = next.max(self.now + 1).min(deadline.max(self.now + 1));
+    }
+
+    fn arrive(&mut self, host: usize, frame: Vec<u8>) {
+        let router = &self.hosts[host];
+        if !matches!(router.role, host::Role::Router) || router::is_for_itself(&frame, |address| router.has(address)) {
+            self.hosts[host].deliver(frame);
+            return;
         }
-        let mut next = self.now + IDLE_STEP;
-        for (side, host) in
-            std::iter::once((Side::Clients, &mut self.client)).chain(self.nodes.iter_mut().map(|n| (Side::Nodes, n)))
-        {
-            next = next.min(host.poll(self.now));
-            for frame in host.take() {
-                self.wire.send(self.now, side, true, frame);
+        let client = |to: IpAddr| self.hosts.iter().position(|host| host.has(to));
+        let to = router::destination(&frame).and_then(client);
+        // What is for none of the clients goes to the box, as a static route says.
+        let place = to.map_or(Place::Box(0), Place::Host);
+        let mac = to.map_or(plan::box_mac(0), |host| self.hosts[host].mac);
+        if let Some(frame) = router::forward(frame, plan::ROUTER_MAC, mac) {
+            self.cables.send(self.now, place, frame);
+        }
+    }
+
+    /// A switch: to the port the address is at, or to all of the network.
+    fn transmit(&mut self, from: Place, frame: Vec<u8>) {
+        let Some(to) = frame.first_chunk::<6>().copied() else { return };
+        let network = self.network_of(from);
+        let members: Vec<(Place, [u8; 6])> = self.members(network).filter(|(place, _)| *place != from).collect();
+        if to[0] & 1 == 1 {
+            for (place, _) in members {
+                self.cables.send(self.now, place, frame.clone());
+            }
+        } else if let Some((place, _)) = members.iter().find(|(_, mac)| *mac == to) {
+            self.cables.send(self.now, *place, frame);
+        } else {
+            self.stray += 1;
+        }
+    }
+
+    fn is_node(&self, host: usize) -> bool {
+        let first = usize::from(self.clients);
+        (first..first + usize::from(self.nodes)).contains(&host)
+    }
+
+    /// Network 0 has the clients, network 1 the nodes; on one arm it is one.
+    fn network_of(&self, place: Place) -> u8 {
+        match place {
+            Place::Box(port) => port,
+            Place::Host(host) => u8::from(!self.one_arm && self.is_node(host)),
+        }
+    }
+
+    fn members(&self, network: u8) -> impl Iterator<Item = (Place, [u8; 6])> {
+        let hosts = self.hosts.iter().enumerate().map(|(index, host)| (Place::Host(index), host.mac));
+        let box_port = (Place::Box(network), plan::box_mac(network));
+        hosts.filter(move |(place, _)| self.network_of(*place) == network).chain([box_port])
+    }
+
+    fn open_connections(&mut self) {
+        for load in 0..self.loads.len() {
+            while self.loads[load].wants_another() {
+                self.loads[load].begun += 1;
+                self.open(load);
             }
         }
-        next = next.min(self.wire.next_due().unwrap_or(u64::MAX));
-        self.now = next.max(self.now + 1);
+    }
+
+    fn open(&mut self, number: usize) {
+        let load = self.loads[number].load;
+        self.opened += 1;
+        self.load_of.insert(self.opened, number);
+        let opening = Opening {
+            connection: self.opened,
+            target: if load.v6 { plan::VIP_V6.into() } else { plan::VIP_V4.into() },
+            port: plan::VIP_PORT,
+            talk: load.talk,
+            seed: mix(self.seed ^ self.opened),
+            deadline: self.after(load.patience),
+        };
+        let host = &mut self.hosts[(self.opened % u64::from(self.clients)) as usize];
+        if let Some((client, stack, sockets)) = host.client() {
+            client.open(stack, sockets, &opening);
+        }
+        host.wakes_at = self.now;
+    }
+
+    fn collect(&mut self, host: usize) {
+        let Some((client, _, _)) = self.hosts[host].client() else { return };
+        for ended in client.take_ended() {
+            if let Some(load) = self.load_of.remove(&ended.connection) {
+                self.loads[load].tally.add(&ended);
+            }
+        }
     }
 }
 
-fn mem_config(nodes: usize) -> ConfigFile {
-    let nodes: Vec<Node> = (0..nodes)
-        .map(|index| {
-            let addr = Topology::TwoArm.node(index);
-            Node { name: format!("node{index}"), addresses: vec![addr.v4.into(), addr.v6.into()] }
-        })
-        .collect();
-    let backends: Vec<Backend> = nodes.iter().map(|node| config::backend(&node.name, NODE_PORT)).collect();
-    let vip = vip(0);
-    let service = |name, address: IpAddr, protocol| config::service(name, address, VIP_PORT, protocol);
-    ConfigFile {
-        version: SCHEMA_VERSION,
-        the_box: Default::default(),
-        ports: Vec::new(),
-        workers: Default::default(),
-        snat: [snat().v4.into(), snat().v6.into()]
-            .map(|address| SnatAddress { address, ports: [1024, 65_535], shared: false })
-            .into(),
-        limits: Limits { flows_ipv4: 1 << 14, flows_ipv6: 1 << 14, embryonic: 1 << 12, ..Limits::default() },
-        timeouts: Default::default(),
-        nodes,
-        sets: vec![BackendSet { name: ALL_NODES.into(), backends }],
-        services: vec![
-            service("web", vip.v4.into(), Protocol::Tcp),
-            service("web-udp", vip.v4.into(), Protocol::Udp),
-            service("web6", vip.v6.into(), Protocol::Tcp),
-            service("web6-udp", vip.v6.into(), Protocol::Udp),
-        ],
+/// Labs that make no sense are refused when they are built.
+fn check_sizes(clients: u8, nodes: u8, workers: u16) -> Result<()> {
+    if clients == 0 || nodes == 0 || workers == 0 {
+        bail!("a lab needs a client, a node and a worker at least");
     }
-}
-
-/// The box's own address on a side; its stacks answer nobody, but last hops need a name.
-pub(crate) fn port_mac(side: Side) -> [u8; 6] {
-    match side {
-        Side::Clients => [2, 0, 0, 0, 0xb0, 0],
-        Side::Nodes => [2, 0, 0, 0, 0xb0, 1],
-    }
-}
-
-/// Checks that the plan's networks hold what this module assumes of them.
-pub fn check_plan() -> Result<()> {
-    ensure!(VIP_NET.host(CLIENT_HOST).v4 != vip(0).v4, "the client has the VIP's address");
-    ensure!(NODE_NET.host(200).v4 == snat().v4, "the SNAT address moved out of the nodes' network");
+    ensure!(clients <= 100 && nodes <= 50, "at most 100 clients and 50 nodes: there are no more addresses");
     Ok(())
 }

@@ -1,12 +1,13 @@
-//! A network card of queues, for smoltcp. Checksums are computed and verified in full: what the box
-//! patched wrongly is dropped here.
+//! A network card of two queues, for smoltcp. The stack computes and verifies every checksum in full:
+//! what the box patched wrongly, or a cable spoiled, is dropped here.
 
 use std::collections::VecDeque;
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-const MTU: usize = 1514;
+/// An IP packet of 1500 bytes and its Ethernet header.
+const FRAME: usize = 1514;
 
 #[derive(Debug, Default)]
 pub(super) struct Nic {
@@ -21,7 +22,7 @@ impl Device for Nic {
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = MTU;
+        capabilities.max_transmission_unit = FRAME;
         capabilities
     }
 

@@ -1,0 +1,114 @@
+//! Which files are taken up, and what is said of those that are not.
+
+use std::os::unix::fs::FileExt;
+
+use super::*;
+
+const SHAPE: Shape = Shape { worker: 1, workers: 2, records_v4: 100, records_v6: 50 };
+const BOOT: [u8; 16] = [7; 16];
+
+fn open(path: &Path, shape: Shape, boot: [u8; 16]) -> Store {
+    Store::open(path, shape, boot, [11, 22]).unwrap()
+}
+
+/// Makes a store, changes its file, and says why it was not taken up again.
+fn after(change: impl FnOnce(&File), shape: Shape, boot: [u8; 16]) -> Option<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flows.1");
+    drop(open(&path, SHAPE, BOOT));
+    change(&OpenOptions::new().write(true).open(&path).unwrap());
+    let store = open(&path, shape, boot);
+    assert_eq!(store.recovered, store.discarded.is_none());
+    // Taken up or begun anew: usable either way, and taken up next time.
+    let why = store.discarded.clone();
+    drop(store);
+    assert!(open(&path, shape, boot).recovered);
+    why
+}
+
+#[test]
+fn a_file_is_made_and_taken_up_with_its_seed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flows.1");
+    let first = open(&path, SHAPE, BOOT);
+    assert!(!first.recovered && first.discarded.is_none());
+    drop(first);
+    let second = Store::open(&path, SHAPE, BOOT, [99, 99]).unwrap();
+    assert!(second.recovered);
+    assert_eq!(second.seed(), [11, 22], "the seed is the table's, not the process's");
+}
+
+#[test]
+fn what_does_not_fit_is_begun_anew_and_said() {
+    let nothing = |_: &File| {};
+    assert_eq!(after(nothing, SHAPE, BOOT), None);
+    assert_eq!(after(nothing, SHAPE, [8; 16]).as_deref(), Some("the machine was booted since"));
+    let why = after(nothing, Shape { workers: 3, ..SHAPE }, BOOT).unwrap();
+    assert!(why.starts_with("workers or limits changed"), "{why}");
+    assert!(after(nothing, Shape { records_v4: 101, ..SHAPE }, BOOT).is_some());
+    assert!(after(nothing, Shape { records_v6: 49, ..SHAPE }, BOOT).is_some());
+    let why = after(|file| file.write_all_at(&99_u32.to_ne_bytes(), 8).unwrap(), SHAPE, BOOT).unwrap();
+    assert_eq!(why, format!("its layout is 99, this build's is {LAYOUT}"));
+    let why = after(|file| file.write_all_at(b"garbage", 0).unwrap(), SHAPE, BOOT).unwrap();
+    assert_eq!(why, "it is not a flow table of Penstock");
+    assert_eq!(after(|file| file.set_len(100).unwrap(), SHAPE, BOOT).unwrap(), "the file is shorter than its header");
+    let why = after(|file| file.set_len(SHAPE.len() as u64 - 1).unwrap(), SHAPE, BOOT).unwrap();
+    assert_eq!(why, format!("the file has {} bytes, not {}", SHAPE.len() - 1, SHAPE.len()));
+    assert_eq!(after(|file| file.set_len(0).unwrap(), SHAPE, BOOT), None, "an empty file is a new one");
+    let noise: Vec<u8> = (0..SHAPE.len()).map(|n| (n * 31 % 251) as u8).collect();
+    assert!(after(|file| file.write_all_at(&noise, 0).unwrap(), SHAPE, BOOT).is_some());
+}
+
+#[test]
+fn a_second_process_is_refused_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flows.1");
+    let held = open(&path, SHAPE, BOOT);
+    let Err(error) = Store::open(&path, SHAPE, BOOT, [1, 1]) else { panic!("opened twice") };
+    assert!(matches!(error, PersistError::Locked { .. }));
+    assert!(error.to_string().contains("flows.1 is locked by another process"), "{error}");
+    drop(held);
+    assert!(open(&path, SHAPE, BOOT).recovered);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named() {
+    let Err(error) = Store::open(Path::new("/nonexistent/flows.0"), SHAPE, BOOT, [1, 1]) else { panic!("opened") };
+    assert!(error.to_string().starts_with("/nonexistent/flows.0: "), "{error}");
+}
+
+/// Garbage records behind a good header: recovery takes what makes sense of them, and no more.
+#[test]
+fn garbage_records_do_not_upset_recovery() {
+    use crate::pipeline::testkit::{Pkt, Plan, Rig, config};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flows.0");
+    let config = config(0, 1);
+    for round in 0..20_u64 {
+        drop(open(&path, config.shape(), BOOT));
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        let mut state = round + 1;
+        let noise: Vec<u8> = (0..100 * 64)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                // Small numbers are more often valid states, flags, ids.
+                if state >> 60 < 8 { (state >> 40) as u8 % 9 } else { (state >> 50) as u8 }
+            })
+            .collect();
+        file.write_all_at(&noise, Shape::records_at() as u64).unwrap();
+        file.write_all_at(&noise, config.shape().v6_at() as u64).unwrap();
+        // Hops too.
+        let hops = std::mem::offset_of!(Header, hops) as u64;
+        file.write_all_at(&noise, hops).unwrap();
+        drop(file);
+        let mut plan = Plan::default();
+        plan.serve("203.0.113.10:443/tcp", &["10.0.0.11:31443"]);
+        plan.snat("10.0.0.1", [1024, 65535]);
+        let mut rig = Rig::over(plan, &config, open(&path, config.shape(), BOOT));
+        rig.check();
+        rig.front(&Pkt::syn("198.51.100.7:5555", "203.0.113.10:443").bytes()).to_node();
+        rig.sweep();
+        rig.check();
+        assert_eq!(rig.pipeline.flows_v4().counts().established, 0, "garbage serves nobody");
+    }
+}

@@ -1,0 +1,161 @@
+//! What the box is to serve, written shortly.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use penstock_configs::desired::{
+    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, Protocol, Scheduler, Service,
+};
+use penstock_configs::file::{SnatAddress, Timeouts};
+
+use super::{BACK, BOX_MACS, FRONT, KERNEL};
+use crate::tables::compile::CompileError;
+use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
+
+/// Services, SNAT addresses and what else the tables are compiled from.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub services: Vec<Service>,
+    pub snat: Vec<SnatAddress>,
+    pub timeouts: Timeouts,
+    pub health: Health,
+    /// Nodes the kernel knows no neighbour for.
+    pub unknown: Vec<IpAddr>,
+    /// Whether there is a default next hop towards clients.
+    pub gateway: bool,
+    pub mtu: u32,
+    pub maglev_max: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            services: Vec::new(),
+            snat: Vec::new(),
+            timeouts: Timeouts::default(),
+            health: Health::default(),
+            unknown: Vec::new(),
+            gateway: false,
+            mtu: 1500,
+            maglev_max: 65_537,
+        }
+    }
+}
+
+impl Plan {
+    /// Adds the service `203.0.113.10:443/tcp` over backends `10.0.0.11:31443`.
+    pub fn serve(&mut self, at: &str, backends: &[&str]) -> &mut Service {
+        let (place, protocol) = at.split_once('/').expect("address:port/protocol");
+        let place: SocketAddr = place.parse().expect("address:port");
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            other => panic!("protocol {other}"),
+        };
+        self.services.push(Service {
+            name: at.into(),
+            vip: place.ip(),
+            port: place.port(),
+            protocol,
+            mode: Mode::Nat,
+            scheduler: Scheduler::Maglev,
+            set: None,
+            backends: backends.iter().map(|backend| Self::backend(backend)).collect(),
+            target_port: None,
+            source_ranges: Vec::new(),
+            announce: None,
+            timeouts: None,
+        });
+        self.services.last_mut().expect("just added")
+    }
+
+    pub fn backend(place: &str) -> Backend {
+        let place: SocketAddr = place.parse().expect("address:port");
+        Backend { address: Some(place.ip()), port: Some(place.port()), weight: 1, ..Backend::default() }
+    }
+
+    /// Adds a dedicated SNAT address.
+    pub fn snat(&mut self, address: &str, ports: [u16; 2]) -> &mut SnatAddress {
+        self.snat.push(SnatAddress { address: address.parse().expect("an address"), ports, shared: false });
+        self.snat.last_mut().expect("just added")
+    }
+
+    /// The service added as `at`.
+    pub fn service(&mut self, at: &str) -> &mut Service {
+        self.services.iter_mut().find(|service| service.name == at).expect("a service of that name")
+    }
+
+    pub fn remove(&mut self, at: &str) {
+        self.services.retain(|service| service.name != at);
+    }
+
+    /// What the checks say of a node.
+    pub fn health(&mut self, node: &str, state: BackendState) {
+        let address: IpAddr = node.parse().expect("an address");
+        self.health.backends.retain(|backend| backend.address != address);
+        self.health.backends.push(BackendHealth { address, port: None, state, reason: String::new() });
+    }
+
+    pub fn compile(&self, compiler: &mut Compiler) -> Result<Arc<Tables>, CompileError> {
+        let desired = Desired { services: self.services.clone(), ..Desired::default() };
+        let owners = BTreeMap::from([("file".to_owned(), Arc::new(desired))]);
+        compiler.compile(&Inputs {
+            owners: &owners,
+            health: &self.health,
+            snat: &self.snat,
+            timeouts: &self.timeouts,
+            announce: Announce::L2,
+            maglev_max: self.maglev_max,
+            max_services: 64,
+            max_nodes: 64,
+        })
+    }
+
+    /// The tables with next hops: nodes behind [`BACK`], each with the address [`node_mac`] says.
+    pub fn view(&self, tables: Arc<Tables>, number: u64) -> View {
+        let hop = |address: &IpAddr| Hop { port: BACK, dst: node_mac(*address), src: BOX_MACS[1], mtu: self.mtu };
+        let known = |address: &&IpAddr| !self.unknown.contains(address);
+        let default =
+            self.gateway.then_some(Hop { port: FRONT, dst: [2, 0x99, 0, 0, 0, 1], src: BOX_MACS[0], mtu: self.mtu });
+        let ours = tables.v4.locals.keys().map(|addr| IpAddr::from(addr.to_be_bytes()));
+        let ours: Vec<IpAddr> = ours.chain(tables.v6.locals.keys().map(|addr| addr.to_be_bytes().into())).collect();
+        let port = |id: usize| PortView { mac: BOX_MACS[id], mtu: self.mtu, is_kernel: id == usize::from(KERNEL.0) };
+        View {
+            number,
+            placement: Arc::default(),
+            node_hops: tables.nodes.iter().map(|node| Some(node).filter(known).map(hop)).collect(),
+            tables,
+            default_v4: default,
+            default_v6: default,
+            ports: (0..3).map(port).collect(),
+            claimed: ours.iter().flat_map(|addr| [(FRONT.0, *addr), (BACK.0, *addr)]).collect(),
+        }
+    }
+}
+
+pub fn draining(backend: &mut Backend) {
+    backend.state = BackendState::Draining;
+}
+
+pub fn down(backend: &mut Backend) {
+    backend.state = BackendState::Down;
+}
+
+/// A node's link-layer address in the made-up network.
+pub fn node_mac(address: IpAddr) -> [u8; 6] {
+    mac_of(0xee, address)
+}
+
+/// A client's.
+pub fn client_mac(address: IpAddr) -> [u8; 6] {
+    mac_of(0xcc, address)
+}
+
+fn mac_of(kind: u8, address: IpAddr) -> [u8; 6] {
+    let [.., a, b, c, d] = match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()).to_be_bytes(),
+        IpAddr::V6(address) => address.octets(),
+    };
+    [2, kind, a, b, c, d]
+}

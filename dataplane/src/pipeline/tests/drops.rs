@@ -1,0 +1,234 @@
+//! Every drop reason, by name.
+
+use std::collections::HashSet;
+
+use penstock_configs::desired::{BackendState, Mode};
+
+use super::*;
+use crate::flow::Capacity;
+use crate::pipeline::testkit::{FRONT, Icmp, config};
+use crate::verdict::DropReason as R;
+use crate::wire::{TCP_RST, TCP_SYN};
+
+/// Those of the worker and its ports; `worker::tests` has them.
+const NOT_THE_PIPELINES: [R; 4] = [R::HandoffFull, R::TxFull, R::KernelPathFull, R::NoFrame];
+
+/// A rig and packets that end in `reason` in it.
+struct Case {
+    reason: R,
+    rig: Rig,
+    packets: Vec<Vec<u8>>,
+}
+
+fn case(reason: R, packets: Vec<Vec<u8>>) -> Case {
+    Case { reason, rig: rig(), packets }
+}
+
+fn planned(reason: R, change: impl FnOnce(&mut Plan), packets: Vec<Vec<u8>>) -> Case {
+    let mut plan = plan();
+    change(&mut plan);
+    Case { reason, rig: Rig::new(plan), packets }
+}
+
+/// A packet with bytes replaced.
+fn mangled(packet: &Pkt, at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut frame = packet.bytes();
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+fn headers() -> Vec<Case> {
+    let v4 = || Pkt::syn(CLIENT, TO_WEB);
+    let v6 = || Pkt::syn(CLIENT6, TO_WEB6);
+    let udp = || Pkt::udp(CLIENT, TO_DNS).payload(b"data");
+    vec![
+        case(R::TruncatedEthernet, vec![v4().bytes()[..13].to_vec(), v4().with(|p| p.vlans = vec![1]).bytes()[..16].to_vec()]),
+        case(R::TooManyTags, vec![mangled(&v4().with(|p| p.vlans = vec![1, 2]), 20, &[0x81, 0])]),
+        case(R::TruncatedIp, vec![v4().bytes()[..33].to_vec(), v6().bytes()[..53].to_vec()]),
+        case(R::BadIpVersion, vec![mangled(&v4(), 14, &[0x65]), mangled(&v6(), 14, &[0x45])]),
+        case(R::BadHeaderLength, vec![mangled(&v4(), 14, &[0x44]), mangled(&udp(), 14, &[0x4f])]),
+        case(
+            R::BadTotalLength,
+            vec![mangled(&v4(), 16, &[0, 19]), mangled(&v4(), 16, &[0, 200]), mangled(&v6(), 18, &[1, 0])],
+        ),
+        case(
+            R::BadExtensionHeaders,
+            vec![
+                extended(0, &[6, 9, 0, 0, 0, 0, 0, 0]),
+                extended(60, &[6]),
+                extended(43, &[6, 0, 0, 1, 0, 0, 0, 0]),
+                extended(44, &[6, 0, 0]),
+                // A chain without an end.
+                extended(60, &[60, 0, 0, 0, 0, 0, 0, 0].repeat(40)),
+            ],
+        ),
+        case(
+            R::TruncatedTransport,
+            vec![
+                mangled(&v4(), 16, &[0, 39]),
+                mangled(&udp(), 16, &[0, 27]),
+                mangled(&v6(), 18, &[0, 19]),
+                Icmp::echo("198.51.100.7", VIP, b"").bytes()[..38].to_vec(),
+            ]
+            .into_iter()
+            .enumerate()
+            .map(|(n, mut frame)| {
+                if n == 3 {
+                    frame[16..18].copy_from_slice(&[0, 24]);
+                }
+                frame
+            })
+            .collect(),
+        ),
+        case(R::BadTcpOffset, vec![mangled(&v4(), 46, &[0x40]), mangled(&v4(), 46, &[0xf0])]),
+        case(R::BadUdpLength, vec![mangled(&udp(), 38, &[0, 7]), mangled(&udp(), 38, &[0, 13])]),
+        case(R::BadTcpFlags, vec![mangled(&v4(), 47, &[0]), mangled(&v4(), 47, &[0x03]), mangled(&v4(), 47, &[0x06])]),
+        case(R::PortZero, vec![mangled(&v4(), 34, &[0, 0]), mangled(&udp(), 36, &[0, 0])]),
+    ]
+}
+
+/// An IPv6 packet to the VIP with this behind the IP header.
+fn extended(next: u8, rest: &[u8]) -> Vec<u8> {
+    let mut frame = Icmp {
+        src: "2001:db8:2::7".parse().unwrap(),
+        dst: VIP6.parse().unwrap(),
+        protocol: next,
+        message: rest.to_vec(),
+        ttl: 64,
+    }
+    .bytes();
+    frame[20] = next;
+    frame
+}
+
+fn sources() -> Vec<Case> {
+    let from = |source: &str| Pkt::syn(source, TO_WEB).bytes();
+    let from6 = |source: &str| Pkt::syn(source, TO_WEB6).bytes();
+    vec![
+        case(
+            R::Martian,
+            vec![
+                from("0.1.2.3:1"),
+                from("127.0.0.1:1"),
+                from("239.1.2.3:1"),
+                from("255.255.255.255:1"),
+                from("240.0.0.1:1"),
+                from6("[::]:1"),
+                from6("[::1]:1"),
+                from6("[::ffff:10.0.0.1]:1"),
+                from6("[ff02::1]:1"),
+            ],
+        ),
+        case(
+            R::SpoofedSource,
+            vec![from("203.0.113.10:9"), from("10.0.0.1:9"), from6("[2001:db8:1::10]:9"), from6("[fd00::1]:9")],
+        ),
+        planned(
+            R::SourceDenied,
+            |plan| {
+                plan.service(WEB).source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+                plan.service(WEB6).source_ranges = vec!["2001:db8:9::/48".parse().unwrap()];
+            },
+            vec![from(CLIENT), from6(CLIENT6)],
+        ),
+    ]
+}
+
+fn services() -> Vec<Case> {
+    let syn = || Pkt::syn(CLIENT, TO_WEB).bytes();
+    let fragment = mangled(&Pkt::udp(CLIENT, TO_DNS), 20, &[0x20, 0]);
+    let later = mangled(&Pkt::udp(CLIENT, TO_DNS), 20, &[0, 9]);
+    let sctp = |dst: &str| Icmp { protocol: 132, ..Icmp::echo("198.51.100.7", dst, b"") }.bytes();
+    vec![
+        case(R::Fragment, vec![fragment, later, extended(44, &[17, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0])]),
+        case(R::UnsupportedProtocol, vec![sctp(VIP), sctp(SNAT), extended(50, &[0; 8])]),
+        case(R::NoService, vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()]),
+        planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Down), vec![syn()]),
+        planned(R::NoBackend, |plan| plan.service(WEB).backends.clear(), vec![syn()]),
+        planned(R::NoBackend, |plan| plan.service(WEB).backends[0].weight = 0, vec![syn()]),
+        case(
+            R::OutOfState,
+            [TCP_ACK, TCP_FIN | TCP_ACK, TCP_RST, TCP_SYN | TCP_ACK]
+                .map(|flags| Pkt::tcp(CLIENT, TO_WEB, flags).bytes())
+                .to_vec(),
+        ),
+        case(R::NoFlow, vec![Pkt::tcp("10.0.0.11:31443", "10.0.0.1:2000", TCP_ACK).bytes()]),
+        planned(R::NoNeighbor, |plan| plan.unknown = vec!["10.0.0.11".parse().unwrap()], vec![syn()]),
+        planned(R::TooBig, |plan| plan.mtu = 1000, vec![Pkt::udp(CLIENT, TO_DNS).payload(&[0; 1001 - 28]).bytes()]),
+        planned(R::NoSnatAddress, |plan| plan.snat.clear(), vec![syn()]),
+        case(R::IcmpUnmatched, vec![Icmp::message("198.51.100.7".parse().unwrap(), VIP.parse().unwrap(), &[3; 8]).bytes()]),
+        case(R::NeighborIgnored, vec![[&[0xff; 12][..], &[8, 6], &[0; 46]].concat()]),
+    ]
+}
+
+/// Reasons that only show in a box with a past.
+fn pasts() -> Vec<Case> {
+    let syn = |port: u16| Pkt::syn(&format!("198.51.100.7:{port}"), TO_WEB).bytes();
+    let mut revoked = rig();
+    let conn = Conn::open(&mut revoked, CLIENT, TO_WEB);
+    let other = Conn::open(&mut revoked, "198.51.100.7:5556", TO_WEB);
+    revoked.change(|plan| plan.remove(WEB));
+    let revoked = Case {
+        reason: R::FlowRevoked,
+        rig: revoked,
+        packets: vec![conn.request(TCP_ACK).bytes(), other.reply(TCP_ACK).bytes()],
+    };
+
+    let mut exhausted = plan();
+    exhausted.snat.clear();
+    exhausted.snat(SNAT, [2000, 2003]);
+    let mut exhausted = Rig::new(exhausted);
+    for port in 1..=4 {
+        exhausted.front(&syn(port)).to_node();
+    }
+    let exhausted = Case { reason: R::SnatExhausted, rig: exhausted, packets: vec![syn(5)] };
+
+    let small = Capacity { established: 4, embryonic: 4 };
+    let mut full = Rig::with(plan(), &crate::pipeline::PipelineConfig { flows_v4: small, ..config(0, 1) });
+    for port in 1..=4 {
+        Conn::open(&mut full, &format!("198.51.100.7:{port}"), TO_WEB);
+    }
+    let fifth = full.front(&syn(5)).to_node();
+    full.back(&Pkt::answer(&fifth, TCP_SYN | TCP_ACK).bytes()).to_client();
+    let full =
+        Case { reason: R::FlowTableFull, rig: full, packets: vec![Pkt::tcp("198.51.100.7:5", TO_WEB, TCP_ACK).bytes()] };
+
+    let mut taken = plan();
+    taken.service(WEB).mode = Mode::Dnat;
+    taken.serve("203.0.113.11:443/tcp", &["10.0.0.11:31443"]).mode = Mode::Dnat;
+    let mut taken = Rig::new(taken);
+    taken.front(&syn(1)).to_node();
+    let taken =
+        Case { reason: R::TupleTaken, rig: taken, packets: vec![Pkt::syn("198.51.100.7:1", "203.0.113.11:443").bytes()] };
+    vec![revoked, exhausted, full, taken]
+}
+
+#[test]
+fn every_reason_is_reached_and_named() {
+    let mut reached: HashSet<R> = HashSet::new();
+    for mut case in headers().into_iter().chain(sources()).chain(services()).chain(pasts()) {
+        for (n, packet) in case.packets.iter().enumerate() {
+            let before = case.rig.drops(case.reason);
+            let out = case.rig.send(FRONT, packet);
+            assert_eq!(
+                out.verdict,
+                crate::verdict::Verdict::Drop(case.reason),
+                "packet {n} of the {} case: {packet:02x?}",
+                case.reason.name()
+            );
+            assert_eq!(case.rig.drops(case.reason), before + 1);
+        }
+        case.rig.check();
+        reached.insert(case.reason);
+    }
+    // These two come with a packet sent, or instead of one: `icmp` tests them.
+    let mut rig = rig();
+    let spent = Pkt::syn(CLIENT, TO_WEB).with(|pkt| pkt.ttl = 1).bytes();
+    for _ in 0..11 {
+        rig.front(&spent);
+    }
+    reached.extend([R::TtlExceeded, R::RateLimited].iter().filter(|reason| rig.drops(**reason) > 0));
+    let missing: Vec<&str> =
+        R::ALL.iter().filter(|r| !reached.contains(r) && !NOT_THE_PIPELINES.contains(r)).map(|r| r.name()).collect();
+    assert!(missing.is_empty(), "no packet ends in {missing:?}");
+}

@@ -1,0 +1,276 @@
+//! Flows over time: expiry, ports that rest, floods, owners.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::flow::Capacity;
+use crate::pipeline::PipelineConfig;
+use crate::pipeline::testkit::{FRONT, config};
+use crate::verdict::{DropReason, Verdict, WorkerId};
+use crate::wire::{TCP_RST, TCP_SYN};
+
+fn flows(rig: &Rig) -> u32 {
+    let (v4, v6) = (rig.pipeline.flows_v4().counts(), rig.pipeline.flows_v6().counts());
+    v4.established + v4.embryonic + v6.established + v6.embryonic
+}
+
+#[test]
+fn each_state_has_its_time() {
+    type Story = fn(&mut Rig);
+    let open: Story = |rig| {
+        Conn::open(rig, CLIENT, TO_WEB);
+    };
+    let cases: [(&str, u64, Story); 8] = [
+        ("SYN", 15, |rig| {
+            rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+        }),
+        ("SYN answered", 15, |rig| {
+            let there = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+            rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
+        }),
+        ("established", 7440, open),
+        ("half closed", 240, |rig| {
+            Conn::open(rig, CLIENT6, TO_WEB6).to_node(rig, TCP_FIN | TCP_ACK);
+        }),
+        ("closed", 60, |rig| Conn::open(rig, CLIENT6, TO_WEB6).close(rig)),
+        ("reset", 10, |rig| {
+            Conn::open(rig, CLIENT, TO_WEB).to_node(rig, TCP_RST);
+        }),
+        ("UDP request", 15, |rig| {
+            let there = rig.front(&Pkt::udp(CLIENT, TO_DNS).bytes()).to_node();
+            rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        }),
+        ("UDP stream", 300, |rig| {
+            let there = rig.front(&Pkt::udp(CLIENT6, TO_DNS6).bytes()).to_node();
+            rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+            rig.front(&Pkt::udp(CLIENT6, TO_DNS6).bytes()).to_node();
+        }),
+    ];
+    for (what, seconds, story) in cases {
+        let mut rig = rig();
+        story(&mut rig);
+        assert_eq!(flows(&rig), 1, "{what}");
+        // A whole sweep takes 2.5 s of the rig's time.
+        rig.wait(seconds - 4);
+        rig.sweep();
+        assert_eq!(flows(&rig), 1, "{what}: forgotten before its {seconds} s");
+        rig.wait(4);
+        rig.sweep();
+        assert_eq!(flows(&rig), 0, "{what}: still there after {seconds} s");
+        rig.check();
+    }
+}
+
+#[test]
+fn a_packet_begins_the_time_anew() {
+    let mut rig = rig();
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    for _ in 0..4 {
+        rig.wait(7000);
+        rig.sweep();
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+}
+
+/// One SNAT port only.
+fn one_port() -> Rig {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2000]);
+    plan.serve("203.0.113.12:443/tcp", &["10.0.0.12:31443"]);
+    Rig::new(plan)
+}
+
+const OTHER: &str = "198.51.100.8:6666";
+
+#[test]
+fn ports_rest_after_both_ends_have_closed() {
+    let mut rig = one_port();
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    let syn = |seq: u32, stamp| Pkt::syn(OTHER, TO_WEB).with(|pkt| (pkt.seq, pkt.timestamp) = (seq, stamp)).bytes();
+    rig.front(&syn(9000, None)).dropped(DropReason::SnatExhausted);
+    // Towards another backend the same port is another tuple.
+    let elsewhere = rig.front(&Pkt::syn(OTHER, "203.0.113.12:443").bytes()).to_node();
+    assert_eq!(elsewhere.src.port(), 2000);
+    conn.close(&mut rig);
+    // The node's TIME_WAIT would not take these (RFC 6191): not later than the client's last 1002.
+    for seq in [1002, 1001, 0, 1002_u32.wrapping_add(1 << 31)] {
+        rig.front(&syn(seq, None)).dropped(DropReason::SnatExhausted);
+    }
+    rig.wait(58);
+    rig.sweep();
+    rig.wait(4);
+    rig.sweep();
+    assert_eq!(rig.front(&syn(5, None)).to_node().src.port(), 2000, "rested long enough");
+    rig.check();
+}
+
+#[test]
+fn a_resting_port_serves_a_syn_its_node_will_take() {
+    for (closing, syn_seq, syn_stamp, taken) in [
+        (None, 1003, None, true),
+        (None, 1003, Some(1), true),
+        (Some(500), 7, Some(501), true),
+        (Some(500), 7, Some(500), false),
+        (Some(500), 9000, Some(499), false),
+        (Some(500), 9000, None, true),
+    ] {
+        let mut rig = one_port();
+        let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+        rig.front(&conn.request(TCP_FIN | TCP_ACK).with(|pkt| pkt.timestamp = closing).bytes()).to_node();
+        conn.to_client(&mut rig, TCP_FIN | TCP_ACK);
+        let last = conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.timestamp) = (1002, closing));
+        rig.front(&last.bytes()).to_node();
+        let syn = Pkt::syn(OTHER, TO_WEB).with(|pkt| (pkt.seq, pkt.timestamp) = (syn_seq, syn_stamp));
+        let out = rig.front(&syn.bytes());
+        if taken {
+            assert_eq!(out.to_node().src.port(), 2000);
+            rig.front(&last.bytes()).dropped(DropReason::OutOfState);
+        } else {
+            out.dropped(DropReason::SnatExhausted);
+        }
+        rig.check();
+    }
+}
+
+#[test]
+fn the_clients_own_port_opens_anew_on_the_same_tuple() {
+    let mut rig = rig();
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    conn.close(&mut rig);
+    let again = Conn::open(&mut rig, CLIENT, TO_WEB);
+    assert_eq!(again.at_node.src, conn.at_node.src);
+    assert_eq!(flows(&rig), 1);
+    // Not towards a backend that takes no new flows.
+    again.close(&mut rig);
+    rig.change(|plan| {
+        let mut other = Plan::backend("10.0.0.12:31443");
+        std::mem::swap(&mut other, &mut plan.service(WEB).backends[0]);
+        crate::pipeline::testkit::draining(&mut other);
+        plan.service(WEB).backends.push(other);
+    });
+    let moved = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    assert_eq!(moved.dst.to_string(), "10.0.0.12:31443");
+    rig.check();
+}
+
+#[test]
+fn a_service_with_short_timeouts_takes_no_ports_of_living_flows() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2000]);
+    let quick = plan.serve("203.0.113.12:443/tcp", &["10.0.0.11:31443"]);
+    quick.timeouts =
+        Some(penstock_configs::desired::ServiceTimeouts { tcp_established: Some(60), ..Default::default() });
+    let mut rig = Rig::new(plan);
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    rig.wait(600);
+    rig.front(&Pkt::syn(OTHER, "203.0.113.12:443").bytes()).dropped(DropReason::SnatExhausted);
+    conn.to_client(&mut rig, TCP_ACK);
+}
+
+#[test]
+fn a_million_syns_evict_no_established_flow() {
+    let flows = Capacity { established: 1000, embryonic: 512 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let conns: Vec<Conn> = (0..1000)
+        .map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:{}", n / 200, n % 200 + 1, 2000 + n), TO_WEB))
+        .collect();
+    let template = Pkt::syn("100.64.0.1:1", TO_WEB).bytes();
+    for round in 0..1_000_000_u32 / 64 {
+        let burst: Vec<Vec<u8>> = (0..64_u32)
+            .map(|n| {
+                let mut packet = template.clone();
+                packet[26..30].copy_from_slice(&(0x6440_0000 + (round * 64 + n) / 60_000).to_be_bytes());
+                packet[34..36].copy_from_slice(&(((round * 64 + n) % 60_000 + 1) as u16).to_be_bytes());
+                packet
+            })
+            .collect();
+        let slices: Vec<&[u8]> = burst.iter().map(Vec::as_slice).collect();
+        let outs = rig.burst(FRONT, &slices, false);
+        assert!(outs.iter().all(|out| matches!(out.verdict, Verdict::Tx(_))), "round {round}");
+        // Some are followed by a RST, which must not make them matter.
+        let mut reset = burst[0].clone();
+        reset[47] = TCP_RST;
+        rig.front(&reset);
+        rig.now.ns += 30_000;
+        rig.pipeline.upkeep(rig.now);
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic), (1000, 512));
+    assert!(counts.evicted > 990_000, "{}", counts.evicted);
+    for conn in &conns {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.check();
+}
+
+#[test]
+fn young_embryos_stay_while_there_is_room() {
+    let flows = Capacity { established: 1000, embryonic: 16 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let waiting = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    for n in 0..200 {
+        Conn::open(&mut rig, &format!("198.51.100.9:{}", 3000 + n), TO_WEB);
+    }
+    assert_eq!(rig.pipeline.flows_v4().counts().evicted, 0);
+    rig.back(&Pkt::answer(&waiting, TCP_SYN | TCP_ACK).bytes()).to_client();
+}
+
+#[test]
+fn exhaustion_is_per_backend_and_ends_when_flows_do() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2099]);
+    plan.snat("10.0.0.2", [3000, 3019]);
+    let mut rig = Rig::new(plan);
+    let mut used = HashSet::new();
+    for n in 0..120 {
+        let there = rig.front(&Pkt::udp(&format!("198.51.100.7:{}", 100 + n), TO_DNS).bytes()).to_node();
+        assert!(used.insert(there.src), "{} issued twice", there.src);
+    }
+    rig.front(&Pkt::udp("198.51.100.7:99", TO_DNS).bytes()).dropped(DropReason::SnatExhausted);
+    // The TCP service's ports are others.
+    rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    rig.wait(16);
+    // Timed out, though not swept yet: good enough for whoever needs a port.
+    let mut again = HashSet::new();
+    for n in 0..120 {
+        let there = rig.front(&Pkt::udp(&format!("198.51.100.8:{}", 100 + n), TO_DNS).bytes()).to_node();
+        assert!(again.insert(there.src));
+    }
+    rig.check();
+}
+
+#[test]
+fn each_worker_issues_ports_of_its_own_and_hands_over_what_it_does_not_own() {
+    let mut rigs: Vec<Rig> = (0..4).map(|worker| Rig::with(plan(), &config(worker, 4))).collect();
+    let mut owned = [0_u32; 4];
+    for n in 0..400 {
+        let syn = Pkt::syn(&format!("198.51.100.{}:{}", n % 200 + 1, 5000 + n), TO_WEB).bytes();
+        let arrived = n % 4;
+        let out = rigs[arrived].front(&syn);
+        let (owner, there) = match out.verdict {
+            Verdict::Handoff(WorkerId(owner)) => {
+                assert_eq!(out.bytes, syn, "handed over as it came");
+                (usize::from(owner), rigs[usize::from(owner)].handed(FRONT, &syn).to_node())
+            }
+            _ => (arrived, out.to_node()),
+        };
+        owned[owner] += 1;
+        assert_eq!(usize::from(there.src.port()) % 4, owner, "a port of another worker's");
+        // Whatever queue the reply comes in by, it finds home.
+        let reply = Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes();
+        let elsewhere = (owner + 1 + n % 3) % 4;
+        let out = rigs[elsewhere].back(&reply);
+        assert_eq!(out.verdict, Verdict::Handoff(WorkerId(owner as u16)));
+        rigs[owner].handed(crate::pipeline::testkit::BACK, &reply).to_client();
+    }
+    assert!(owned.iter().all(|count| (60..140).contains(count)), "{owned:?}");
+    // To no service: not worth handing over.
+    for n in 0..16 {
+        let syn = Pkt::syn(&format!("198.51.100.7:{}", 5000 + n), "203.0.113.10:80").bytes();
+        rigs[0].front(&syn).dropped(DropReason::NoService);
+    }
+}
