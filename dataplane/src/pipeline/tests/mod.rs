@@ -2,6 +2,7 @@
 
 mod change;
 mod drops;
+mod express;
 mod flows;
 mod icmp;
 mod malformed;
