@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::verdict::{PortId, WorkerId};
 
 /// Parcels in flight per pair of workers.
-const PARCELS: usize = 256;
+const PARCELS: usize = 1024;
 
 /// A copied packet.
 pub struct Parcel {

@@ -45,6 +45,11 @@ fn client(n: u32) -> String {
     format!("198.51.{}.{}:{}", n / 200 % 250, n % 200 + 1, 1024 + n % 60_000)
 }
 
+/// A client's packet. Clients are behind a few routers: a box knows some thousands of last hops, not more.
+fn from_client(n: u32, flags: u8) -> Vec<u8> {
+    Pkt::tcp(&client(n), VIP, flags).with(|pkt| pkt.smac = [2, 0xcc, 0, 0, 0, n as u8 % 16]).bytes()
+}
+
 /// The connections the log says are open: client number and the tuple at the node.
 fn open_flows(dir: &Path) -> (BTreeMap<u32, String>, u32) {
     let mut flows = BTreeMap::new();
@@ -72,11 +77,11 @@ fn report(log: &mut File, line: &str) {
 
 /// One connection: handshake, data, its report.
 fn connect(rig: &mut Rig, log: &mut File, n: u32) -> Option<String> {
-    let out = rig.front(&Pkt::syn(&client(n), VIP).bytes());
+    let out = rig.front(&from_client(n, TCP_SYN));
     let Verdict::Tx(_) = out.verdict else { return None };
     let there = valid(&out.bytes);
     rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes());
-    rig.front(&Pkt::tcp(&client(n), VIP, TCP_ACK).bytes()).to_node();
+    rig.front(&from_client(n, TCP_ACK)).to_node();
     let tuple = format!("{} {}", there.src, there.dst);
     report(log, &format!("open {n} {tuple}\n"));
     Some(tuple)
@@ -85,7 +90,7 @@ fn connect(rig: &mut Rig, log: &mut File, n: u32) -> Option<String> {
 fn disconnect(rig: &mut Rig, log: &mut File, n: u32, tuple: &str) {
     report(log, &format!("close {n}\n"));
     let (src, dst) = tuple.split_once(' ').expect("two addresses");
-    rig.front(&Pkt::tcp(&client(n), VIP, TCP_FIN | TCP_ACK).bytes());
+    rig.front(&from_client(n, TCP_FIN | TCP_ACK));
     rig.back(&Pkt::tcp(dst, src, TCP_FIN | TCP_ACK).bytes());
 }
 
@@ -105,7 +110,7 @@ fn child() {
         n += 1;
         rig.now = Now::read();
         // A SYN that leads to nothing between two that do.
-        rig.front(&Pkt::syn(&client(n + 30_000), VIP).bytes());
+        rig.front(&from_client(n + 30_000, TCP_SYN));
         if let Some(tuple) = connect(&mut rig, &mut log, n) {
             flows.insert(n, tuple);
         }
@@ -144,7 +149,7 @@ fn examine(dir: &Path, round: u32) -> usize {
     let mut rig = open(dir);
     rig.pipeline.check_invariants().unwrap_or_else(|problem| panic!("round {round}: {problem}"));
     for (n, tuple) in &flows {
-        let seen = rig.front(&Pkt::tcp(&client(*n), VIP, TCP_ACK).bytes());
+        let seen = rig.front(&from_client(*n, TCP_ACK));
         assert!(matches!(seen.verdict, Verdict::Tx(_)), "round {round}: connection {n} is lost: {:?}", seen.verdict);
         let seen = valid(&seen.bytes);
         assert_eq!(&format!("{} {}", seen.src, seen.dst), tuple, "round {round}: connection {n} has another tuple");

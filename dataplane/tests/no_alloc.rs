@@ -46,7 +46,9 @@ const VIPS: [&str; 2] = ["203.0.113.10:443", "[2001:db8:1::10]:443"];
 
 fn plan() -> Plan {
     let mut plan = Plan { maglev_max: 251, ..Plan::default() };
-    for (vip, nodes) in VIPS.iter().zip([["10.0.0.11:31443", "10.0.0.12:31443"], ["[fd00::11]:31443", "[fd00::12]:31443"]]) {
+    for (vip, nodes) in
+        VIPS.iter().zip([["10.0.0.11:31443", "10.0.0.12:31443"], ["[fd00::11]:31443", "[fd00::12]:31443"]])
+    {
         plan.serve(&format!("{vip}/tcp"), &nodes);
         plan.serve(&format!("{vip}/udp"), &nodes);
     }
@@ -100,7 +102,11 @@ impl Watched {
 }
 
 fn client(n: usize, v6: bool) -> String {
-    if v6 { format!("[2001:db8:2::{n:x}]:{}", 1024 + n) } else { format!("198.51.{}.{}:{}", n / 200, n % 200 + 1, 1024 + n) }
+    if v6 {
+        format!("[2001:db8:2::{n:x}]:{}", 1024 + n)
+    } else {
+        format!("198.51.{}.{}:{}", n / 200, n % 200 + 1, 1024 + n)
+    }
 }
 
 #[test]
@@ -126,7 +132,10 @@ fn nothing_is_allocated_on_the_packet_path() {
         watched.farm.plan.services[1].backends[1].weight = change % 2;
         watched.farm.publish();
         for m in 0..200 {
-            watched.inject(m, &Pkt::tcp(&client(m, m % 2 == 1), VIPS[m % 2], if m % 3 == 0 { TCP_SYN } else { TCP_ACK }).bytes());
+            watched.inject(
+                m,
+                &Pkt::tcp(&client(m, m % 2 == 1), VIPS[m % 2], if m % 3 == 0 { TCP_SYN } else { TCP_ACK }).bytes(),
+            );
         }
     }
     // What the box drops, answers or gives back.
@@ -158,6 +167,11 @@ fn nothing_is_allocated_on_the_packet_path() {
     assert!(sum(|stats| stats.drops[DropReason::OutOfState as usize].get()) > 0);
     assert!(farm.stats.iter().all(|stats| stats.view.get() == 9), "snapshots were part of it");
     assert_eq!(sum(|stats| stats.flows_established.get() + stats.flows_embryonic.get()), 0, "expiry was part of it");
-    println!("{} turns, {} packets, {} calls of the allocator", watched.turns, sum(|stats| stats.rx.get()), watched.calls);
+    println!(
+        "{} turns, {} packets, {} calls of the allocator",
+        watched.turns,
+        sum(|stats| stats.rx.get()),
+        watched.calls
+    );
     assert_eq!(watched.calls, 0, "calls of the allocator in {} turns", watched.turns);
 }

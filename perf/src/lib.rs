@@ -1,6 +1,7 @@
 //! The lab: networks of namespaces with clients, the box and nodes; traffic through them; what `make
 //! demo` shows; and the same pipeline over memory ports where none of that is to be had.
 
+pub mod apiserver;
 pub mod cli;
 pub mod clients;
 pub mod config;

@@ -1,1 +1,202 @@
-fn main() {}
+//! `penstock-control`: Kubernetes and health checks for the box. See the crate's documentation for the journey.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use penstock_control::client::Dataplane;
+use penstock_control::config::{ControlConfig, KubernetesConfig};
+use penstock_control::metrics::Metrics;
+use penstock_control::probe::{self, HealthSeam};
+use penstock_control::sync::{self, Query, Seams};
+use penstock_control::{cluster, crd, file_services, health, overlay, serve};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Kubernetes Services and health checks for a Penstock box")]
+struct Arguments {
+    /// The configuration; a missing file at the default place means: no Kubernetes, defaults for the rest
+    #[arg(long, default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says whether the configuration is good, with every fault
+    Check,
+    /// Prints the definitions of our objects, for `kubectl apply -f -`
+    Crds,
+}
+
+const OWN_NODE: &str = "PENSTOCK_OWN_NODE";
+const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
+/// How often credentials are looked at.
+const CREDENTIALS: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            error!("{fault:#}");
+            // As `penstock check`: 2 says that the file is at fault.
+            if fault.is::<penstock_control::config::ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> anyhow::Result<()> {
+    if matches!(arguments.command, Some(Command::Crds)) {
+        print!("{}", crd::manifest()?);
+        return Ok(());
+    }
+    let config = load(&arguments.config)?;
+    if matches!(arguments.command, Some(Command::Check)) {
+        println!("{}: good", arguments.config.display());
+        return Ok(());
+    }
+    // One thread: control waits nearly always, and the box's cores belong to the dataplane.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(serve(Arc::new(config)))
+}
+
+fn load(path: &Path) -> anyhow::Result<ControlConfig> {
+    let mut config = if path == Path::new(DEFAULT_CONFIG) && !path.exists() {
+        ControlConfig::parse(path, "version = 1")?
+    } else {
+        ControlConfig::load(path)?
+    };
+    if config.box_name.is_empty() {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        config.box_name = if name.trim().is_empty() { "penstock".into() } else { name.trim().to_lowercase() };
+    }
+    if let Some(kubernetes) = &mut config.kubernetes
+        && kubernetes.own_node.is_none()
+    {
+        // How a pod of a DaemonSet learns its node.
+        kubernetes.own_node = std::env::var(OWN_NODE).ok().filter(|name| !name.is_empty());
+    }
+    Ok(config)
+}
+
+async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
+    let (shutdown_tx, shutdown) = watch::channel(false);
+    let dataplane = Dataplane::new(&config.dataplane);
+    let metrics = Arc::new(Metrics::new());
+    let (cluster_targets, from_cluster) = watch::channel(Arc::default());
+    let (health, checker) = probe::seam();
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+
+    let gather =
+        file_services::gather(dataplane.clone(), config.health.clone(), from_cluster, health.targets, shutdown.clone());
+    tasks.spawn(async move {
+        gather.await;
+        Ok(())
+    });
+    let push = overlay::push(Arc::new(dataplane.clone()), health.view.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        push.await;
+        Ok(())
+    });
+    let check = health::run(checker, config.health.clone(), shutdown.clone());
+    tasks.spawn(async move {
+        check.await;
+        Ok(())
+    });
+
+    let queries = config.kubernetes.is_some().then(|| mpsc::channel::<Query>(16));
+    let (asks, answers) = queries.map_or((None, None), |(asks, answers)| (Some(asks), Some(answers)));
+    let api = serve::Api { metrics: metrics.clone(), queries: asks };
+    let (socket, ending) = (config.socket.clone(), shutdown.clone());
+    let router = serve::router(api.clone());
+    tasks.spawn(async move { Ok(serve::on_socket(&socket, router, ending).await?) });
+    if let Some(address) = config.metrics {
+        let ending = shutdown.clone();
+        tasks.spawn(async move { Ok(serve::on_tcp(address, serve::metrics_router(api), ending).await?) });
+    }
+    if let (Some(kubernetes), Some(answers)) = (config.kubernetes.clone(), answers) {
+        let (config, view, ending) = (config.clone(), health.view, shutdown.clone());
+        let dataplane = Arc::new(dataplane);
+        let context = Cluster { config, kubernetes, dataplane, targets: cluster_targets, view, metrics };
+        tasks.spawn(async move {
+            follow_cluster(context, answers, ending).await;
+            Ok(())
+        });
+    } else {
+        info!("no [kubernetes] table: health checks only");
+    }
+
+    let outcome = tokio::select! {
+        () = asked_to_end() => Ok(()),
+        Some(ended) = tasks.join_next() => ended.context("a task died").and_then(|result| result),
+    };
+    shutdown_tx.send_replace(true);
+    // The Lease is given up in this time; a dataplane needs no farewell, it keeps what it has.
+    let _ = tokio::time::timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} }).await;
+    outcome
+}
+
+struct Cluster {
+    config: Arc<ControlConfig>,
+    kubernetes: KubernetesConfig,
+    dataplane: Arc<Dataplane>,
+    targets: watch::Sender<Arc<Vec<probe::ProbeTarget>>>,
+    view: watch::Receiver<Arc<probe::HealthView>>,
+    metrics: Arc<Metrics>,
+}
+
+/// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
+async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
+    while !*shutdown.borrow() {
+        let fingerprint = cluster::fingerprint(&context.kubernetes);
+        let client = match cluster::client(&context.kubernetes).await {
+            Ok(client) => client,
+            Err(problem) => {
+                warn!("{problem}; trying again in {} s", CREDENTIALS.as_secs());
+                tokio::select! {
+                    () = tokio::time::sleep(CREDENTIALS) => continue,
+                    _ = shutdown.changed() => return,
+                }
+            }
+        };
+        let (ask, asked) = mpsc::channel(16);
+        let (end, ending) = watch::channel(false);
+        let health = HealthSeam { targets: context.targets.clone(), view: context.view.clone() };
+        let seams = Seams { health, queries: asked, metrics: context.metrics.clone() };
+        let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
+        let mut look = tokio::time::interval(CREDENTIALS);
+        loop {
+            tokio::select! {
+                _ = &mut run => break,
+                Some(query) = queries.recv() => { let _ = ask.send(query).await; }
+                _ = look.tick() => if cluster::fingerprint(&context.kubernetes) != fingerprint {
+                    info!("the credentials have changed: connecting anew");
+                    end.send_replace(true);
+                },
+                _ = shutdown.changed() => { end.send_replace(true); }
+            }
+        }
+    }
+}
+
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("ending; the dataplane goes on with its last snapshot");
+}

@@ -113,12 +113,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Serves the API and follows the file until a signal says stop.
-async fn serve(
-    args: &Args,
-    config: &ConfigFile,
-    admin: &AdminHandle,
-    dataplane: &Dataplane,
-) -> anyhow::Result<()> {
+async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
     let socket = config.the_box.run_dir.join("dataplane.sock");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async move {
@@ -223,7 +218,8 @@ fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
     if old.workers != new.workers {
         changed.push("workers");
     }
-    let maglev = |limits: &penstock_configs::file::Limits| penstock_configs::file::Limits { maglev_size: 0, ..limits.clone() };
+    let maglev =
+        |limits: &penstock_configs::file::Limits| penstock_configs::file::Limits { maglev_size: 0, ..limits.clone() };
     if maglev(&old.limits) != maglev(&new.limits) {
         changed.push("limits");
     }

@@ -156,9 +156,10 @@ impl Shared {
             max_services: self.limits.services as usize,
             max_nodes: self.limits.nodes as usize,
         };
-        let tables = published.compiler.compile(&inputs).map_err(|error| {
-            vec![Fault::new("", error.to_string(), "the last good snapshot goes on being served")]
-        })?;
+        let tables = published
+            .compiler
+            .compile(&inputs)
+            .map_err(|error| vec![Fault::new("", error.to_string(), "the last good snapshot goes on being served")])?;
         published.names = names(owners);
         published.live = live.clone();
         published.owners = owners.clone();

@@ -34,7 +34,14 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn new(steer: Steer, mirror: Mirror, routes: OwnRoutes, tap: Option<TapDevice>, placement: Arc<Placement>, quick: bool) -> Self {
+    pub fn new(
+        steer: Steer,
+        mirror: Mirror,
+        routes: OwnRoutes,
+        tap: Option<TapDevice>,
+        placement: Arc<Placement>,
+        quick: bool,
+    ) -> Self {
         let settings = if quick { Settings::quick() } else { Settings::default() };
         let links = mirror.hops().links.clone();
         let seed = crate::clock::Now::read().ns;
@@ -59,9 +66,8 @@ impl Network {
         self.mirror.want(&tables.nodes);
         self.wanted = announced(tables);
         let ports = 0..self.ports;
-        let claims: Vec<(PortId, IpAddr)> = ports
-            .flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address)))
-            .collect();
+        let claims: Vec<(PortId, IpAddr)> =
+            ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
         self.announcements.set(&claims);
         self.update_claims();
         if let Err(error) = self.routes.set_unreachable(&live.vip_ranges) {
@@ -78,9 +84,8 @@ impl Network {
     /// Takes over the addresses an earlier process answered for, without probing again.
     pub fn resume(&mut self) {
         let ports = 0..self.ports;
-        let held: Vec<(PortId, IpAddr)> = ports
-            .flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address)))
-            .collect();
+        let held: Vec<(PortId, IpAddr)> =
+            ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
         self.announcements.resume(&held);
         self.update_claims();
     }

@@ -64,7 +64,12 @@ impl Dataplane {
             .ports
             .iter()
             .zip(&queues)
-            .map(|(port, queues)| Interface { name: port.interface.clone(), ifindex: 0, queues: *queues, mode: port.xdp })
+            .map(|(port, queues)| Interface {
+                name: port.interface.clone(),
+                ifindex: 0,
+                queues: *queues,
+                mode: port.xdp,
+            })
             .collect();
         let steer = Steer::open(run_dir, &interfaces)?;
         let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
@@ -364,7 +369,10 @@ fn lock(run_dir: &Path) -> Result<std::fs::File, StartError> {
     let path = run_dir.join("lock");
     let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(|| {
-        format!("{}: another penstock-dataplane runs with this run_dir; stop it, or give this one its own", path.display())
+        format!(
+            "{}: another penstock-dataplane runs with this run_dir; stop it, or give this one its own",
+            path.display()
+        )
     })?;
     Ok(file)
 }

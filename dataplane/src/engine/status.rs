@@ -70,7 +70,12 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
     let (tables, names, health, hops) = {
         let published = shared.published();
         let network = shared.network();
-        (std::sync::Arc::clone(&published.tables), published.names.clone(), published.health.clone(), network.mirror.hops())
+        (
+            std::sync::Arc::clone(&published.tables),
+            published.names.clone(),
+            published.health.clone(),
+            network.mirror.hops(),
+        )
     };
     let rates = shared.rates();
     let reason = |address: IpAddr, port: u16| {

@@ -34,7 +34,7 @@ impl EmbryoQueue {
     }
 
     #[must_use]
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.len
     }
 
@@ -100,7 +100,7 @@ mod tests {
                     plain.retain(|other| *other != record);
                 }
                 prop_assert_eq!(queue.oldest(), plain.front().copied());
-                prop_assert_eq!(queue.len() as usize, plain.len());
+                prop_assert_eq!(queue.count() as usize, plain.len());
                 prop_assert_eq!(queue.is_full(), plain.len() >= 8);
             }
             while let Some(record) = queue.oldest() {

@@ -109,7 +109,7 @@ impl Index {
     }
 
     /// Entries in use.
-    pub fn len(&self) -> usize {
+    pub fn used(&self) -> usize {
         self.used
     }
 
@@ -120,7 +120,7 @@ impl Index {
 
     #[inline]
     fn first(&self, hash: u64) -> usize {
-        ((hash >> 32) * self.buckets.len() as u64 >> 32) as usize
+        (((hash >> 32) * self.buckets.len() as u64) >> 32) as usize
     }
 
     #[inline]
@@ -128,7 +128,7 @@ impl Index {
         // Other bits of the hash than the first bucket's, stirred so that keys which share the
         // first bucket do not share the second.
         let stirred = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let bucket = (stirred * self.buckets.len() as u64 >> 32) as usize;
+        let bucket = ((stirred * self.buckets.len() as u64) >> 32) as usize;
         if bucket == self.first(hash) { (bucket + 1) % self.buckets.len() } else { bucket }
     }
 
@@ -230,7 +230,7 @@ mod tests {
     }
 
     fn entry(record: u32) -> Entry {
-        Entry { record, direction: if record % 2 == 0 { Direction::Forward } else { Direction::Reverse } }
+        Entry { record, direction: if record.is_multiple_of(2) { Direction::Forward } else { Direction::Reverse } }
     }
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
         for n in 0..2 * flows as u32 {
             assert!(index.insert(hash(n), entry(n), |e| hash(e.record)), "no room for entry {n}");
         }
-        assert_eq!(index.len(), 2 * flows);
+        assert_eq!(index.used(), 2 * flows);
         for n in 0..2 * flows as u32 {
             assert_eq!(index.find(hash(n), |e| e.record == n), Some(entry(n)));
         }

@@ -415,11 +415,11 @@ impl<F: Family> FlowTable<F> {
         if counts.embryonic != self.counts.embryonic || counts.established != self.counts.established {
             return Err(format!("counted {counts:?}, kept {:?}", self.counts));
         }
-        if self.embryos.len() != counts.embryonic {
-            return Err(format!("{} embryos, {} in their queue", counts.embryonic, self.embryos.len()));
+        if self.embryos.count() != counts.embryonic {
+            return Err(format!("{} embryos, {} in their queue", counts.embryonic, self.embryos.count()));
         }
-        if self.index.len() != 2 * live {
-            return Err(format!("{live} flows have {} index entries", self.index.len()));
+        if self.index.used() != 2 * live {
+            return Err(format!("{live} flows have {} index entries", self.index.used()));
         }
         if self.free.len() + live != self.capacity.records() as usize {
             return Err(format!("{live} flows and {} free records", self.free.len()));

@@ -252,7 +252,8 @@ proptest! {
 
 fn big<F: Family>(capacity: Capacity, take: fn(&mut Store) -> Records<F::Addr>) -> FlowTable<F> {
     let records = capacity.records();
-    let mut store = Store::anonymous(Shape { worker: 0, workers: 1, records_v4: records, records_v6: records }).unwrap();
+    let mut store =
+        Store::anonymous(Shape { worker: 0, workers: 1, records_v4: records, records_v6: records }).unwrap();
     let mut table = FlowTable::new(take(&mut store), capacity, FlowHasher::new([3, 4])).unwrap();
     table.set_snats([address::<F>(0x0a00_0001)].into_iter());
     table

@@ -66,8 +66,11 @@ pub fn open(name: &str, queues: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevic
     }
     let setup = |what| move |source| TapError::Setup { name: name.into(), what, source };
     let fds = (0..queues.max(1)).map(|_| attach(name)).collect::<Result<Vec<_>, _>>()?;
-    // Best effort: without it the device gets a link-local address and solicits routers.
-    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1");
+    // Best effort: no router is behind the device and nobody to share an address with. It keeps its
+    // link-local address: the kernel sends no neighbour solicitation (for an IPv6 VIP) without one.
+    for setting in ["router_solicitations", "accept_ra", "accept_dad"] {
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0");
+    }
     let control = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
         .map_err(|error| setup("a socket to configure it")(error.into()))?;
     let mut request = Request::new(name);

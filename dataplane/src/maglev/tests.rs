@@ -180,7 +180,8 @@ fn one_of_three_may_go_without_a_new_size() {
     let size = size_for(3, DEFAULT_MAX_SIZE);
     let table = MaglevTable::build(&three, size);
     for gone in 0..3 {
-        let two: Vec<_> = three.iter().copied().enumerate().filter(|(at, _)| *at != gone).map(|(_, node)| node).collect();
+        let two: Vec<_> =
+            three.iter().copied().enumerate().filter(|(at, _)| *at != gone).map(|(_, node)| node).collect();
         let moved = MaglevTable::build(&two, size).moved_from(&identities(&two), &table, &identities(&three));
         assert!(moved.excess() * 100 < size, "without {gone}: {moved:?}");
     }

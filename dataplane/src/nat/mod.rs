@@ -135,7 +135,7 @@ fn place(cursor: u32, attempt: u32, count: u32) -> u32 {
         u64::from(attempt)
     } else {
         // Multiples of the golden section of the range lie evenly in it, however many there are.
-        u64::from(attempt) * (u64::from(count) * 0x9e37_79b9 >> 32)
+        u64::from(attempt) * ((u64::from(count) * 0x9e37_79b9) >> 32)
     };
     ((u64::from(cursor) + step) % u64::from(count)) as u32
 }

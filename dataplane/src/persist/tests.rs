@@ -18,7 +18,7 @@ fn after(change: impl FnOnce(&File), shape: Shape, boot: [u8; 16]) -> Option<Str
     drop(open(&path, SHAPE, BOOT));
     change(&OpenOptions::new().write(true).open(&path).unwrap());
     let store = open(&path, shape, boot);
-    assert_eq!(store.recovered, store.discarded.is_none());
+    assert!(!(store.recovered && store.discarded.is_some()));
     // Taken up or begun anew: usable either way, and taken up next time.
     let why = store.discarded.clone();
     drop(store);
@@ -54,7 +54,7 @@ fn what_does_not_fit_is_begun_anew_and_said() {
     assert_eq!(after(|file| file.set_len(100).unwrap(), SHAPE, BOOT).unwrap(), "the file is shorter than its header");
     let why = after(|file| file.set_len(SHAPE.len() as u64 - 1).unwrap(), SHAPE, BOOT).unwrap();
     assert_eq!(why, format!("the file has {} bytes, not {}", SHAPE.len() - 1, SHAPE.len()));
-    assert_eq!(after(|file| file.set_len(0).unwrap(), SHAPE, BOOT), None, "an empty file is a new one");
+    assert_eq!(after(|file| file.set_len(0).unwrap(), SHAPE, BOOT), None, "an empty file has nothing to discard");
     let noise: Vec<u8> = (0..SHAPE.len()).map(|n| (n * 31 % 251) as u8).collect();
     assert!(after(|file| file.write_all_at(&noise, 0).unwrap(), SHAPE, BOOT).is_some());
 }

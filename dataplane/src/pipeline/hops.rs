@@ -130,3 +130,28 @@ impl LastHops {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_goes_only_after_a_whole_round_of_both_families_without_it() {
+        let mut hops = LastHops::default();
+        let hop = hops.intern(UNKNOWN, [2, 0, 0, 0, 0, 1], PortId(0), |_, _| {});
+        let ends = |hops: &mut LastHops, families: &[bool]| {
+            families.iter().for_each(|v6| hops.end_round(*v6, |_, _| {}));
+        };
+        // New hops count as seen. Two ends of each family: one whole round since, and marks are cleared.
+        ends(&mut hops, &[false, true, false, true]);
+        assert!(hops.get(hop).is_some());
+        // A flow names it, but its record was passed before the marks were cleared: the round that ends
+        // next says nothing, the one after it does.
+        ends(&mut hops, &[true, false, true]);
+        hops.mark(hop);
+        ends(&mut hops, &[false]);
+        assert!(hops.get(hop).is_some(), "forgotten on the word of half a round");
+        ends(&mut hops, &[true, false, true, false]);
+        assert!(hops.get(hop).is_none(), "nobody named it for a whole round");
+    }
+}

@@ -289,7 +289,7 @@ impl Pipeline {
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
             let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
-                store.header_mut().hops[usize::from(at)] = hop
+                store.header_mut().hops[usize::from(at)] = hop;
             });
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;

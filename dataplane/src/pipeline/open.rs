@@ -60,9 +60,7 @@ impl Pipeline {
         }
         let View { tables, placement, .. } = &*self.view;
         let is_dnat = |service: &Arc<Service>| service.mode == Mode::Dnat;
-        if tables.has_dnat
-            && tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).is_some_and(is_dnat)
-        {
+        if tables.has_dnat && tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).is_some_and(is_dnat) {
             return owner_by_client::<F>(tuple, self.workers);
         }
         placement.owner::<F>(tuple, self.workers)

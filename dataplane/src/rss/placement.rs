@@ -103,7 +103,7 @@ impl Placement {
 #[must_use]
 pub fn owner_by_client<F: Family>(tuple: &Tuple<F::Addr>, workers: u16) -> WorkerId {
     let hash = F::owner_hash(tuple.src, tuple.src_port, tuple.protocol);
-    WorkerId((u64::from(hash) * u64::from(workers) >> 32) as u16)
+    WorkerId(((u64::from(hash) * u64::from(workers)) >> 32) as u16)
 }
 
 #[cfg(test)]

@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::checksum::Sum;
 use super::{Packet, bytes_at};
-use crate::rss::NicHash;
 use crate::hash::{FlowHasher, owner_hash_v4, owner_hash_v6, pick_hash_v4, pick_hash_v6};
+use crate::rss::NicHash;
 
 /// An address family.
 pub trait Family: Copy + Default + 'static {

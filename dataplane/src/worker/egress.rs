@@ -76,7 +76,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     }
 
     /// Writes a frame to the TAP: given back (`returned`), or addressed to a client behind it.
-    pub(super) fn to_kernel(&mut self, frame: Frame, returned: bool) {
+    pub(super) fn hand_to_kernel(&mut self, frame: Frame, returned: bool) {
         let Some(Attached { id, port }) = &mut self.kernel else {
             self.stats.count_drop(DropReason::KernelPathFull);
             self.pool.give(frame);

@@ -146,7 +146,8 @@ impl<P: Port, K: Port> Worker<P, K> {
             }
             let mut burst = Burst::new();
             let mut port = PortId(0);
-            while !burst.is_full() {
+            // Without a free frame they wait where they are, and the ring pushes back.
+            while !burst.is_full() && self.pool.free_count() > 0 {
                 let Some(parcel) = self.exchange.receive(from, self.id) else { break };
                 self.stats.handoff_in.add(1);
                 if !burst.is_empty() && parcel.port != port {
@@ -176,10 +177,10 @@ impl<P: Port, K: Port> Worker<P, K> {
         for (frame, verdict) in burst.into_iter().zip(verdicts) {
             match verdict {
                 Verdict::Tx(port) if self.kernel.as_ref().is_some_and(|kernel| kernel.id == port) => {
-                    self.to_kernel(frame, false);
+                    self.hand_to_kernel(frame, false);
                 }
                 Verdict::Tx(port) => self.enqueue(port, frame),
-                Verdict::Kernel => self.to_kernel(frame, true),
+                Verdict::Kernel => self.hand_to_kernel(frame, true),
                 Verdict::Handoff(owner) => {
                     if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
                         self.stats.handoff_out.add(1);

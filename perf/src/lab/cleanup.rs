@@ -54,8 +54,11 @@ impl Owner {
 
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name may hold blanks and parentheses; after it come fields 3, 4, ...; 22 is wanted.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    // The command name may hold blanks and parentheses; after it come fields 3 (state), 4, ...; 22 is wanted.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    // A killed process that its parent has not collected yet is dead all the same.
+    let state = fields.next()?;
+    if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
 }
 
 impl Manifest {
@@ -256,6 +259,18 @@ mod tests {
         let owner = Owner::current().expect("a readable /proc");
         assert!(owner.is_alive());
         assert!(!Owner { started: owner.started + 1, ..owner }.is_alive());
+    }
+
+    #[test]
+    fn a_killed_process_is_dead_before_its_parent_collects_it() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("a process");
+        let owner = Owner { pid: child.id(), started: start_time(child.id()).expect("it runs") };
+        assert!(owner.is_alive());
+        child.kill().expect("a process to kill");
+        while owner.is_alive() {
+            std::thread::yield_now();
+        }
+        child.wait().expect("a child");
     }
 
     #[test]

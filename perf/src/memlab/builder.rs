@@ -162,11 +162,16 @@ impl Builder {
         let linger = if self.link.is_perfect() { LINGER } else { LINGER_ROUGH };
         let linger = u64::try_from(linger.as_micros()).unwrap_or(u64::MAX);
         let host = |mac: [u8; 6], address, role| {
-            Host::new(mac, address, role, mix(self.seed ^ u64::from_be_bytes([0, 0, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]])), START)
+            Host::new(
+                mac,
+                address,
+                role,
+                mix(self.seed ^ u64::from_be_bytes([0, 0, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]])),
+                START,
+            )
         };
-        let client = |index| {
-            host(plan::client_mac(index), plan::client(index, self.routed), Role::Client(Client::new(linger)))
-        };
+        let client =
+            |index| host(plan::client_mac(index), plan::client(index, self.routed), Role::Client(Client::new(linger)));
         let node = |index| {
             let role = Role::Node(Node::new(index, plan::NODE_PORT, linger));
             host(plan::node_mac(index), plan::node(index), role)

@@ -104,11 +104,6 @@ impl Client {
         self.talking.insert(opening.connection, talking);
     }
 
-    /// Connections under way.
-    pub(super) fn open_count(&self) -> usize {
-        self.talking.len()
-    }
-
     /// Connections on which a node has spoken, and that are not over.
     pub(super) fn answered(&self) -> impl Iterator<Item = (u64, u8)> {
         self.talking.iter().filter_map(|(id, talking)| Some((*id, talking.node?)))

@@ -9,14 +9,14 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
 use super::client::Client;
+use super::fin_guard::FinGuard;
 use super::nic::Nic;
 use super::node::Node;
 
-/// Room of a TCP socket each way.
-const TCP_ROOM: usize = 8 * 1024;
-/// Frames a stack takes between two looks at its applications: a server must have a listener for
-/// each SYN among them.
-pub(super) const FRAMES_PER_POLL: usize = 16;
+/// What a TCP socket may have in flight, and room for what it receives: more, so that no window is ever
+/// closed. smoltcp 0.14 believes an overtaken ACK that closes it, and then stops retransmitting for good.
+const TCP_IN_FLIGHT: usize = 8 * 1024;
+const TCP_ROOM: usize = 2 * TCP_IN_FLIGHT;
 
 /// Where a host is.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,7 @@ pub(super) struct Host {
     nic: Nic,
     stack: Interface,
     sockets: SocketSet<'static>,
+    fin_guard: FinGuard,
     pub(super) role: Role,
     /// When it wants to be polled.
     pub(super) wakes_at: u64,
@@ -66,7 +67,8 @@ impl Host {
             routes.add_default_ipv6_route(gateway).expect("a stack has room for a default route of each family");
         }
         let sockets = SocketSet::new(Vec::new());
-        Self { mac, address, inbox: VecDeque::new(), nic, stack, sockets, role, wakes_at: now }
+        let (inbox, fin_guard) = (VecDeque::new(), FinGuard::default());
+        Self { mac, address, inbox, nic, stack, sockets, fin_guard, role, wakes_at: now }
     }
 
     pub(super) fn has(&self, address: IpAddr) -> bool {
@@ -100,9 +102,19 @@ impl Host {
         let mut first = true;
         while first || !self.inbox.is_empty() {
             first = false;
-            let take = self.inbox.len().min(FRAMES_PER_POLL);
-            self.nic.received.extend(self.inbox.drain(..take));
+            // Listeners first, for what may open connections.
             self.work(now);
+            // One frame at a time: an ACK that follows a third duplicate before smoltcp 0.14 has sent
+            // anything stops its retransmissions for good, as in `fin_guard`.
+            if let Some(frame) = self.inbox.pop_front() {
+                let admitted = match &mut self.role {
+                    Role::Node(node) => node.admits(&frame, &mut self.sockets),
+                    Role::Client(_) | Role::Router => true,
+                };
+                if admitted && !self.fin_guard.keeps_back(&frame, &self.sockets) {
+                    self.nic.received.push_back(frame);
+                }
+            }
             self.stack.poll(instant(now), &mut self.nic, &mut self.sockets);
             self.work(now);
             self.stack.poll(instant(now), &mut self.nic, &mut self.sockets);
@@ -132,8 +144,8 @@ impl Host {
 }
 
 pub(super) fn tcp_socket() -> tcp::Socket<'static> {
-    let room = || tcp::SocketBuffer::new(vec![0; TCP_ROOM]);
-    tcp::Socket::new(room(), room())
+    let room = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
+    tcp::Socket::new(room(TCP_ROOM), room(TCP_IN_FLIGHT))
 }
 
 pub(super) fn udp_socket() -> udp::Socket<'static> {

@@ -82,15 +82,17 @@ const ETHERNET_HEADER: usize = 14;
 
 impl Cables {
     pub(super) fn new(seed: u64, link: Link) -> Self {
-        Self { random: Random::new(seed), link, counters: LinkCounters::default(), under_way: BinaryHeap::new(), put: 0 }
+        Self {
+            random: Random::new(seed),
+            link,
+            counters: LinkCounters::default(),
+            under_way: BinaryHeap::new(),
+            put: 0,
+        }
     }
 
     pub(super) fn set_link(&mut self, link: Link) {
         self.link = link;
-    }
-
-    pub(super) fn link(&self) -> Link {
-        self.link
     }
 
     pub(super) fn send(&mut self, now: u64, to: Place, mut frame: Vec<u8>) {

@@ -6,7 +6,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | `link` | the cables between hosts and box |
-//! | `host`, `nic` | a host: a smoltcp stack on a card |
+//! | `host`, `nic`, `fin_guard` | a host: a smoltcp stack on a card |
 //! | `client`, `node`, `talk` | what runs on them, and what they say to each other |
 //! | `router` | a router between clients and box |
 //! | `the_box`, `flows` | the workers, their snapshots, their flow state |
@@ -17,6 +17,7 @@
 mod builder;
 mod client;
 pub mod demo;
+mod fin_guard;
 mod flows;
 mod host;
 mod link;
@@ -147,10 +148,13 @@ impl MemLab {
 
     /// Connections under way on which a node has spoken: number of the connection, and node.
     #[must_use]
-    pub fn answered(&mut self) -> BTreeMap<u64, String> {
-        let clients = self.hosts.iter_mut().filter_map(Host::client);
+    pub fn answered(&self) -> BTreeMap<u64, String> {
+        let clients = self.hosts.iter().filter_map(|host| match &host.role {
+            host::Role::Client(client) => Some(client),
+            host::Role::Node(_) | host::Role::Router => None,
+        });
         clients
-            .flat_map(|(client, _, _)| client.answered().collect::<Vec<_>>())
+            .flat_map(client::Client::answered)
             .map(|(connection, node)| (connection, plan::node_name(node)))
             .collect()
     }

@@ -1,15 +1,21 @@
 //! A node's server: answers TCP connections and datagrams on the NodePort, with its number first.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
+use penstock_dataplane::wire::{self, Parsed, TCP_ACK, TCP_SYN, Transport};
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 
-use super::host::{FRAMES_PER_POLL, tcp_socket, udp_socket};
+use super::fin_guard::source;
+use super::host::{tcp_socket, udp_socket};
 use super::talk::{Checker, Ending, REQUEST, Request, Sender, down_seed};
 
 /// A client that is silent for so long while it owes an acknowledgement is gone.
 const PATIENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(180);
+
+/// A stack takes one frame between two looks at its applications, so one SYN at most.
+const LISTENERS: usize = 2;
 
 /// How a node saw its connections end, and what it minds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(super) struct Node {
     linger: u64,
     serving: BTreeMap<u64, Serving>,
     listening: Vec<SocketHandle>,
+    /// Connections by the other end.
+    by_peer: BTreeMap<SocketAddr, u64>,
     next: u64,
     datagrams: Option<SocketHandle>,
     pub(super) report: NodeReport,
@@ -38,6 +46,7 @@ pub(super) struct Node {
 
 struct Serving {
     handle: SocketHandle,
+    peer: Option<SocketAddr>,
     first: Vec<u8>,
     exchange: Option<(Request, Checker, Sender)>,
     resets: bool,
@@ -56,8 +65,17 @@ enum Fate {
 impl Node {
     pub(super) fn new(number: u8, port: u16, linger: u64) -> Self {
         let report = NodeReport::default();
-        let (serving, listening) = (BTreeMap::new(), Vec::new());
-        Self { number, port, linger, serving, listening, next: 0, datagrams: None, report }
+        Self {
+            number,
+            port,
+            linger,
+            serving: BTreeMap::new(),
+            listening: Vec::new(),
+            by_peer: BTreeMap::new(),
+            next: 0,
+            datagrams: None,
+            report,
+        }
     }
 
     /// Connections with a client at the other end, as far as the node knows.
@@ -85,26 +103,53 @@ impl Node {
             gone.push(*id);
         }
         for id in gone {
-            if let Some(serving) = self.serving.remove(&id) {
-                sockets.remove(serving.handle);
-            }
+            self.forget(id, sockets);
         }
         self.echo(sockets);
     }
 
+    fn forget(&mut self, id: u64, sockets: &mut SocketSet<'static>) {
+        if let Some(serving) = self.serving.remove(&id) {
+            sockets.remove(serving.handle);
+            if let Some(peer) = serving.peer.filter(|peer| self.by_peer.get(peer) == Some(&id)) {
+                self.by_peer.remove(&peer);
+            }
+        }
+    }
+
+    /// Whether the stack may have a frame. smoltcp asks its sockets in no particular order, so that a
+    /// listener may take a doubled SYN for a second connection, which no kernel does: it looks for a
+    /// connection first. And it opens no new one where an old one rests, which a kernel does
+    /// (RFC 9293 section 3.6.1).
+    pub(super) fn admits(&mut self, frame: &[u8], sockets: &mut SocketSet<'static>) -> bool {
+        let Some(peer) = opener(frame) else { return true };
+        match self.by_peer.get(&peer).copied() {
+            Some(id) if self.serving.get(&id).is_some_and(|serving| serving.gone_at.is_some()) => {
+                self.report.closed += 1;
+                self.forget(id, sockets);
+            }
+            Some(_) => return false,
+            None => {}
+        }
+        true
+    }
+
     /// Connections that came leave the listeners; there are always enough of them for what can come.
     fn accept(&mut self, sockets: &mut SocketSet<'static>) {
-        let Self { listening, serving, next, report, .. } = self;
+        let Self { listening, serving, by_peer, next, report, .. } = self;
         listening.retain(|handle| {
-            if sockets.get::<tcp::Socket<'_>>(*handle).is_listening() {
+            let socket = sockets.get::<tcp::Socket<'_>>(*handle);
+            if socket.is_listening() {
                 return true;
             }
             report.accepted += 1;
             *next += 1;
-            serving.insert(*next, Serving::new(*handle));
+            let peer = socket.remote_endpoint().map(|peer| SocketAddr::new(peer.addr.into(), peer.port));
+            by_peer.extend(peer.map(|peer| (peer, *next)));
+            serving.insert(*next, Serving::new(*handle, peer));
             false
         });
-        while self.listening.len() < FRAMES_PER_POLL {
+        while self.listening.len() < LISTENERS {
             let mut socket = tcp_socket();
             socket.set_timeout(Some(PATIENCE));
             socket.listen(self.port).expect("a closed socket listens on any port but 0");
@@ -128,9 +173,18 @@ impl Node {
     }
 }
 
+/// Who sends a SYN.
+fn opener(frame: &[u8]) -> Option<SocketAddr> {
+    let Ok(Parsed::Ip(packet)) = wire::parse(frame) else { return None };
+    if packet.transport != Transport::Tcp || packet.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
+        return None;
+    }
+    Some(source(frame, &packet))
+}
+
 impl Serving {
-    fn new(handle: SocketHandle) -> Self {
-        Self { handle, first: Vec::new(), exchange: None, resets: false, ended: false, gone_at: None }
+    fn new(handle: SocketHandle, peer: Option<SocketAddr>) -> Self {
+        Self { handle, peer, first: Vec::new(), exchange: None, resets: false, ended: false, gone_at: None }
     }
 
     fn advance(&mut self, socket: &mut tcp::Socket<'_>, number: u8, linger: u64, now: u64) -> Fate {
@@ -148,8 +202,10 @@ impl Serving {
         self.ended |= ended && !socket.can_recv();
         self.say(socket, now);
         match socket.state() {
+            // Not at once: its last ACK, or its RST, has yet to be sent.
             tcp::State::TimeWait => self.gone_at = Some(now + linger),
-            tcp::State::Closed if self.ended || self.resets => return Fate::Closed,
+            tcp::State::Closed if self.resets => self.gone_at = Some(now + linger),
+            tcp::State::Closed if self.ended => return Fate::Closed,
             // A handshake that was reset makes the socket a listener again.
             tcp::State::Closed | tcp::State::Listen => return Fate::Reset,
             _ => {}

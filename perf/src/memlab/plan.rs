@@ -102,7 +102,8 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         timeouts: None,
     };
     let vips: [IpAddr; 2] = [VIP_V4.into(), VIP_V6.into()];
-    let node_of = |index: u8| Node { name: node_name(index), addresses: vec![node(index).v4.into(), node(index).v6.into()] };
+    let node_of =
+        |index: u8| Node { name: node_name(index), addresses: vec![node(index).v4.into(), node(index).v6.into()] };
     Desired {
         generation: 1,
         term: None,

@@ -175,10 +175,6 @@ impl TheBox {
         self.running = None;
     }
 
-    pub(super) fn is_running(&self) -> bool {
-        self.running.is_some()
-    }
-
     /// Compiles a snapshot and gives it to the workers, who run it from their next turn on.
     pub(super) fn publish(&mut self, desired: &Desired) -> Result<()> {
         let owners: BTreeMap<String, Arc<Desired>> = [("file".to_owned(), Arc::new(desired.clone()))].into();
@@ -252,7 +248,9 @@ impl TheBox {
         let Some(running) = &self.running else { return Vec::new() };
         let of_worker = |peers: &Vec<MemPeer>| {
             let ports = peers.iter().zip(0_u8..);
-            ports.flat_map(|(peer, port)| peer.take_all().into_iter().map(move |frame| (port, frame))).collect::<Vec<_>>()
+            ports
+                .flat_map(|(peer, port)| peer.take_all().into_iter().map(move |frame| (port, frame)))
+                .collect::<Vec<_>>()
         };
         running.peers.iter().flat_map(of_worker).collect()
     }

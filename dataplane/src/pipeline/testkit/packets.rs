@@ -250,9 +250,9 @@ fn pseudo(src: IpAddr, dst: IpAddr, protocol: u8, len: usize) -> Vec<u8> {
 /// RFC 1071 by the letter.
 pub fn internet_sum(front: &[u8], bytes: &[u8]) -> u16 {
     let add = |sum: u32, bytes: &[u8]| {
-        bytes.chunks(2).fold(sum, |sum, pair| {
-            sum + (u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
-        })
+        bytes
+            .chunks(2)
+            .fold(sum, |sum, pair| sum + (u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0))))
     };
     let mut sum = add(add(0, front), bytes);
     while sum >> 16 != 0 {

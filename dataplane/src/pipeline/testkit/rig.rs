@@ -160,7 +160,8 @@ impl Rig {
         // A generated packet takes the frame of the one it is about, which counts as dropped.
         assert_eq!(now_dropped - dropped, drops + (now_generated - generated), "{verdicts:?}");
         let memory = self.pool.memory();
-        let outs = frames.iter().zip(verdicts).map(|(frame, verdict)| Out { verdict, bytes: memory.bytes(frame).to_vec() });
+        let outs =
+            frames.iter().zip(verdicts).map(|(frame, verdict)| Out { verdict, bytes: memory.bytes(frame).to_vec() });
         let outs = outs.collect();
         for frame in frames {
             self.pool.give(frame);

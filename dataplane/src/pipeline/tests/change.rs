@@ -17,9 +17,7 @@ fn three() -> Plan {
 }
 
 fn open_many(rig: &mut Rig, count: usize) -> Vec<Conn> {
-    (0..count)
-        .map(|n| Conn::open(rig, &format!("198.51.{}.{}:{}", n / 200, n % 200 + 1, 2000 + n), TO_WEB))
-        .collect()
+    (0..count).map(|n| Conn::open(rig, &format!("198.51.{}.{}:{}", n / 200, n % 200 + 1, 2000 + n), TO_WEB)).collect()
 }
 
 /// Flows of `gone` end by name, the others go on with node and tuple.
@@ -153,7 +151,9 @@ fn snat_addresses_retired_and_taken_up_again() {
     let conns = open_many(&mut rig, 100);
     let of = |conn: &Conn| conn.at_node.src.ip().to_string();
     assert!(conns.iter().any(|conn| of(conn) == SNAT) && conns.iter().any(|conn| of(conn) == "10.0.0.2"));
-    rig.change(|plan| drop(plan.snat.remove(0)));
+    rig.change(|plan| {
+        plan.snat.remove(0);
+    });
     for conn in &conns {
         if of(conn) == SNAT {
             conn.out(&mut rig, TCP_ACK).dropped(DropReason::FlowRevoked);
@@ -214,7 +214,9 @@ fn shares_are_even_and_removal_moves_little() {
     rig.change(|plan| drop(plan.service(WEB).backends.remove(2)));
     let tables = rig.plan.compile(&mut rig.compiler).unwrap();
     let moved = tables.services.iter().flatten().next().unwrap().moved.expect("the set has changed");
-    println!("removal of one of three, sizes by default: {moved:?}");
+    let excess = f64::from(moved.excess()) / f64::from(moved.size);
+    println!("removal of one of three, size by default: {moved:?}, {excess:.4} without need");
+    assert!(excess < 0.01 && moved.share() < 0.35, "{moved:?}");
 
     // At the full size, by the tables alone.
     use crate::tables::{Backend, BackendSet};
@@ -230,18 +232,7 @@ fn shares_are_even_and_removal_moves_little() {
     assert_eq!(old.maglev.size(), 65_537);
     let moved = new.moved_from(&old);
     let excess = f64::from(moved.excess()) / f64::from(moved.size);
-    println!("removal of one of three at 65,537: {:.4} of the slots moved without need", excess);
-    for size in [251, 509, 1021, 2039, 4093, 8191, 16_381, 32_749] {
-        let build = |last| {
-            let units: Vec<(u64, u32)> =
-                (1..=last).map(|n| (crate::maglev::backend_identity([10, 0, 0, 10 + n].into(), 31_443), 1)).collect();
-            let ids: Vec<u64> = units.iter().map(|unit| unit.0).collect();
-            (crate::maglev::MaglevTable::build(&units, size), ids)
-        };
-        let ((old, old_ids), (new, ids)) = (build(3), build(2));
-        let moved = new.moved_from(&ids, &old, &old_ids);
-        println!("at {size}: {:.4}", f64::from(moved.excess()) / f64::from(size));
-    }
+    println!("removal of one of three at 65,537: {excess:.4} of the slots moved without need");
     assert!(excess < 0.01, "{excess}");
     assert!((moved.share() - 1.0 / 3.0).abs() < 0.02, "{}", moved.share());
 }

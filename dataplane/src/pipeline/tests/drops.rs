@@ -42,7 +42,10 @@ fn headers() -> Vec<Case> {
     let v6 = || Pkt::syn(CLIENT6, TO_WEB6);
     let udp = || Pkt::udp(CLIENT, TO_DNS).payload(b"data");
     vec![
-        case(R::TruncatedEthernet, vec![v4().bytes()[..13].to_vec(), v4().with(|p| p.vlans = vec![1]).bytes()[..16].to_vec()]),
+        case(
+            R::TruncatedEthernet,
+            vec![v4().bytes()[..13].to_vec(), v4().with(|p| p.vlans = vec![1]).bytes()[..16].to_vec()],
+        ),
         case(R::TooManyTags, vec![mangled(&v4().with(|p| p.vlans = vec![1, 2]), 20, &[0x81, 0])]),
         case(R::TruncatedIp, vec![v4().bytes()[..33].to_vec(), v6().bytes()[..53].to_vec()]),
         case(R::BadIpVersion, vec![mangled(&v4(), 14, &[0x65]), mangled(&v6(), 14, &[0x45])]),
@@ -142,7 +145,10 @@ fn services() -> Vec<Case> {
     vec![
         case(R::Fragment, vec![fragment, later, extended(44, &[17, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0])]),
         case(R::UnsupportedProtocol, vec![sctp(VIP), sctp(SNAT), extended(50, &[0; 8])]),
-        case(R::NoService, vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()]),
+        case(
+            R::NoService,
+            vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()],
+        ),
         planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Down), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends.clear(), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends[0].weight = 0, vec![syn()]),
@@ -156,7 +162,10 @@ fn services() -> Vec<Case> {
         planned(R::NoNeighbor, |plan| plan.unknown = vec!["10.0.0.11".parse().unwrap()], vec![syn()]),
         planned(R::TooBig, |plan| plan.mtu = 1000, vec![Pkt::udp(CLIENT, TO_DNS).payload(&[0; 1001 - 28]).bytes()]),
         planned(R::NoSnatAddress, |plan| plan.snat.clear(), vec![syn()]),
-        case(R::IcmpUnmatched, vec![Icmp::message("198.51.100.7".parse().unwrap(), VIP.parse().unwrap(), &[3; 8]).bytes()]),
+        case(
+            R::IcmpUnmatched,
+            vec![Icmp::message("198.51.100.7".parse().unwrap(), VIP.parse().unwrap(), &[3; 8]).bytes()],
+        ),
         case(R::NeighborIgnored, vec![[&[0xff; 12][..], &[8, 6], &[0; 46]].concat()]),
     ]
 }
@@ -190,16 +199,22 @@ fn pasts() -> Vec<Case> {
     }
     let fifth = full.front(&syn(5)).to_node();
     full.back(&Pkt::answer(&fifth, TCP_SYN | TCP_ACK).bytes()).to_client();
-    let full =
-        Case { reason: R::FlowTableFull, rig: full, packets: vec![Pkt::tcp("198.51.100.7:5", TO_WEB, TCP_ACK).bytes()] };
+    let full = Case {
+        reason: R::FlowTableFull,
+        rig: full,
+        packets: vec![Pkt::tcp("198.51.100.7:5", TO_WEB, TCP_ACK).bytes()],
+    };
 
     let mut taken = plan();
     taken.service(WEB).mode = Mode::Dnat;
     taken.serve("203.0.113.11:443/tcp", &["10.0.0.11:31443"]).mode = Mode::Dnat;
     let mut taken = Rig::new(taken);
     taken.front(&syn(1)).to_node();
-    let taken =
-        Case { reason: R::TupleTaken, rig: taken, packets: vec![Pkt::syn("198.51.100.7:1", "203.0.113.11:443").bytes()] };
+    let taken = Case {
+        reason: R::TupleTaken,
+        rig: taken,
+        packets: vec![Pkt::syn("198.51.100.7:1", "203.0.113.11:443").bytes()],
+    };
     vec![revoked, exhausted, full, taken]
 }
 

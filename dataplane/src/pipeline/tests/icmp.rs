@@ -53,7 +53,9 @@ fn echo_requests_from_impossible_sources_are_dropped() {
     ] {
         rig.front(&Icmp::echo(source, VIP, b"").bytes()).dropped(reason);
     }
-    for (source, reason) in [("::1", DropReason::Martian), ("ff02::1", DropReason::Martian), (SNAT6, DropReason::SpoofedSource)] {
+    for (source, reason) in
+        [("::1", DropReason::Martian), ("ff02::1", DropReason::Martian), (SNAT6, DropReason::SpoofedSource)]
+    {
         rig.front(&Icmp::echo(source, VIP6, b"").bytes()).dropped(reason);
     }
 }
@@ -142,7 +144,10 @@ fn arp_for_our_addresses_is_answered() {
         let Some(NetSlice::Arp(arp)) = sliced.net else { panic!("no ARP") };
         let arp = arp.to_packet().try_eth_ipv4().unwrap();
         assert_eq!(arp.operation, ArpOperation::REPLY);
-        assert_eq!((arp.sender_mac, arp.sender_ipv4), (BOX_MACS[0], ours.parse::<std::net::Ipv4Addr>().unwrap().octets()));
+        assert_eq!(
+            (arp.sender_mac, arp.sender_ipv4),
+            (BOX_MACS[0], ours.parse::<std::net::Ipv4Addr>().unwrap().octets())
+        );
         assert_eq!(arp.target_ipv4, [198, 51, 100, 7]);
     }
     assert_eq!(rig.front(&arp_request("203.0.113.99")).verdict, Verdict::Kernel);

@@ -32,7 +32,11 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
     let auth: &[u8] = &[0, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9];
     let mut arp = [&[0xff; 6][..], &[2, 0xcc, 0, 0, 0, 1], &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
     arp.extend([2, 0xcc, 0, 0, 0, 1, 198, 51, 100, 7, 0, 0, 0, 0, 0, 0, 203, 0, 113, 10]);
-    let nd = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &VIP6.parse::<std::net::Ipv6Addr>().unwrap().octets(), &[1, 1, 2, 0xcc, 0, 0, 0, 1]];
+    let nd = [
+        &[135, 0, 0, 0, 0, 0, 0, 0][..],
+        &VIP6.parse::<std::net::Ipv6Addr>().unwrap().octets(),
+        &[1, 1, 2, 0xcc, 0, 0, 0, 1],
+    ];
     let nd = Icmp { ttl: 255, ..Icmp::message("2001:db8:2::7".parse().unwrap(), VIP6.parse().unwrap(), &nd.concat()) };
     vec![
         ("tcp", Pkt::syn(CLIENT, TO_WEB).payload(b"data").bytes()),
@@ -48,7 +52,10 @@ fn corpus() -> Vec<(&'static str, Vec<u8>)> {
         ("routing", extended(&[(43, routing)], 17, &udp6)),
         ("atomic fragment", extended(&[(44, atomic)], 17, &udp6)),
         ("authentication", extended(&[(51, auth)], 17, &udp6)),
-        ("all of them", extended(&[(0, options), (60, long_options), (43, routing), (51, auth), (44, atomic)], 6, &tcp6)),
+        (
+            "all of them",
+            extended(&[(0, options), (60, long_options), (43, routing), (51, auth), (44, atomic)], 6, &tcp6),
+        ),
         ("echo", Icmp::echo("198.51.100.7", VIP, b"data").bytes()),
         ("echo6", Icmp::echo("2001:db8:2::7", VIP6, b"data").bytes()),
         ("arp", arp),
@@ -82,7 +89,9 @@ fn the_corpus_passes_whole() {
 #[test]
 fn extension_headers_are_passed_over_and_kept() {
     let mut rig = rig();
-    for (what, packet) in corpus().into_iter().filter(|(_, p)| p[12..14] == [0x86, 0xdd] && [0, 43, 44, 51, 60].contains(&p[20])) {
+    for (what, packet) in
+        corpus().into_iter().filter(|(_, p)| p[12..14] == [0x86, 0xdd] && [0, 43, 44, 51, 60].contains(&p[20]))
+    {
         let out = rig.front(&packet);
         assert_eq!(out.verdict, Verdict::Tx(crate::pipeline::testkit::BACK), "{what}");
         assert_eq!(out.bytes.len(), packet.len());
@@ -209,6 +218,7 @@ proptest! {
 /// Cheap to make: thousands are.
 fn small_rig() -> Rig {
     let few = crate::flow::Capacity { established: 8, embryonic: 8 };
-    let config = crate::pipeline::PipelineConfig { flows_v4: few, flows_v6: few, ..crate::pipeline::testkit::config(0, 1) };
+    let config =
+        crate::pipeline::PipelineConfig { flows_v4: few, flows_v6: few, ..crate::pipeline::testkit::config(0, 1) };
     Rig::with(Plan { maglev_max: 251, ..plan() }, &config)
 }

@@ -114,8 +114,7 @@ impl World {
         }
         plan.snat.iter().find(|snat| snat.address == conn.at_node.src.ip())?;
         let node = conn.at_node.dst;
-        let backend =
-            service.backends.iter().find(|b| (b.address, b.port) == (Some(node.ip()), Some(node.port())))?;
+        let backend = service.backends.iter().find(|b| (b.address, b.port) == (Some(node.ip()), Some(node.port())))?;
         match backend.state {
             BackendState::Active => Some(u8::from(backend.weight == 0)),
             BackendState::Draining => Some(1),
@@ -148,9 +147,13 @@ impl World {
         } else {
             let ended = matches!(
                 out.verdict,
-                Verdict::Drop(DropReason::FlowRevoked | DropReason::NoService | DropReason::OutOfState | DropReason::NoFlow)
-                    | Verdict::Drop(DropReason::SourceDenied)
-                    | Verdict::Kernel
+                Verdict::Drop(
+                    DropReason::FlowRevoked
+                        | DropReason::NoService
+                        | DropReason::OutOfState
+                        | DropReason::NoFlow
+                        | DropReason::SourceDenied
+                ) | Verdict::Kernel
             );
             assert!(ended, "a flow that must end: {:?}", out.verdict);
             self.revoked += 1;
@@ -194,7 +197,8 @@ impl World {
             });
         }
         // Flows that must end by this are over even if they never speak again under it.
-        let gone: Vec<usize> = (0..self.conns.len()).filter(|n| self.backend_state(&self.conns[*n]).is_none()).collect();
+        let gone: Vec<usize> =
+            (0..self.conns.len()).filter(|n| self.backend_state(&self.conns[*n]).is_none()).collect();
         for which in gone.into_iter().rev() {
             let conn = self.conns.swap_remove(which);
             let out = self.send(BACK, &conn.reply(TCP_ACK).bytes());

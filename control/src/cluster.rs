@@ -1,0 +1,76 @@
+//! The way to the API server: a kubeconfig, or the pod's own service account.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+use crate::config::KubernetesConfig;
+
+const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("{path}: {source}")]
+    Kubeconfig { path: PathBuf, source: KubeconfigError },
+    #[error(
+        "no way to an API server: {0}. Set kubernetes.kubeconfig (configs/kubernetes/kubeconfig.md makes one), or run as \
+         a pod with a service account"
+    )]
+    Infer(kube::config::InferConfigError),
+    #[error("the client cannot be built: {0}")]
+    Client(kube::Error),
+}
+
+/// # Errors
+/// When the kubeconfig cannot be read, or there is none and no service account either.
+pub async fn client(kubernetes: &KubernetesConfig) -> Result<kube::Client, ClusterError> {
+    let options = KubeConfigOptions { context: kubernetes.context.clone(), ..KubeConfigOptions::default() };
+    let mut config = match &kubernetes.kubeconfig {
+        Some(path) => {
+            let failed = |source| ClusterError::Kubeconfig { path: path.clone(), source };
+            let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)?
+        }
+        None if kubernetes.context.is_some() => kube::Config::from_kubeconfig(&options)
+            .await
+            .map_err(|source| ClusterError::Kubeconfig { path: default_path(), source })?,
+        None => kube::Config::infer().await.map_err(ClusterError::Infer)?,
+    };
+    // kube's default waits for ever on a server that accepts and says nothing. A watch is silent between bookmarks,
+    // so the bound is the watch's own end and a little more.
+    config.read_timeout = Some(Duration::from_secs(u64::from(kubernetes.timing.watch) + 15));
+    kube::Client::try_from(config).map_err(ClusterError::Client)
+}
+
+fn default_path() -> PathBuf {
+    std::env::var_os("KUBECONFIG").map_or_else(
+        || std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default().join(".kube/config"),
+        PathBuf::from,
+    )
+}
+
+/// Changes when credentials do: a client keeps the CA and certificates it was built with, so a rotation needs a new
+/// one. (Tokens in files are read again by the client itself.)
+#[must_use]
+pub fn fingerprint(kubernetes: &KubernetesConfig) -> u64 {
+    let path = kubernetes.kubeconfig.clone().unwrap_or_else(default_path);
+    let mut files = vec![path.clone(), PathBuf::from(IN_CLUSTER).join("ca.crt")];
+    if let Ok(kubeconfig) = Kubeconfig::read_from(&path) {
+        files.extend(referenced(&kubeconfig).into_iter().map(PathBuf::from));
+    }
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        // A file that is being replaced is missing for a moment; the next look sees it.
+        std::fs::read(&file).ok().hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn referenced(kubeconfig: &Kubeconfig) -> Vec<String> {
+    let clusters = kubeconfig.clusters.iter().filter_map(|c| c.cluster.as_ref()?.certificate_authority.clone());
+    let users = kubeconfig.auth_infos.iter().filter_map(|u| u.auth_info.as_ref());
+    let keys = users.flat_map(|u| [u.client_certificate.clone(), u.client_key.clone()]).flatten();
+    clusters.chain(keys).collect()
+}

@@ -1,0 +1,152 @@
+//! The health checker: asks every target again and again, and tells what is up, draining or down.
+//!
+//! [`board`] decides everything (when to probe, what results mean) with time and randomness passed in; [`probe`] does
+//! the asking; [`run`] joins them over the seam of [`crate::probe`].
+//!
+//! What a result means: an answer that is expected is *good*; a 503 where the target says so is *drain* (the node
+//! serves its flows and wants no new ones: kube-proxy's answer of a node that leaves or has no local endpoint);
+//! refused, unreachable, silent or unexpected is *bad*.
+
+pub mod board;
+pub mod named;
+pub mod probe;
+mod tls;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use self::board::{Board, Launch, Outcome, Rules};
+use crate::config::HealthConfig;
+use crate::probe::{CheckerSeam, HealthView};
+
+/// Results closer together than this make one view.
+const GATHER: Duration = Duration::from_millis(20);
+
+impl Rules {
+    #[must_use]
+    pub fn of(config: &HealthConfig) -> Self {
+        Self { budget: config.budget.max(1), panic_threshold: config.panic_threshold }
+    }
+}
+
+/// Checks until `shutdown` becomes true or nobody sets targets any more.
+pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::Receiver<bool>) {
+    if !config.enabled {
+        info!("health checks are off: every backend counts as up");
+        while !*shutdown.borrow() && shutdown.changed().await.is_ok() {}
+        return;
+    }
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| u64::from(d.subsec_nanos()) | 1);
+    let mut checker = Checker {
+        board: Board::new(Rules::of(&config), seed),
+        started: Instant::now(),
+        running: JoinSet::new(),
+        view: seam.view,
+        dirty_since: None,
+        late: false,
+    };
+    // That somebody checks is known before the first target: until its first result nobody is taken for healthy.
+    checker.view.send_replace(Arc::new(checker.board.view()));
+    checker.serve(seam.targets, &mut shutdown).await;
+}
+
+struct Checker {
+    board: Board,
+    started: Instant,
+    running: JoinSet<(Launch, Outcome)>,
+    view: watch::Sender<Arc<HealthView>>,
+    dirty_since: Option<Instant>,
+    /// Whether the budget is too small for the targets, and was said to be.
+    late: bool,
+}
+
+impl Checker {
+    async fn serve(
+        &mut self,
+        mut targets: watch::Receiver<Arc<Vec<crate::probe::ProbeTarget>>>,
+        shutdown: &mut watch::Receiver<bool>,
+    ) {
+        targets.mark_changed();
+        while !*shutdown.borrow() {
+            let now = self.started.elapsed();
+            for launch in self.board.due(now) {
+                self.running.spawn(async move {
+                    let outcome = probe::probe(launch.address, &launch.check, launch.timeout).await;
+                    (launch, outcome)
+                });
+            }
+            self.report_lateness(now);
+            let wake = self.wake();
+            tokio::select! {
+                changed = targets.changed() => {
+                    if changed.is_err() { return }
+                    let list = targets.borrow_and_update().clone();
+                    if self.board.set_targets(&list, self.started.elapsed()) {
+                        self.dirty();
+                    }
+                }
+                Some(finished) = self.running.join_next() => self.finish(finished),
+                () = sleep_until(wake) => {}
+                _ = shutdown.changed() => {}
+            }
+            self.publish();
+        }
+    }
+
+    fn wake(&self) -> Option<Instant> {
+        let probe = self.board.next_due().map(|due| self.started + due);
+        let view = self.dirty_since.map(|since| since + GATHER);
+        probe.into_iter().chain(view).min()
+    }
+
+    fn finish(&mut self, finished: Result<(Launch, Outcome), tokio::task::JoinError>) {
+        // A probe that panics ends the process in a release build; in a test its target is asked no more.
+        let (launch, outcome) = match finished {
+            Ok(done) => done,
+            Err(error) => return warn!("a probe failed: {error}"),
+        };
+        let change = self.board.finish(&launch, outcome, self.started.elapsed());
+        if let Some(change) = &change.state {
+            info!(target = %launch.id, "{:?} -> {:?}: {}", change.from, change.to, change.reason);
+        }
+        if change.visible {
+            self.dirty();
+        }
+    }
+
+    fn dirty(&mut self) {
+        self.dirty_since.get_or_insert_with(Instant::now);
+    }
+
+    fn publish(&mut self) {
+        if self.dirty_since.is_some_and(|since| since.elapsed() >= GATHER) {
+            self.dirty_since = None;
+            let view = self.board.view();
+            debug!(targets = view.targets.len(), panicking = view.panicking.len(), "health");
+            self.view.send_replace(Arc::new(view));
+        }
+    }
+
+    fn report_lateness(&mut self, now: Duration) {
+        let late = self.board.is_late(now);
+        if late && !self.late {
+            warn!("health.budget is too small for {} targets: they are asked less often", self.board.len());
+        }
+        self.late = late;
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

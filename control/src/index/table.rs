@@ -1,0 +1,145 @@
+//! Objects of one kind by key, fed by a watch.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::Hash;
+
+/// What a mutation changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Changed {
+    #[default]
+    Nothing,
+    /// Something that is shown or compared, but that no snapshot depends on: a status, a node's readiness.
+    Detail,
+    /// Something a snapshot may depend on.
+    Desired,
+}
+
+impl Changed {
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        self.max(other)
+    }
+}
+
+/// An object's extract.
+pub trait Content {
+    fn difference(&self, newer: &Self) -> Changed;
+
+    /// The object's resourceVersion as a number, where it is one: what we wrote ourselves may be here before the
+    /// watch tells of an older state.
+    fn version(&self) -> u64 {
+        0
+    }
+}
+
+#[derive(Debug, Clone)]
+pub enum Change<K, V> {
+    /// A list begins.
+    Begin,
+    /// One of the list.
+    Seen(K, V),
+    /// The list is complete: what it did not have is gone.
+    End,
+    Put(K, V),
+    /// With the version it had then, 0 where unknown: what was created anew since is not gone.
+    Gone(K, u64),
+}
+
+#[derive(Debug)]
+pub struct Table<K, V> {
+    rows: BTreeMap<K, V>,
+    seen: Option<HashSet<K>>,
+    /// A list was complete once.
+    pub synced: bool,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), seen: None, synced: false }
+    }
+}
+
+impl<K: Ord + Hash + Clone, V: Content> Table<K, V> {
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.rows.get(key)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.iter()
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.rows.values()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// `on_row` sees each replaced, added or removed row, to keep secondary keys.
+    pub fn apply(&mut self, change: Change<K, V>, mut on_row: impl FnMut(&K, Option<&V>, Option<&V>)) -> Changed {
+        match change {
+            Change::Begin => {
+                self.seen = Some(HashSet::new());
+                Changed::Nothing
+            }
+            Change::Seen(key, value) => {
+                if let Some(seen) = &mut self.seen {
+                    seen.insert(key.clone());
+                }
+                self.put(key, value, &mut on_row)
+            }
+            Change::Put(key, value) => {
+                // Equal numbers too: that is our own write, told again.
+                let known = self.rows.get(&key).map_or(0, Content::version);
+                if known > 0 && value.version() > 0 && value.version() <= known {
+                    return Changed::Nothing;
+                }
+                self.put(key, value, &mut on_row)
+            }
+            Change::Gone(key, version) => {
+                let known = self.rows.get(&key).map_or(0, Content::version);
+                if version > 0 && known > version {
+                    return Changed::Nothing;
+                }
+                self.remove(&key, &mut on_row)
+            }
+            Change::End => {
+                let first = !std::mem::replace(&mut self.synced, true);
+                let seen = self.seen.take().unwrap_or_default();
+                let gone: Vec<K> = self.rows.keys().filter(|key| !seen.contains(*key)).cloned().collect();
+                let removed = gone.iter().map(|key| self.remove(key, &mut on_row)).fold(Changed::Nothing, Changed::and);
+                // An empty list is news, too: the first snapshot waits for it.
+                if first { Changed::Desired } else { removed }
+            }
+        }
+    }
+
+    fn put(&mut self, key: K, value: V, on_row: &mut impl FnMut(&K, Option<&V>, Option<&V>)) -> Changed {
+        let changed = self.rows.get(&key).map_or(Changed::Desired, |old| old.difference(&value));
+        on_row(&key, self.rows.get(&key), Some(&value));
+        // Also where nothing changed: the version did.
+        self.rows.insert(key, value);
+        changed
+    }
+
+    fn remove(&mut self, key: &K, on_row: &mut impl FnMut(&K, Option<&V>, Option<&V>)) -> Changed {
+        if let Some(seen) = &mut self.seen {
+            seen.remove(key);
+        }
+        match self.rows.remove(key) {
+            Some(old) => {
+                on_row(key, Some(&old), None);
+                Changed::Desired
+            }
+            None => Changed::Nothing,
+        }
+    }
+}

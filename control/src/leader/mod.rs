@@ -1,0 +1,274 @@
+//! Who allocates and writes: one box, by a Lease.
+//!
+//! The rules are client-go's (a silent leader is believed for the lease's duration by the *observer's* clock; writes
+//! are made only with the resourceVersion that was read). Three things are our own:
+//!
+//! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one.
+//! - The identity is the box's name. A restarted process takes its own Lease over at once, with a new term that fences
+//!   off the process before it: a restart must not leave the addresses without an answer for a lease's duration.
+//! - A leader that cannot renew stops writing to the API, but goes on announcing until it sees another holder: when
+//!   the API server is gone nobody can take over, and the addresses must not go with it.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config::LeaderConfig;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Role {
+    /// The first round is over: before it nothing can be said.
+    pub known: bool,
+    /// May allocate and write.
+    pub leader: bool,
+    /// Answers for the addresses in L2 mode.
+    pub announces: bool,
+    /// Of the Lease as seen last; none without leader election.
+    pub term: Option<u64>,
+    pub holder: String,
+}
+
+impl Role {
+    /// Of a box that is alone.
+    #[must_use]
+    pub fn alone(name: &str) -> Self {
+        Self { known: true, leader: true, announces: true, term: None, holder: name.to_owned() }
+    }
+}
+
+/// What a look at the Lease, and the time, say should be done. Pure: see [`Candidate::judge`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Move {
+    Create,
+    /// It is ours in this term: say that we live.
+    Renew,
+    /// Nobody's any more, or our own from a former life: a new term begins.
+    Take,
+    /// Somebody else's.
+    Follow,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    name: String,
+    /// The last term this process led in; none: it never did.
+    led: Option<u64>,
+    /// The Lease as seen last, and when it was first seen so.
+    observed: Option<(String, Instant)>,
+}
+
+impl Candidate {
+    fn judge(&mut self, lease: Option<&Lease>, now: Instant) -> Move {
+        let Some(lease) = lease else { return Move::Create };
+        let spec = lease.spec.clone().unwrap_or_default();
+        let record = format!("{:?} {:?} {:?}", spec.holder_identity, spec.renew_time, spec.lease_transitions);
+        if self.observed.as_ref().is_none_or(|(seen, _)| *seen != record) {
+            self.observed = Some((record, now));
+        }
+        let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        if holder.is_empty() {
+            return Move::Take;
+        }
+        if holder == self.name {
+            match self.led {
+                Some(term) if term == term_of(lease) => return Move::Renew,
+                // A process of this box that is no more: we are its successor.
+                None => return Move::Take,
+                // Our own successor: two processes that took turns would never end.
+                Some(_) => {}
+            }
+        }
+        let duration = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15));
+        let silent = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
+        if silent > duration { Move::Take } else { Move::Follow }
+    }
+}
+
+/// Never 0: a term in a snapshot means that leaders are elected.
+fn term_of(lease: &Lease) -> u64 {
+    let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or(0);
+    u64::try_from(transitions).unwrap_or(0) + 1
+}
+
+/// Runs until `shutdown`, then gives the Lease up so that another box need not wait.
+pub async fn elect(
+    client: kube::Client,
+    namespace: String,
+    config: LeaderConfig,
+    name: String,
+    roles: watch::Sender<Role>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let api: Api<Lease> = Api::namespaced(client, &namespace);
+    let retry = Duration::from_secs_f64(config.retry);
+    let deadline = Duration::from_secs_f64(config.renew_deadline);
+    let mut candidate = Candidate { name, led: None, observed: None };
+    let mut renewed = Instant::now();
+    while !*shutdown.borrow() {
+        let began = Instant::now();
+        // A request that hangs must not outlast the deadline: stepping down is this loop's duty.
+        let left = deadline.saturating_sub(renewed.elapsed()).max(retry);
+        match tokio::time::timeout(left, round(&api, &config, &mut candidate)).await {
+            Ok(Ok(lease)) => {
+                // From before the request: the server may have written it as early as that.
+                renewed = began;
+                publish(&roles, &candidate, &lease);
+            }
+            Ok(Err(error)) => {
+                tracing::debug!("Lease: {}", crate::sync::api_error(&error));
+                step_down(&roles, renewed, deadline);
+            }
+            Err(_) => step_down(&roles, renewed, deadline),
+        }
+        let pause = retry.saturating_sub(began.elapsed()).max(Duration::from_millis(50));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = shutdown.changed() => {}
+        }
+    }
+    if candidate.led.is_some() {
+        // Whoever cannot be told waits for the lease to run out.
+        let _ = tokio::time::timeout(Duration::from_secs(2), release(&api, &config.lease, &candidate)).await;
+    }
+}
+
+async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidate) -> Result<Lease, kube::Error> {
+    let lease = api.get_opt(&config.lease).await?;
+    let now = MicroTime(Timestamp::now());
+    // Whole seconds in the API; never 0.
+    let seconds = (config.duration.ceil() as i32).max(1);
+    match (candidate.judge(lease.as_ref(), Instant::now()), lease) {
+        (Move::Follow, Some(lease)) => Ok(lease),
+        (Move::Renew, Some(mut lease)) => {
+            let spec = lease.spec.get_or_insert_default();
+            spec.renew_time = Some(now);
+            spec.lease_duration_seconds = Some(seconds);
+            api.replace(&config.lease, &PostParams::default(), &lease).await
+        }
+        (Move::Take, Some(mut lease)) => {
+            let spec = lease.spec.get_or_insert_default();
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
+            spec.holder_identity = Some(candidate.name.clone());
+            spec.acquire_time = Some(now.clone());
+            spec.renew_time = Some(now);
+            spec.lease_duration_seconds = Some(seconds);
+            let taken = api.replace(&config.lease, &PostParams::default(), &lease).await?;
+            candidate.led = Some(term_of(&taken));
+            Ok(taken)
+        }
+        (_, None) | (Move::Create, _) => {
+            let spec = LeaseSpec {
+                holder_identity: Some(candidate.name.clone()),
+                lease_transitions: Some(0),
+                acquire_time: Some(now.clone()),
+                renew_time: Some(now),
+                lease_duration_seconds: Some(seconds),
+                ..LeaseSpec::default()
+            };
+            let metadata = ObjectMeta { name: Some(config.lease.clone()), ..ObjectMeta::default() };
+            let made = api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await?;
+            candidate.led = Some(term_of(&made));
+            Ok(made)
+        }
+    }
+}
+
+fn publish(roles: &watch::Sender<Role>, candidate: &Candidate, lease: &Lease) {
+    let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default();
+    let term = term_of(lease);
+    let leader = holder == candidate.name && candidate.led == Some(term);
+    let role = Role { known: true, leader, announces: leader, term: Some(term), holder };
+    let changed = roles.send_if_modified(|now| {
+        let changed = *now != role;
+        now.clone_from(&role);
+        changed
+    });
+    if changed {
+        info!(leader, term, holder = role.holder, "leadership");
+    }
+}
+
+fn step_down(roles: &watch::Sender<Role>, renewed: Instant, deadline: Duration) {
+    if renewed.elapsed() < deadline || !roles.borrow().leader {
+        return;
+    }
+    warn!(
+        "the Lease could not be renewed for {} s: no longer writing to the API, still announcing",
+        deadline.as_secs()
+    );
+    roles.send_modify(|role| role.leader = false);
+}
+
+async fn release(api: &Api<Lease>, name: &str, candidate: &Candidate) -> Result<(), kube::Error> {
+    let Some(mut lease) = api.get_opt(name).await? else { return Ok(()) };
+    let term = term_of(&lease);
+    let spec = lease.spec.get_or_insert_default();
+    if spec.holder_identity.as_ref() == Some(&candidate.name) && candidate.led == Some(term) {
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+        api.replace(name, &PostParams::default(), &lease).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(holder: &str, transitions: i32, renewed: i64) -> Lease {
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_transitions: Some(transitions),
+            renew_time: Some(MicroTime(Timestamp::from_second(renewed).unwrap())),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        };
+        Lease { spec: Some(spec), ..Lease::default() }
+    }
+
+    fn candidate(led: Option<u64>) -> Candidate {
+        Candidate { name: "box-a".into(), led, observed: None }
+    }
+
+    #[test]
+    fn a_silent_leader_is_believed_for_the_leases_duration_by_our_clock() {
+        let start = Instant::now();
+        let mut a = candidate(None);
+        let other = lease("box-b", 3, 0);
+        assert_eq!(a.judge(Some(&other), start), Move::Follow, "however old its own time says it is");
+        assert_eq!(a.judge(Some(&other), start + Duration::from_secs(14)), Move::Follow);
+        assert_eq!(a.judge(Some(&lease("box-b", 3, 14)), start + Duration::from_secs(14)), Move::Follow);
+        assert_eq!(a.judge(Some(&lease("box-b", 3, 14)), start + Duration::from_secs(28)), Move::Follow);
+        assert_eq!(a.judge(Some(&lease("box-b", 3, 14)), start + Duration::from_secs(30)), Move::Take);
+    }
+
+    #[test]
+    fn our_own_lease_is_renewed_in_its_term_and_taken_anew_after_a_restart() {
+        let now = Instant::now();
+        assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 3, 0)), now), Move::Renew);
+        assert_eq!(candidate(None).judge(Some(&lease("box-a", 3, 0)), now), Move::Take, "another process of this box");
+        assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 4, 0)), now), Move::Follow, "our own successor");
+    }
+
+    #[test]
+    fn a_released_or_missing_lease_is_taken_at_once() {
+        assert_eq!(candidate(None).judge(Some(&lease("", 3, 0)), Instant::now()), Move::Take);
+        assert_eq!(candidate(None).judge(None, Instant::now()), Move::Create);
+    }
+
+    #[test]
+    fn an_unreachable_api_ends_writing_but_not_announcing() {
+        let (roles, seen) = watch::channel(Role { leader: true, announces: true, ..Role::alone("box-a") });
+        let renewed = Instant::now().checked_sub(Duration::from_secs(11)).unwrap();
+        step_down(&roles, renewed, Duration::from_secs(10));
+        assert!(!seen.borrow().leader && seen.borrow().announces);
+        publish(&roles, &candidate(None), &lease("box-b", 7, 0));
+        assert!(!seen.borrow().announces);
+        assert_eq!(seen.borrow().term, Some(8));
+    }
+}

@@ -1,0 +1,548 @@
+//! What to do next, decided on plain data: no API, no socket, and time is an argument.
+//!
+//! Everything is level-triggered: a step follows from what the Index shows and what the dataplane acknowledged, never
+//! from what was done before. So a crash between two steps heals by itself at the next start.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock_configs::desired::{BackendState, Desired};
+
+use super::driver::{Parcel, Progress};
+use super::events::Note;
+use super::feed::{FeedState, Input};
+use super::job::{Done, Job, RecordWrite, Step};
+use crate::config::{ControlConfig, KubernetesConfig};
+use crate::crd::VipAllocationSpec;
+use crate::index::extract::{self};
+use crate::index::kinds::RecordInfo;
+use crate::index::outcome::{Health, Wanted};
+use crate::index::table::Change;
+use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
+use crate::index::{self, Changed, Index, ServiceKey, Update};
+use crate::leader::Role;
+use crate::probe::{HealthView, ProbeTarget};
+
+/// What the loop should do after a turn.
+#[derive(Debug, Default)]
+pub struct Turn {
+    pub parcel: Option<Parcel>,
+    pub targets: Option<Arc<Vec<ProbeTarget>>>,
+    pub jobs: Vec<Job>,
+    pub notes: Vec<Note>,
+    /// Turn again then, even if nothing happens.
+    pub wake: Option<Instant>,
+}
+
+impl Turn {
+    pub(super) fn wake_at(&mut self, at: Instant) {
+        self.wake = Some(self.wake.map_or(at, |before| before.min(at)));
+    }
+}
+
+/// What is remembered of a Service besides the Index: only what may be forgotten without harm.
+#[derive(Debug, Default)]
+pub struct Work {
+    pub uid: Arc<str>,
+    /// Writes under way; the next step waits for them.
+    pub in_flight: u32,
+    pub failures: u32,
+    pub not_before: Option<Instant>,
+    /// Why the allocator gave nothing.
+    pub refusal: Option<String>,
+    pub allocate_after: Option<Instant>,
+    pub(super) allocations_failed: u32,
+    pub(super) pending_since: Option<Instant>,
+    pub(super) leaving_since: Option<Instant>,
+    pub(super) forced: bool,
+    /// What we wrote last, and how often somebody else undid it.
+    pub(super) written: Option<Wanted>,
+    pub fights: u32,
+    pub(super) pardoned: bool,
+    /// Of the Service's own fields, as it was programmed last.
+    pub(super) ensured: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) good: bool,
+    pub(super) bad_since: Option<Instant>,
+}
+
+pub struct Controller {
+    pub config: Arc<ControlConfig>,
+    pub(super) kubernetes: KubernetesConfig,
+    pub index: Index,
+    pub translation: Translation,
+    /// Of the translation's content; what the dataplane acknowledges.
+    pub version: u64,
+    pub progress: Progress,
+    pub role: Role,
+    pub quarantine: Quarantine,
+    pub work: HashMap<ServiceKey, Work>,
+    pub feeds: BTreeMap<&'static str, (FeedState, Instant)>,
+    pub(super) health: Arc<HealthView>,
+    pub(super) groups: HashMap<Arc<str>, Group>,
+    pub(super) orphan_since: HashMap<(IpAddr, String), u64>,
+    pub(super) records_in_flight: HashMap<IpAddr, VipAllocationSpec>,
+    pub(super) record_backoff: HashMap<IpAddr, (u32, Instant)>,
+    pub(super) pools_dirty: bool,
+    /// The pools' statuses are written once a second at most: each write says it all.
+    pub(super) pools_after: Option<Instant>,
+    quarantined_until: Option<Instant>,
+    term: Option<u64>,
+    translate_wanted: bool,
+    touched: BTreeSet<ServiceKey>,
+    all_touched: bool,
+    /// When to look at a Service again.
+    timers: BTreeSet<(Instant, ServiceKey)>,
+    /// How long the last translation took: what a burst may wait for the next one depends on it.
+    pub translate_time: Duration,
+    pub translations: u64,
+}
+
+/// How long what the dataplane refused by name is left out before it is tried again.
+const QUARANTINE: Duration = Duration::from_secs(60);
+
+impl Controller {
+    #[must_use]
+    pub fn new(config: Arc<ControlConfig>, role: Role) -> Self {
+        Self {
+            kubernetes: config.kubernetes.clone().unwrap_or_default(),
+            config,
+            index: Index::default(),
+            translation: Translation::default(),
+            version: 0,
+            progress: Progress::default(),
+            role,
+            quarantine: Quarantine::default(),
+            work: HashMap::new(),
+            feeds: BTreeMap::new(),
+            health: Arc::default(),
+            groups: HashMap::new(),
+            orphan_since: HashMap::new(),
+            records_in_flight: HashMap::new(),
+            record_backoff: HashMap::new(),
+            pools_dirty: true,
+            pools_after: None,
+            quarantined_until: None,
+            term: None,
+            translate_wanted: true,
+            touched: BTreeSet::new(),
+            all_touched: true,
+            timers: BTreeSet::new(),
+            translate_time: Duration::ZERO,
+            translations: 0,
+        }
+    }
+
+    /// A snapshot may have to change: [`Self::turn`] would make a new one.
+    #[must_use]
+    pub fn wants_translation(&self) -> bool {
+        self.translate_wanted
+    }
+
+    // --- what happens
+
+    pub fn on_input(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Update(update) => self.on_update(*update),
+            Input::Feed { kind, state } => {
+                let known = self.feeds.get(kind).map(|(state, _)| state.clone());
+                // The time is that of the first failure, not of the last.
+                let still = matches!((&known, &state), (Some(FeedState::Failing(_)), FeedState::Failing(_)));
+                let since = if still { self.feeds[kind].1 } else { now };
+                self.feeds.insert(kind, (state, since));
+            }
+        }
+    }
+
+    fn on_update(&mut self, update: Update) {
+        let service = match &update {
+            Update::Service(Change::Seen(key, _) | Change::Put(key, _) | Change::Gone(key, _)) => Some(key.clone()),
+            _ => None,
+        };
+        let capacity = matches!(&update, Update::Pool(_) | Update::Record(_) | Update::Namespace(_));
+        // Whose claim comes or goes has a next step, whether or not its plan changes.
+        if let Update::Record(Change::Seen(address, _) | Change::Put(address, _) | Change::Gone(address, _)) = &update {
+            let known = self.index.records.get(address);
+            self.touched.extend(known.into_iter().flat_map(RecordInfo::services));
+        }
+        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record)) = &update {
+            self.touched.extend(record.services());
+        }
+        if let Update::Record(Change::End) = &update {
+            self.all_touched = true;
+        }
+        let shown = |controller: &Self| {
+            let info = service.as_ref().and_then(|key| controller.index.services.get(key));
+            info.map(|info| info.status.ingress.clone()).unwrap_or_default()
+        };
+        let before = shown(self);
+        let changed = self.index.apply(update);
+        if changed == Changed::Nothing {
+            return;
+        }
+        // An address that a status no longer shows is free as well.
+        if capacity || !before.is_empty() && shown(self) != before {
+            self.pools_dirty = true;
+            // Somebody who found nothing may find something now.
+            for work in self.work.values_mut() {
+                work.allocate_after = None;
+            }
+        }
+        if let Some(key) = service {
+            // A mended Service is tried again at once.
+            if changed == Changed::Desired {
+                self.quarantine.services.remove(&key);
+                if let Some(work) = self.work.get_mut(&key) {
+                    work.allocate_after = None;
+                }
+            }
+            // The last trace of ours may be gone, and with it the plan.
+            self.translate_wanted |= self.translation.plans.get(&key).is_some_and(|p| p.stage == Stage::Leaving);
+            self.touched.insert(key);
+        }
+        self.translate_wanted |= changed == Changed::Desired;
+    }
+
+    pub fn on_role(&mut self, role: Role) {
+        if role != self.role {
+            self.translate_wanted = true;
+            self.all_touched = true;
+            self.pools_dirty = true;
+            self.role = role;
+        }
+    }
+
+    pub fn on_health(&mut self, view: Arc<HealthView>, now: Instant) {
+        self.health = view;
+        self.judge_groups(now);
+    }
+
+    pub fn on_progress(&mut self, progress: Progress, now: Instant) {
+        let acknowledged = progress.acknowledged != self.progress.acknowledged;
+        let trouble = progress.trouble != self.progress.trouble;
+        let refused = progress.refused.clone();
+        self.progress = progress;
+        self.all_touched |= acknowledged || trouble;
+        if let Some((version, faults)) = refused
+            && version == self.version
+        {
+            self.set_apart(&faults, now);
+        }
+    }
+
+    /// What the dataplane refused by name is left out, so that the rest is served.
+    fn set_apart(&mut self, faults: &[crate::dataplane::Fault], now: Instant) {
+        let mut found = false;
+        for fault in faults {
+            for key in self.blamed(fault) {
+                found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
+            }
+            if let Some(node) = numbered(&fault.path, "node").and_then(|i| self.translation.desired.nodes.get(i)) {
+                found |= self.quarantine.nodes.insert(node.name.as_str().into(), fault.problem.clone()).is_none();
+            }
+        }
+        if found {
+            self.quarantined_until = Some(now + QUARANTINE);
+            self.translate_wanted = true;
+        }
+    }
+
+    fn blamed(&self, fault: &crate::dataplane::Fault) -> Vec<ServiceKey> {
+        let services = &self.translation.desired.services;
+        let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else { return Vec::new() };
+        // A mode that the box lacks something for is one fault, told of the first service that has it.
+        let alike = fault.path.ends_with(".mode");
+        services
+            .iter()
+            .filter(|s| {
+                s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
+            })
+            .filter_map(|s| service_of(&s.name))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
+    }
+
+    pub fn on_done(&mut self, done: Done, now: Instant, notes: &mut Vec<Note>) {
+        match done {
+            Done::Service { job, result } => {
+                let retry = (self.kubernetes.timing.retry, self.kubernetes.timing.retry_max);
+                let work = self.work.entry(job.key.clone()).or_default();
+                work.in_flight = work.in_flight.saturating_sub(1);
+                self.touched.insert(job.key.clone());
+                match result {
+                    Ok(object) => {
+                        work.failures = 0;
+                        work.not_before = None;
+                        if let Step::Status(wanted) = &job.step {
+                            work.written = Some(wanted.clone());
+                        }
+                        notes.extend(job.notes);
+                        if let Some(object) = object {
+                            self.on_update(index::on_service(
+                                kube::runtime::watcher::Event::Apply(*object),
+                                &self.kubernetes,
+                            ));
+                        }
+                    }
+                    Err(error) => {
+                        // What the server will not have now it will not have in a moment either.
+                        let failures = if is_final(&error) { u32::MAX } else { work.failures };
+                        let pause = super::backoff::after(failures, retry.0, retry.1);
+                        work.failures += 1;
+                        work.pardoned = true;
+                        work.not_before = Some(now + pause);
+                        tracing::debug!(service = %job.key, "{}", super::feed::api_error(&error));
+                        // A conflict is the usual way of hearing that something changed meanwhile.
+                        let conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
+                        if (work.failures == 3 || failures == u32::MAX) && !conflict {
+                            let message = format!("cannot write: {}", super::feed::api_error(&error));
+                            notes.push(Note::warning(&job.key, &job.uid, "SyncLoadBalancerFailed", message));
+                        }
+                    }
+                }
+            }
+            Done::Record { job, result } => {
+                self.records_in_flight.remove(&job.address);
+                self.pools_dirty = true;
+                if let Some(key) = &job.service {
+                    let work = self.work.entry(key.clone()).or_default();
+                    work.in_flight = work.in_flight.saturating_sub(1);
+                    self.touched.insert(key.clone());
+                }
+                match result {
+                    Ok(object) => {
+                        self.record_backoff.remove(&job.address);
+                        notes.extend(job.notes);
+                        let change = match (object, &job.write) {
+                            (Some(object), _) => match extract::record(&object) {
+                                Some(record) => Change::Put(job.address, record),
+                                None => return,
+                            },
+                            (None, RecordWrite::Delete { resource_version, .. }) => {
+                                Change::Gone(job.address, resource_version.parse().unwrap_or(0))
+                            }
+                            (None, _) => return,
+                        };
+                        self.on_update(Update::Record(change));
+                    }
+                    Err(error) => {
+                        tracing::debug!(address = %job.address, "{}", super::feed::api_error(&error));
+                        let failures = self.record_backoff.get(&job.address).map_or(0, |(failures, _)| *failures);
+                        let pause = super::backoff::after(
+                            failures,
+                            self.kubernetes.timing.retry,
+                            self.kubernetes.timing.retry_max,
+                        );
+                        self.record_backoff.insert(job.address, (failures + 1, now + pause));
+                    }
+                }
+            }
+            Done::PoolStatus { name, result } => {
+                if let Err(error) = result {
+                    tracing::debug!(pool = &*name, "{}", super::feed::api_error(&error));
+                }
+            }
+            Done::Box { result } => {
+                if let Err(error) = result {
+                    tracing::debug!("VipBox: {}", super::feed::api_error(&error));
+                }
+            }
+        }
+    }
+
+    // --- what follows
+
+    /// One turn: a new snapshot if one is wanted, then every step that is due.
+    pub fn turn(&mut self, now: Instant) -> Turn {
+        let mut turn = Turn::default();
+        if !self.index.synced() || !self.role.known {
+            // What is not here may only not be here yet, and who announces is not known: the dataplane keeps its last
+            // snapshot.
+            return turn;
+        }
+        if self.quarantined_until.is_some_and(|until| until <= now) {
+            self.quarantine = Quarantine::default();
+            self.quarantined_until = None;
+            self.translate_wanted = true;
+        }
+        if let Some(until) = self.quarantined_until {
+            turn.wake_at(until);
+        }
+        if self.translate_wanted {
+            self.translate(&mut turn, now);
+        }
+        self.ring(now);
+        if self.role.leader {
+            self.allocate(&mut turn, now);
+            self.release(&mut turn, now);
+            let keys: BTreeSet<ServiceKey> = if std::mem::take(&mut self.all_touched) {
+                self.touched.clear();
+                self.translation.plans.keys().chain(self.work.keys()).cloned().collect()
+            } else {
+                std::mem::take(&mut self.touched)
+            };
+            for key in keys {
+                self.step(&key, &mut turn, now);
+            }
+            self.pool_status(&mut turn, now);
+            if let Some((at, _)) = self.timers.first() {
+                turn.wake_at(*at);
+            }
+        }
+        turn
+    }
+
+    pub(super) fn touch_later(&mut self, key: ServiceKey) {
+        self.touched.insert(key);
+    }
+
+    pub(super) fn remind(&mut self, key: &ServiceKey, at: Instant) {
+        self.timers.insert((at, key.clone()));
+    }
+
+    fn ring(&mut self, now: Instant) {
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now
+            && let Some((_, key)) = self.timers.pop_first()
+        {
+            self.touched.insert(key);
+        }
+    }
+
+    fn translate(&mut self, turn: &mut Turn, now: Instant) {
+        self.translate_wanted = false;
+        let began = Instant::now();
+        let mut new = translate(&self.index, &self.config, self.role.announces, &self.quarantine);
+        self.translate_time = began.elapsed();
+        self.translations += 1;
+        // Whoever's plan changed is to be looked at; a Service whose plan went needs its work forgotten.
+        let changed = new.plans.iter().filter(|(key, plan)| self.translation.plans.get(*key) != Some(*plan));
+        self.touched.extend(changed.map(|(key, _)| key.clone()));
+        self.touched.extend(self.translation.plans.keys().filter(|key| !new.plans.contains_key(*key)).cloned());
+        if new.empty_sets != self.translation.empty_sets {
+            self.all_touched = true;
+        }
+        let term = self.role.term;
+        if self.version == 0 || new.desired != self.translation.desired || self.term != term {
+            self.version += 1;
+            self.term = term;
+            turn.parcel = Some(Parcel {
+                version: self.version,
+                term,
+                desired: Arc::new(Desired::clone(&new.desired)),
+                programmed: Arc::new(programmed(&new.plans)),
+            });
+        }
+        let orphaned = std::mem::take(&mut self.orphan_since);
+        for (address, claim) in &new.orphans {
+            let id = (*address, claim.uid.clone());
+            let since = orphaned.get(&id).copied().unwrap_or(self.version);
+            self.orphan_since.insert(id, since);
+        }
+        if new.targets != self.translation.targets {
+            turn.targets = Some(Arc::new(new.targets.clone()));
+        }
+        std::mem::swap(&mut self.translation, &mut new);
+        self.judge_groups(now);
+    }
+
+    fn judge_groups(&mut self, now: Instant) {
+        let mut good: HashMap<&Arc<str>, bool> = HashMap::new();
+        for target in &self.translation.targets {
+            let state = self.health.targets.get(&target.id);
+            let up = state.is_some_and(|s| s.settled && s.state == BackendState::Active);
+            *good.entry(&target.group).or_default() |= up;
+        }
+        let mut groups = HashMap::with_capacity(good.len());
+        for (name, good) in good {
+            let before = self.groups.get(name);
+            // "Since" outlives every judgement until the group is good again.
+            let bad_since = if good { None } else { before.and_then(|g| g.bad_since).or(Some(now)) };
+            if before.is_none_or(|b| b.good != good) {
+                self.all_touched = true;
+            }
+            groups.insert(name.clone(), Group { good, bad_since });
+        }
+        self.groups = groups;
+    }
+
+    /// And when it may change by time alone.
+    pub(crate) fn health_of(&self, plan: &Plan, now: Instant) -> (Health, Option<Instant>) {
+        let filled: Vec<&Arc<str>> = plan.groups.iter().filter(|g| !self.translation.empty_sets.contains(*g)).collect();
+        if filled.is_empty() {
+            return (Health::NoBackends, None);
+        }
+        if !self.health.checking {
+            return (Health::Good, None);
+        }
+        let grace = Duration::from_secs_f64(self.kubernetes.timing.status_grace);
+        let mut until = None;
+        for name in filled {
+            // A set that nothing probes by itself is as good as its nodes; one that nothing probes at all is good.
+            let nodes = || self.groups.get(&*format!("nodes/{}", name.rsplit('/').next().unwrap_or_default()));
+            let Some(group) = self.groups.get(name).or_else(nodes) else { return (Health::Good, None) };
+            let Some(since) = group.bad_since else { return (Health::Good, None) };
+            until = until.max(Some(since + grace));
+        }
+        match until {
+            Some(until) if until > now => (Health::Unsettled, Some(until)),
+            _ => (Health::Bad, None),
+        }
+    }
+
+    /// Whether every worker runs a snapshot with these addresses of the Service.
+    pub(crate) fn is_acknowledged(&self, key: &ServiceKey, plan: &Plan) -> bool {
+        let Some(held) = self.progress.programmed.get(key) else { return false };
+        plan.vips.iter().all(|vip| held.contains(vip))
+    }
+
+    #[must_use]
+    pub fn health_view(&self) -> &HealthView {
+        &self.health
+    }
+
+    #[must_use]
+    pub fn class(&self) -> &str {
+        &self.kubernetes.class
+    }
+
+    #[must_use]
+    pub fn is_stale(&self, now: Instant) -> bool {
+        let after = Duration::from_secs_f64(self.kubernetes.timing.stale_after);
+        self.feeds
+            .values()
+            .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
+    }
+}
+
+/// Invalid, or not permitted.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 405 | 422))
+}
+
+fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {
+    plans
+        .iter()
+        .filter(|(_, plan)| plan.stage == Stage::Programmed)
+        .map(|(key, plan)| (key.clone(), plan.vips.clone()))
+        .collect()
+}
+
+/// `service[3] "web".vip` is the 3 of `service`.
+fn numbered(path: &str, list: &str) -> Option<usize> {
+    path.strip_prefix(list)?.strip_prefix('[')?.split(']').next()?.parse().ok()
+}
+
+/// `namespace/name:port`
+#[must_use]
+pub(super) fn service_of(name: &str) -> Option<ServiceKey> {
+    let (service, _) = name.split_once(':')?;
+    let (namespace, name) = service.split_once('/')?;
+    Some(ServiceKey::new(namespace, name))
+}

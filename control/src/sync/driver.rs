@@ -1,0 +1,192 @@
+//! Keeps the dataplane on the newest snapshot: sends it, waits for the acknowledgement, looks after it.
+//!
+//! Only the newest counts: while one snapshot is on its way the next ones replace each other. A dataplane that was
+//! away or came back empty gets the whole again.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_configs::desired::Desired;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use crate::dataplane::{Dataplane, DataplaneError, Fault};
+use crate::index::ServiceKey;
+
+/// How long one PUT may wait for the workers.
+const WAIT: Duration = Duration::from_secs(10);
+/// How often a dataplane at rest is asked whether it still has what it acknowledged.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// A snapshot on its way.
+#[derive(Debug, Clone, Default)]
+pub struct Parcel {
+    /// Grows with every change of content; the controller's own count. 0: nothing to send yet.
+    pub version: u64,
+    pub term: Option<u64>,
+    pub desired: Arc<Desired>,
+    /// What it holds of which Service.
+    pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
+}
+
+/// What is known of the dataplane.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// The newest parcel every worker runs.
+    pub acknowledged: u64,
+    pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
+    pub generation: u64,
+    pub digest: u64,
+    /// Why the newest is not acknowledged, in words.
+    pub trouble: Option<String>,
+    /// Faults of a refused snapshot, of the parcel with that version.
+    pub refused: Option<(u64, Arc<Vec<Fault>>)>,
+    pub fenced: bool,
+    /// Snapshots accepted, since the start.
+    pub sent: u64,
+}
+
+pub(super) async fn drive<D: Dataplane>(
+    dataplane: Arc<D>,
+    owner: String,
+    mut parcels: watch::Receiver<Parcel>,
+    progress: watch::Sender<Progress>,
+) {
+    let mut driver = Driver { dataplane, owner, progress, next: None, backoff: Backoff::new(0.1, 5.0) };
+    loop {
+        let parcel = parcels.borrow_and_update().clone();
+        if parcel.version > driver.progress.borrow().acknowledged
+            || parcel.version > 0 && driver.progress.borrow().trouble.is_some()
+        {
+            let pause = driver.send(&parcel).await;
+            if pause.is_zero() {
+                continue;
+            }
+            tokio::select! {
+                changed = parcels.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(pause) => {}
+            }
+        } else {
+            tokio::select! {
+                changed = parcels.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK) => driver.look(parcel.version > 0).await,
+            }
+        }
+    }
+}
+
+struct Driver<D> {
+    dataplane: Arc<D>,
+    owner: String,
+    progress: watch::Sender<Progress>,
+    /// The generation to send next; unknown until the dataplane was asked: it may hold what a former process sent.
+    next: Option<u64>,
+    backoff: Backoff,
+}
+
+impl<D: Dataplane> Driver<D> {
+    /// Sends once; how long to wait before the same is worth sending again.
+    async fn send(&mut self, parcel: &Parcel) -> Duration {
+        let generation = match self.next_generation().await {
+            Ok(generation) => generation,
+            Err(error) => return self.failed(parcel, &error),
+        };
+        let mut desired = Desired::clone(&parcel.desired);
+        desired.generation = generation;
+        desired.term = parcel.term;
+        let answer = self.dataplane.put_desired(&self.owner, &desired, WAIT).await;
+        match answer {
+            Ok(acknowledged) => {
+                self.next = Some(generation + 1);
+                self.backoff.reset();
+                self.accepted(parcel, generation, acknowledged);
+                // Accepted and not run by every worker: sent again, so that the answer can be yes.
+                if acknowledged { Duration::ZERO } else { Duration::from_secs(1) }
+            }
+            Err(error) => self.failed(parcel, &error),
+        }
+    }
+
+    async fn next_generation(&mut self) -> Result<u64, DataplaneError> {
+        if let Some(next) = self.next {
+            return Ok(next);
+        }
+        let held = self.dataplane.generation(&self.owner).await?;
+        let next = held.map_or(1, |generation| generation + 1);
+        self.next = Some(next);
+        Ok(next)
+    }
+
+    fn accepted(&self, parcel: &Parcel, generation: u64, acknowledged: bool) {
+        self.progress.send_modify(|p| {
+            p.sent += 1;
+            p.generation = generation;
+            p.refused = None;
+            p.fenced = false;
+            if acknowledged {
+                p.acknowledged = parcel.version;
+                p.programmed = parcel.programmed.clone();
+                p.digest = digest(&parcel.desired);
+                p.trouble = None;
+            } else {
+                p.trouble = Some(format!("not every worker runs generation {generation} yet"));
+            }
+        });
+    }
+
+    fn failed(&mut self, parcel: &Parcel, error: &DataplaneError) -> Duration {
+        // Whatever it was: somebody may have written meanwhile, or the process may be a new one.
+        self.next = None;
+        let pause = match error {
+            DataplaneError::Unreachable(_) => self.backoff.next(),
+            // The same would be refused again; conditions outside of it may change all the same.
+            DataplaneError::Refused { .. } => Duration::from_secs(30),
+            DataplaneError::Fenced(_) => Duration::from_secs(2),
+        };
+        if self.progress.borrow().trouble.as_deref() != Some(&error.to_string()) {
+            warn!(version = parcel.version, "{error}");
+        }
+        self.progress.send_modify(|p| {
+            p.trouble = Some(error.to_string());
+            p.fenced = matches!(error, DataplaneError::Fenced(_));
+            p.refused = match error {
+                DataplaneError::Refused { faults } => Some((parcel.version, Arc::new(faults.clone()))),
+                _ => None,
+            };
+        });
+        pause
+    }
+
+    /// A dataplane that has lost what it acknowledged is sent it again.
+    async fn look(&mut self, something_sent: bool) {
+        if !something_sent {
+            return;
+        }
+        let expected = self.progress.borrow().generation;
+        let trouble = match self.dataplane.generation(&self.owner).await {
+            Ok(Some(generation)) if generation == expected => return,
+            Ok(held) => {
+                format!("the dataplane holds generation {held:?} and not {expected}: it is sent the whole again")
+            }
+            Err(error) => error.to_string(),
+        };
+        info!("{trouble}");
+        self.next = None;
+        self.progress.send_modify(|p| p.trouble = Some(trouble));
+    }
+}
+
+/// Equal on two boxes that serve the same, whoever announces.
+fn digest(desired: &Desired) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut content = desired.clone();
+    for service in &mut content.services {
+        service.announce = None;
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&serde_json::to_vec(&content).unwrap_or_default());
+    hasher.finish()
+}

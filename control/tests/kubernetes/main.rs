@@ -1,0 +1,452 @@
+//! Control over real HTTP: the watches, the patches, the Lease, and what goes wrong with them. What is decided is tested
+//! without a cluster (`src/index/tests.rs`, `src/sync/tests.rs`); here it is the API server's own behaviour that counts.
+
+mod rig;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use penstock_configs::desired::Announce;
+use penstock_perf::apiserver::Fault;
+use serde_json::{Value, json};
+
+use rig::{Control, OURS, V1, cluster, condition, events, get, ingress, node, records, service, until};
+
+const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+#[tokio::test]
+async fn a_service_comes_and_goes_with_the_manifests_rights_alone() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    server.put(&service("web")).unwrap();
+    until("an address", || ingress(&server, "web") == ["203.0.113.1"]).await;
+    until("Serving", || condition(&server, "web", "Serving") == "True Serving").await;
+    let web = get(&server, "web");
+    assert_eq!(web["metadata"]["finalizers"], json!([FINALIZER]));
+    assert_eq!(web["status"]["loadBalancer"]["ingress"][0]["ipMode"], "Proxy");
+    assert_eq!(records(&server), ["203.0.113.1"]);
+    let desired = control.dataplane.last();
+    let node_port = web["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
+    assert_eq!(desired.services[0].target_port.map(u64::from), Some(node_port));
+    assert_eq!((desired.nodes.len(), desired.sets[0].backends.len()), (2, 2));
+    until("Events", || events(&server, "web").contains(&"EnsuredLoadBalancer".to_owned())).await;
+    until("the pool's status", || server.get(OURS, "VipPool", "p").unwrap()["status"]["assigned"] == 1).await;
+    assert!(control.why("web").await.contains("is served"));
+
+    assert!(!server.delete(V1, "Service", "default/web").unwrap(), "the finalizer holds it");
+    until("deletion", || get(&server, "web") == Value::Null).await;
+    until("release", || records(&server).is_empty()).await;
+    assert!(control.dataplane.last().services.is_empty());
+    until("its Event", || events(&server, "web").contains(&"DeletedLoadBalancer".to_owned())).await;
+    let refused: Vec<_> = server.requests().into_iter().filter(|r| r.code == 403).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn others_conditions_annotations_and_finalizers_survive() {
+    let server = cluster();
+    let mut web = service("web");
+    web["metadata"]["annotations"] = json!({"example.com/x": "y"});
+    web["metadata"]["finalizers"] = json!(["example.com/mine"]);
+    web["status"] = json!({"conditions": [{"type": "example.com/Mine", "status": "True", "reason": "R", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    server.put(&web).unwrap();
+    let control = Control::start(&server, "box-a").await;
+    until("an address", || !ingress(&server, "web").is_empty()).await;
+    until("Serving", || condition(&server, "web", "Serving") == "True Serving").await;
+    server
+        .edit(V1, "Service", "default/web", |s| {
+            s["spec"]["type"] = json!("ClusterIP");
+            s["spec"].as_object_mut().unwrap().remove("loadBalancerClass");
+            s["spec"]["ports"][0].as_object_mut().unwrap().remove("nodePort");
+        })
+        .unwrap();
+    until("cleanup", || condition(&server, "web", "Serving").is_empty()).await;
+    let web = get(&server, "web");
+    assert_eq!(condition(&server, "web", "example.com/Mine"), "True R");
+    assert_eq!(web["metadata"]["annotations"]["example.com/x"], "y");
+    assert_eq!(web["metadata"]["finalizers"], json!(["example.com/mine"]));
+    assert!(records(&server).is_empty());
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn an_exposed_node_port_service_has_its_vip_in_an_annotation() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    let mut web = service("web");
+    web["spec"]["type"] = json!("NodePort");
+    web["spec"].as_object_mut().unwrap().remove("loadBalancerClass");
+    web["metadata"]["annotations"] = json!({"penstock.dev/expose": "true"});
+    server.put(&web).unwrap();
+    until("the annotation", || get(&server, "web")["metadata"]["annotations"]["penstock.dev/vip"] == "203.0.113.1")
+        .await;
+    server.delete(V1, "Service", "default/web").unwrap();
+    until("deletion", || get(&server, "web") == Value::Null).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_foreign_class_gets_nothing_at_all() {
+    let server = cluster();
+    let mut other = service("other");
+    other["spec"]["loadBalancerClass"] = json!("example.com/lb");
+    server.put(&other).unwrap();
+    let before = get(&server, "other")["metadata"]["resourceVersion"].clone();
+    let control = Control::start(&server, "box-a").await;
+    server.put(&service("web")).unwrap();
+    until("ours", || !ingress(&server, "web").is_empty()).await;
+    assert_eq!(get(&server, "other")["metadata"]["resourceVersion"], before);
+    assert!(events(&server, "other").is_empty());
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_writes_nothing_and_moves_nothing() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    for name in ["c", "b", "a"] {
+        server.put(&service(name)).unwrap();
+        until("an address", || condition(&server, name, "Serving") == "True Serving").await;
+    }
+    let versions = |server: &_| ["a", "b", "c"].map(|n| get(server, n)["metadata"]["resourceVersion"].clone());
+    let before = versions(&server);
+    let dataplane = control.dataplane.clone();
+    control.kill().await;
+    server.put(&service("d")).unwrap();
+    let control = Control::start_with(&server, "box-a", dataplane).await;
+    until("the new one", || ingress(&server, "d") == ["203.0.113.4"]).await;
+    assert_eq!(versions(&server), before);
+    control.stop().await;
+}
+
+// --- the API server's failures
+
+/// Whatever happened: a Service made afterwards is served.
+async fn still_serves(server: &penstock_perf::apiserver::ApiServer, name: &str) {
+    server.put(&service(name)).unwrap();
+    until(name, || !ingress(server, name).is_empty()).await;
+}
+
+#[tokio::test]
+async fn http_410_at_the_start_of_a_watch_leads_to_a_new_list() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.gone_by_http(true);
+    // Behind control's back, so that its resourceVersions are too old when it comes back.
+    server.fault(Fault::on("watch", "").times(12).drop_connection());
+    server.drop_connections();
+    for i in 0..20 {
+        server.put(&node(&format!("extra-{i}"), 100 + i)).unwrap();
+    }
+    server.compact();
+    still_serves(&server, "after").await;
+    until("the nodes", || control.dataplane.last().nodes.len() == 22).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn http_410_at_every_start_for_a_while_is_not_for_ever() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.forget_requests();
+    server.fault(Fault::on("watch", "services").times(3).gone());
+    server.drop_connections();
+    until("the watch was refused", || server.faults_are_used_up()).await;
+    still_serves(&server, "after").await;
+    assert!(server.count("list", "services") >= 1, "listed anew");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_410_in_the_stream_leads_to_a_new_list() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.fault(Fault::on("watch", "services").times(2).gone_in_stream());
+    server.drop_connections();
+    still_serves(&server, "after").await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn dropped_answers_conflicts_and_throttling_are_gone_over() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    for fault in [
+        Fault::on("create", "vipallocations").times(2).drop_connection(),
+        Fault::on("create", "vipallocations").times(1).lose_answer(),
+        Fault::on("patch", "services/status").times(3).conflict(),
+        Fault::on("patch", "services/status").times(2).lose_answer(),
+        Fault::on("create", "events").times(2).drop_connection(),
+    ] {
+        server.fault(fault);
+    }
+    still_serves(&server, "web").await;
+    assert_eq!(records(&server).len(), 1, "a lost answer makes no second record");
+    server.fault(Fault::on("delete", "vipallocations").times(1).lose_answer());
+    server.delete(V1, "Service", "default/web").unwrap();
+    until("deletion", || get(&server, "web") == Value::Null).await;
+    until("release", || records(&server).is_empty()).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn with_the_api_server_gone_the_dataplane_keeps_what_it_has_and_no_loop_is_hot() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    until("rest", || condition(&server, "before", "Provisioning") == "False Done").await;
+    let puts = control.dataplane.count();
+    server.stop();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let desired = control.dataplane.last();
+    assert_eq!((desired.services.len(), desired.services[0].announce), (1, Some(Announce::L2)), "still announced");
+    assert!(control.dataplane.count() <= puts + 1);
+    assert!(control.metrics.text().contains("k8s_client_config_stale_bool 1"), "{}", control.metrics.text());
+    server.forget_requests();
+    server.resume().unwrap();
+    still_serves(&server, "after").await;
+    assert!(server.requests().len() < 400, "{} requests", server.requests().len());
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn stalled_watches_are_noticed() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.stall_watches(true);
+    server.put(&service("hidden")).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(ingress(&server, "hidden").is_empty());
+    server.stall_watches(false);
+    until("the hidden one", || !ingress(&server, "hidden").is_empty()).await;
+    control.stop().await;
+}
+
+// --- the dataplane's failures
+
+#[tokio::test]
+async fn a_dataplane_that_is_away_is_waited_for_and_one_that_forgot_gets_the_whole() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    control.dataplane.down.store(true, Ordering::SeqCst);
+    server.put(&service("web")).unwrap();
+    until("a condition", || condition(&server, "web", "Provisioning").starts_with("True")).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(ingress(&server, "web").is_empty());
+    assert!(
+        condition(&server, "web", "Provisioning").contains("DataplaneFault"),
+        "{}",
+        condition(&server, "web", "Provisioning")
+    );
+    control.dataplane.down.store(false, Ordering::SeqCst);
+    until("an address", || !ingress(&server, "web").is_empty()).await;
+    let puts = control.dataplane.count();
+    control.dataplane.forget();
+    until("the whole again", || control.dataplane.count() > puts).await;
+    assert_eq!(control.dataplane.vips(), ["203.0.113.1"]);
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_stuck_dataplane_does_not_hold_a_namespace() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    control.dataplane.down.store(true, Ordering::SeqCst);
+    server.delete(V1, "Service", "default/web").unwrap();
+    until("it goes after the bounded wait", || get(&server, "web") == Value::Null).await;
+    assert_eq!(records(&server).len(), 1, "its address stays reserved");
+    control.dataplane.down.store(false, Ordering::SeqCst);
+    until("and is released", || records(&server).is_empty()).await;
+    control.stop().await;
+}
+
+// --- several boxes
+
+#[tokio::test]
+async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
+    let server = cluster();
+    let first = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let second = Control::start(&server, "box-b").await;
+    until("the second serves", || second.dataplane.vips() == ["203.0.113.1"]).await;
+    let announce = |control: &Control| control.dataplane.last().services[0].announce;
+    assert_eq!((announce(&first), announce(&second)), (Some(Announce::L2), Some(Announce::None)));
+    let term = first.dataplane.last().term.unwrap();
+    until("both publish", || server.list(OURS, "VipBox").len() == 2).await;
+
+    let began = Instant::now();
+    first.stop().await;
+    until("taken over", || announce(&second) == Some(Announce::L2)).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "a lease that is given up is not waited for");
+    assert!(second.dataplane.last().term.unwrap() > term);
+    still_serves(&server, "after").await;
+    // By force this time.
+    second.kill().await;
+    let third = Control::start(&server, "box-c").await;
+    still_serves(&server, "again").await;
+    assert_eq!(ingress(&server, "web"), ["203.0.113.1"], "no address moved");
+    third.stop().await;
+}
+
+#[tokio::test]
+async fn another_controller_on_the_same_status_is_not_fought() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let overwrite = || {
+        let web = get(&server, "web");
+        let mut status = web["status"].clone();
+        status["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]});
+        server.put_status(&web, status).unwrap();
+    };
+    overwrite();
+    until("set right once", || ingress(&server, "web") == ["203.0.113.1"]).await;
+    overwrite();
+    until("the Event", || events(&server, "web").contains(&"SyncLoadBalancerFailed".to_owned())).await;
+    assert_eq!(ingress(&server, "web"), ["198.51.100.9"], "left alone");
+    until("tried again later", || ingress(&server, "web") == ["203.0.113.1"]).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn records_are_locked_by_their_name() {
+    let server = cluster();
+    // Another cluster's controller has the first address; its record is older than any watch of ours.
+    server
+        .put(&json!({"apiVersion": OURS, "kind": "VipAllocation", "metadata": {"name": "203.0.113.1"},
+            "spec": {"address": "203.0.113.1", "owner": "another", "pool": "p",
+                "claims": [{"namespace": "default", "name": "theirs", "uid": "x"}]}}))
+        .unwrap();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    assert_eq!(ingress(&server, "web"), ["203.0.113.2"]);
+    assert_eq!(records(&server).len(), 2, "theirs is not collected");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_name_anew_gets_a_load_balancer_of_its_own() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let uid = get(&server, "web")["metadata"]["uid"].clone();
+    server.delete(V1, "Service", "default/web").unwrap();
+    until("deletion", || get(&server, "web") == Value::Null).await;
+    still_serves(&server, "web").await;
+    assert_ne!(get(&server, "web")["metadata"]["uid"], uid);
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn one_edit_reaches_the_dataplane_fast() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
+    let began = Instant::now();
+    server.edit(V1, "Service", "default/web", |s| s["spec"]["ports"][0]["port"] = json!(81)).unwrap();
+    until("the edit", || control.dataplane.last().services[0].port == 81).await;
+    println!("an edit took {:?}", began.elapsed());
+    // On a machine at rest: 15 ms.
+    assert!(began.elapsed() < Duration::from_secs(2));
+    control.stop().await;
+}
+
+/// First full sync at the size; in a release build: `cargo test --release -p penstock-control --test kubernetes
+/// -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement: 5,000 Services over 500 nodes"]
+async fn five_thousand_services_over_five_hundred_nodes() {
+    let server = cluster();
+    server
+        .put(&json!({"apiVersion": OURS, "kind": "VipPool", "metadata": {"name": "big"},
+            "spec": {"addresses": ["198.18.0.0/15"], "priority": 9}}))
+        .unwrap();
+    for i in 0..500u16 {
+        let mut node = node(&format!("n{i}"), 1);
+        node["status"]["addresses"] =
+            json!([{"type": "InternalIP", "address": format!("10.7.{}.{}", i / 250, i % 250 + 1)}]);
+        server.put(&node).unwrap();
+    }
+    let template = server.put(&service("template")).unwrap();
+    server.delete(V1, "Service", "default/template").unwrap();
+    let count = std::env::var("SERVICES").ok().and_then(|n| n.parse().ok()).unwrap_or(5000);
+    for i in 0..count {
+        // Past the checks, with one node port for all: the usual range has 2,768, and clusters of this size a wider one.
+        let mut service = template.clone();
+        service["metadata"]["name"] = json!(format!("s{i}"));
+        service["metadata"].as_object_mut().unwrap().remove("uid");
+        server.put_raw(&service).unwrap();
+    }
+    let (cpu, began) = (cpu_time(), Instant::now());
+    let control = Control::start(&server, "box-a").await;
+    let shown =
+        || server.list(V1, "Service").iter().filter(|s| s["status"]["loadBalancer"]["ingress"].is_array()).count();
+    while shown() < count {
+        if began.elapsed() > Duration::from_secs(150) {
+            let verbs: Vec<_> = server
+                .requests()
+                .into_iter()
+                .map(|r| format!("{} {} {}", r.asked.verb, r.asked.resource, r.code))
+                .collect();
+            let mut counts = std::collections::BTreeMap::new();
+            for verb in verbs {
+                *counts.entry(verb).or_insert(0) += 1;
+            }
+            let notes: Vec<_> =
+                server.list("events.k8s.io/v1", "Event").into_iter().take(3).map(|e| e["note"].clone()).collect();
+            panic!("{} of {count}: {} {counts:#?}\n{notes:?}", shown(), control.why("s0").await);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    println!("first sync, all new: {:?}, CPU of control and server {:?}", began.elapsed(), cpu_time() - cpu);
+    let puts = control.dataplane.count();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+
+    let began = Instant::now();
+    let mut edited = get(&server, "s7");
+    edited["spec"]["ports"][0]["port"] = json!(81);
+    server.put_raw(&edited).unwrap();
+    until("the edit", || control.dataplane.last().services.iter().any(|s| s.port == 81)).await;
+    println!("one edit reached the dataplane in {:?}", began.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = control.dataplane.count();
+    server.delete(V1, "Node", "n3").unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    println!("a node's end made {} snapshot(s); the first sync made {puts}", control.dataplane.count() - before);
+
+    let cpu = cpu_time();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    println!("idle: {:?} CPU in 10 s", cpu_time() - cpu);
+    let dataplane = control.dataplane.clone();
+    control.stop().await;
+    let (cpu, began) = (cpu_time(), Instant::now());
+    let before = dataplane.count();
+    let control = Control::start_with(&server, "box-a", dataplane).await;
+    until("the first snapshot", || control.dataplane.count() > before).await;
+    println!("restart: snapshot after {:?}, CPU {:?}", began.elapsed(), cpu_time() - cpu);
+    println!("resident: {} kB (with the server)", resident());
+    control.stop().await;
+}
+
+/// Of this process: user and system.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // utime and stime are fields 14 and 15 of proc(5), and the name, the second, may hold anything.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    let ticks: u64 = fields[11..13].iter().map(|f| f.parse::<u64>().unwrap()).sum();
+    Duration::from_millis(ticks * 10)
+}
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
