@@ -91,7 +91,8 @@ fn same(mode: Mode, steps: &[Step]) -> usize {
         service.mode = mode;
     }
     let (mut express, mut long) = (Rig::new(plan.clone()), Rig::new(plan));
-    let clients = [(CLIENT, TO_WEB), ("198.51.100.8:6000", TO_WEB), (CLIENT6, TO_WEB6), ("[2001:db8:2::8]:6000", TO_WEB6)];
+    let clients =
+        [(CLIENT, TO_WEB), ("198.51.100.8:6000", TO_WEB), (CLIENT6, TO_WEB6), ("[2001:db8:2::8]:6000", TO_WEB6)];
     let there = clients.map(|(src, dst)| {
         let there = both(&mut express, &mut long, FRONT, &Pkt::syn(src, dst).bytes()).to_node();
         both(&mut express, &mut long, BACK, &Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
