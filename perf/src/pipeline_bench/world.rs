@@ -126,7 +126,7 @@ impl World {
         let mut random = 0x9e37_79b9_7f4a_7c15_u64;
         for last in (1..self.forward.len()).rev() {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let other = ((random >> 32) * (last as u64 + 1) >> 32) as usize;
+            let other = (((random >> 32) * (last as u64 + 1)) >> 32) as usize;
             self.forward.swap(last, other);
             self.reverse.swap(last, other);
         }
