@@ -32,8 +32,8 @@ lint: packages ## format and lints only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-bench: build ## measurements of the packet path
-	cargo test --release --workspace --lib -- --ignored --nocapture --test-threads=1 bench
+bench: build ## the packet path over memory: nanoseconds, and instructions against the last committed ones
+	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case nat4 --instructions perf/baseline.json
 
 clean: ## remove what was built, and labs a killed process left
 	@[ ! -x $(RELEASE)/penstock-perf ] || $(AS_ROOT) $(RELEASE)/penstock-perf lab list

@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod demo;
 pub mod lab;
 pub mod memlab;
+pub mod pipeline_bench;
 pub mod privilege;
 pub mod rig;
 pub mod servers;

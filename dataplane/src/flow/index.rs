@@ -5,14 +5,62 @@
 //! its other bucket. The index holds no keys: a 32-bit tag picks the record, the record decides.
 //! It is never persisted: a restart rebuilds it by a scan of the records.
 
-use crate::sys::{HugeArray, prefetch};
+use crate::sys::{HugeArray, equal_lanes, prefetch};
 
 const SLOTS: usize = 8;
-const EMPTY: u64 = 0;
+const EMPTY: u32 = 0;
+/// In a bucket's first slot: some key that would have come here went to its second bucket instead. So
+/// most lookups of a key that is not there touch one line too. Set for good: a rebuild clears it.
+const OVERFLOWED: u32 = 1 << 31;
+/// What a slot's other bits can count.
+const MAX_RECORDS: usize = (1 << 30) - 1;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub struct Bucket([u64; SLOTS]);
+pub struct Bucket {
+    tags: [u32; SLOTS],
+    slots: [u32; SLOTS],
+}
+
+impl Bucket {
+    /// Slots with this tag, one bit each, empty ones possibly among them: no branch per slot.
+    #[inline(always)]
+    fn matches(&self, tag: u32) -> u32 {
+        equal_lanes(&self.tags, tag)
+    }
+
+    #[inline(always)]
+    fn slot(&self, at: usize) -> u32 {
+        self.slots[at] & !OVERFLOWED
+    }
+
+    #[inline]
+    fn overflowed(&self) -> bool {
+        self.slots[0] & OVERFLOWED != 0
+    }
+
+    /// The first entry of this tag that `is_it` recognises.
+    #[inline(always)]
+    fn search(&self, tag: u32, is_it: &mut impl FnMut(Entry) -> bool) -> Option<Entry> {
+        let mut matches = self.matches(tag);
+        while matches != 0 {
+            let slot = self.slot(matches.trailing_zeros() as usize % SLOTS);
+            if slot != EMPTY {
+                let entry = Entry::unpack(slot);
+                if is_it(entry) {
+                    return Some(entry);
+                }
+            }
+            matches &= matches - 1;
+        }
+        None
+    }
+
+    fn put(&mut self, at: usize, tag: u32, slot: u32) {
+        self.tags[at] = tag;
+        self.slots[at] = self.slots[at] & OVERFLOWED | slot;
+    }
+}
 
 /// Which way a packet of a flow goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,15 +79,17 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn pack(self, tag: u32) -> u64 {
-        let direction = u64::from(self.direction == Direction::Reverse);
+    #[inline(always)]
+    fn pack(self) -> u32 {
+        let direction = u32::from(self.direction == Direction::Reverse);
         // Records are counted from 1 here, so that no entry is all zeros.
-        u64::from(tag) << 32 | (u64::from(self.record) + 1) << 1 | direction
+        (self.record + 1) << 1 | direction
     }
 
-    fn unpack(slot: u64) -> Self {
+    #[inline(always)]
+    fn unpack(slot: u32) -> Self {
         let direction = if slot & 1 == 0 { Direction::Forward } else { Direction::Reverse };
-        Self { record: (((slot & 0xffff_ffff) >> 1) - 1) as u32, direction }
+        Self { record: (slot >> 1).wrapping_sub(1), direction }
     }
 }
 
@@ -51,6 +101,9 @@ pub struct Index {
 impl Index {
     /// An index for `flows` flows: at most 4/5 full when the table is.
     pub fn new(flows: usize) -> std::io::Result<Self> {
+        if flows > MAX_RECORDS {
+            return Err(std::io::Error::other(format!("{flows} flows are beyond the {MAX_RECORDS} an index counts")));
+        }
         let buckets = (flows * 2 * 5 / 4).div_ceil(SLOTS).max(2);
         Ok(Self { buckets: HugeArray::zeroed(buckets)?, used: 0 })
     }
@@ -85,49 +138,54 @@ impl Index {
         prefetch(&self.buckets[self.first(hash)]);
     }
 
-    /// The record a lookup of `hash` will most likely compare, for prefetching.
-    #[inline]
-    pub fn likely(&self, hash: u64) -> Option<u32> {
-        let bucket = &self.buckets[self.first(hash)].0;
-        let tag = hash as u32;
-        bucket
-            .iter()
-            .find(|slot| (**slot >> 32) as u32 == tag && **slot != EMPTY)
-            .map(|slot| Entry::unpack(*slot).record)
+    /// The entry a lookup of `hash` will most likely compare: its record is worth prefetching.
+    #[inline(always)]
+    pub fn likely(&self, hash: u64) -> Option<Entry> {
+        let bucket = &self.buckets[self.first(hash)];
+        let matches = bucket.matches(hash as u32);
+        // With no match this reads a slot it does not use, instead of branching.
+        let slot = bucket.slot(matches.trailing_zeros() as usize % SLOTS);
+        (matches != 0 && slot != EMPTY).then(|| Entry::unpack(slot))
     }
 
     /// The first entry of this hash that `is_it` recognises.
     #[inline]
     pub fn find(&self, hash: u64, mut is_it: impl FnMut(Entry) -> bool) -> Option<Entry> {
         let tag = hash as u32;
-        let mut search = |bucket: usize| {
-            self.buckets[bucket]
-                .0
-                .iter()
-                .filter(|slot| (**slot >> 32) as u32 == tag && **slot != EMPTY)
-                .map(|slot| Entry::unpack(*slot))
-                .find(|entry| is_it(*entry))
-        };
-        search(self.first(hash)).or_else(|| search(self.second(hash)))
+        let first = &self.buckets[self.first(hash)];
+        if let Some(entry) = first.search(tag, &mut is_it) {
+            return Some(entry);
+        }
+        if !first.overflowed() {
+            return None;
+        }
+        self.buckets[self.second(hash)].search(tag, &mut is_it)
     }
 
     /// Adds an entry. `rehash` tells the hash of an entry already in the index (from its record), to
     /// move it when both buckets are full. False: no room, nothing changed.
     pub fn insert(&mut self, hash: u64, entry: Entry, rehash: impl Fn(Entry) -> u64) -> bool {
-        let slot = entry.pack(hash as u32);
+        let (tag, slot) = (hash as u32, entry.pack());
         let choices = [self.first(hash), self.second(hash)];
-        if choices.iter().any(|bucket| self.place(*bucket, slot)) {
+        if self.place(choices[0], tag, slot) {
+            self.used += 1;
+            return true;
+        }
+        if self.place(choices[1], tag, slot) {
+            self.overflow(choices[0]);
             self.used += 1;
             return true;
         }
         for bucket in choices {
             for at in 0..SLOTS {
-                let resident = self.buckets[bucket].0[at];
+                let resident = self.buckets[bucket].slot(at);
                 let its_hash = rehash(Entry::unpack(resident));
                 let first = self.first(its_hash);
                 let other = if first == bucket { self.second(its_hash) } else { first };
-                if self.place(other, resident) {
-                    self.buckets[bucket].0[at] = slot;
+                if self.place(other, its_hash as u32, resident) {
+                    self.overflow(first);
+                    self.overflow(choices[0]);
+                    self.buckets[bucket].put(at, tag, slot);
                     self.used += 1;
                     return true;
                 }
@@ -136,22 +194,24 @@ impl Index {
         false
     }
 
-    fn place(&mut self, bucket: usize, slot: u64) -> bool {
-        let free = self.buckets[bucket].0.iter_mut().find(|slot| **slot == EMPTY);
-        if let Some(place) = free {
-            *place = slot;
-            true
-        } else {
-            false
-        }
+    fn overflow(&mut self, bucket: usize) {
+        self.buckets[bucket].slots[0] |= OVERFLOWED;
+    }
+
+    fn place(&mut self, bucket: usize, tag: u32, slot: u32) -> bool {
+        let bucket = &mut self.buckets[bucket];
+        let Some(at) = (0..SLOTS).find(|at| bucket.slot(*at) == EMPTY) else { return false };
+        bucket.put(at, tag, slot);
+        true
     }
 
     /// Removes the entry. False: it was not there.
     pub fn remove(&mut self, hash: u64, entry: Entry) -> bool {
-        let slot = entry.pack(hash as u32);
+        let slot = entry.pack();
         for bucket in [self.first(hash), self.second(hash)] {
-            if let Some(place) = self.buckets[bucket].0.iter_mut().find(|place| **place == slot) {
-                *place = EMPTY;
+            let bucket = &mut self.buckets[bucket];
+            if let Some(at) = (0..SLOTS).find(|at| bucket.slot(*at) == slot) {
+                bucket.put(at, 0, EMPTY);
                 self.used -= 1;
                 return true;
             }

@@ -21,6 +21,9 @@ use crate::wire::{Family, Tuple};
 use embryo::EmbryoQueue;
 use index::Index;
 
+/// The free record this many insertions from now is asked for: a burst of SYNs would wait for each otherwise.
+const SOON: usize = 4;
+
 /// Flows a table holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
@@ -106,7 +109,7 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// The SNAT address of a number.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn snat(&self, id: u16) -> F::Addr {
         self.snats.get(usize::from(id)).copied().unwrap_or_default()
@@ -197,37 +200,58 @@ impl<F: Family> FlowTable<F> {
         self.index.prefetch(hash);
     }
 
-    /// Second stage: the record that the third will most likely want.
-    #[inline]
-    pub fn prefetch_record(&self, hash: u64) {
-        if let Some(record) = self.index.likely(hash) {
-            let record = &self.records[record as usize];
-            prefetch(record);
-            if F::V6 {
-                // 96 bytes from a multiple of 32: the addresses are in the first line, the rest in the next.
-                prefetch(&record.last_timestamp);
-            }
+    /// Second stage: the entry that the third will most likely want; its record is on its way.
+    #[inline(always)]
+    #[must_use]
+    pub fn prefetch_record(&self, hash: u64) -> Option<Entry> {
+        let entry = self.index.likely(hash)?;
+        let record = self.records.get(entry.record as usize)?;
+        prefetch(record);
+        if F::V6 {
+            // 96 bytes from a multiple of 32: the addresses are in the first line, the rest in the next.
+            prefetch(&record.last_timestamp);
+        }
+        Some(entry)
+    }
+
+    /// The flow whose packets in one direction have this tuple; `likely` is what
+    /// [`Self::prefetch_record`] said, and may be wrong by now.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_likely(&self, tuple: &Tuple<F::Addr>, hash: u64, likely: Option<Entry>) -> Option<Entry> {
+        match likely {
+            Some(entry) if self.is(entry, tuple) => Some(entry),
+            _ => self.find(tuple, hash),
         }
     }
 
     /// The flow whose packets in one direction have this tuple.
-    #[inline]
     #[must_use]
     pub fn find(&self, tuple: &Tuple<F::Addr>, hash: u64) -> Option<Entry> {
-        self.index.find(hash, |entry| {
-            let record = &self.records[entry.record as usize];
-            record.word().is_some_and(|word| key::<F>(record, word, entry.direction, &self.snats) == *tuple)
-        })
+        self.index.find(hash, |entry| self.is(entry, tuple))
     }
 
-    #[inline]
+    /// Whether this is the tuple of a record in use, in that direction.
+    #[inline(always)]
+    fn is(&self, entry: Entry, tuple: &Tuple<F::Addr>) -> bool {
+        self.records[entry.record as usize].word().is_some_and(|word| self.names(entry, word, tuple))
+    }
+
+    /// Whether this is the tuple of a record whose word is known, in that direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn names(&self, entry: Entry, word: Word, tuple: &Tuple<F::Addr>) -> bool {
+        key::<F>(&self.records[entry.record as usize], word, entry.direction, &self.snats) == *tuple
+    }
+
+    #[inline(always)]
     #[must_use]
     pub fn record(&self, at: u32) -> &Record<F::Addr> {
         &self.records[at as usize]
     }
 
     /// The record, for everything but its state: that goes through [`Self::transition`].
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn record_mut(&mut self, at: u32) -> &mut Record<F::Addr> {
         &mut self.records[at as usize]
@@ -267,6 +291,9 @@ impl<F: Family> FlowTable<F> {
         debug_assert!(flow.word.state.is_embryonic());
         self.make_room_for_embryo();
         let at = self.free.pop().ok_or(DropReason::FlowTableFull)?;
+        if let Some(soon) = self.free.len().checked_sub(SOON) {
+            prefetch(&self.records[self.free[soon] as usize]);
+        }
         let record = &mut self.records[at as usize];
         record.client = flow.client;
         record.vip = flow.vip;
@@ -402,7 +429,7 @@ impl<F: Family> FlowTable<F> {
 }
 
 /// The tuple that packets of a flow have in one direction.
-#[inline]
+#[inline(always)]
 fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
     match direction {
         Direction::Forward => Tuple {

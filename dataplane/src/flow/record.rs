@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
 use super::tcp::State;
 use crate::clock::Tick;
+use crate::wire::PROTO_TCP;
 
 /// 64 bytes for IPv4: one cache line. 96 for IPv6: never more than two.
 #[derive(Debug)]
@@ -92,6 +93,15 @@ impl<A> Record<A> {
         let word = self.word.load(Ordering::Relaxed);
         let state = State::from_bits(word as u8)?;
         Some(Word { state, flags: Flags((word >> 8) as u8), protocol: (word >> 16) as u8 })
+    }
+
+    /// The word of an established TCP connection; `None`: the record is something else.
+    #[inline(always)]
+    pub fn established(&self) -> Option<Word> {
+        const WANTED: u32 = State::Established as u32 | (PROTO_TCP as u32) << 16;
+        let word = self.word.load(Ordering::Relaxed);
+        let flags = Flags((word >> 8) as u8);
+        (word & 0x00ff_00ff == WANTED).then_some(Word { state: State::Established, flags, protocol: PROTO_TCP })
     }
 
     /// Commits the record, or moves it to another state: everything written before is part of it.

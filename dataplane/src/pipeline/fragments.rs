@@ -145,7 +145,7 @@ impl Pipeline {
         let tuple = F::tuple(bytes, &whole);
         let dies = F::ttl(bytes, usize::from(packet.l3)) <= 1;
         let hash = F::side(self).flows.hash(&tuple);
-        let verdict = self.transit::<F>(memory, frame, whole, hash, from, handed, now);
+        let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
         let fate = match verdict {
             Verdict::Tx(_) if is_fragment(memory.bytes(frame)) => {
                 let identification = self.identifications.take(if F::V6 { 32 } else { 16 });

@@ -59,6 +59,13 @@ impl LastHops {
         }
     }
 
+    /// Whether this number is that neighbour's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(&self, hop: u16, mac: [u8; 6], port: PortId) -> bool {
+        self.hops.get(usize::from(hop)).is_some_and(|known| *known == StoredHop { mac, port: port.0, used: 1 })
+    }
+
     #[inline]
     #[must_use]
     pub fn get(&self, hop: u16) -> Option<([u8; 6], PortId)> {

@@ -5,6 +5,7 @@
 //! goes the long way ([`open`]) and comes back as a hit.
 
 mod errors;
+mod express;
 mod fragments;
 pub mod hops;
 mod open;
@@ -27,16 +28,23 @@ use crate::persist::{PersistError, Store};
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
 use hops::LastHops;
 use side::{Side, Sided};
 
 pub use fragments::Released;
 pub use side::PipelineConfig;
 
+/// How many packets an index line is asked for before it is read. The loads are spread over the work
+/// between them: asked for all at once, they would wait for each other.
+const AHEAD: usize = 16;
+
 /// Where a packet is after the first stage.
 #[derive(Clone, Copy)]
 enum Stage {
+    /// A plain packet, by family: the hash of its tuple.
+    Plain4(u64),
+    Plain6(u64),
     /// TCP or UDP: the hash of its tuple.
     Transit(Packet, u64),
     Icmp(Packet),
@@ -51,6 +59,8 @@ pub struct Pipeline {
     worker: WorkerId,
     workers: u16,
     view: Arc<View>,
+    /// Of the view's tables.
+    epoch: u16,
     v4: Side<V4>,
     v6: Side<V6>,
     hops: LastHops,
@@ -74,6 +84,7 @@ impl Pipeline {
             worker: config.worker,
             workers: config.workers,
             view: Arc::new(View::default()),
+            epoch: 0,
             v4,
             v6,
             hops: LastHops::default(),
@@ -99,25 +110,30 @@ impl Pipeline {
         verdicts: &mut ArrayVec<Verdict, BURST>,
         now: Now,
     ) {
-        let mut stages = [Stage::Arp; BURST];
-        for (frame, stage) in frames.iter_mut().zip(&mut stages) {
-            *stage = self.begin(memory.bytes(frame));
-        }
-        for stage in &stages[..frames.len().min(BURST)] {
-            if let Stage::Transit(packet, hash) = stage {
-                if packet.v6 {
-                    self.v6.flows.prefetch_record(*hash);
-                } else {
-                    self.v4.flows.prefetch_record(*hash);
-                }
+        let count = frames.len().min(BURST);
+        let frames = &mut frames[..count];
+        let mut stages = ArrayVec::<Stage, BURST>::new();
+        let mut likely = [None; BURST];
+        for at in 0..count + AHEAD {
+            if let Some(frame) = frames.get(at) {
+                stages.push(self.begin(memory.bytes(frame)));
+            }
+            if let Some(behind) = at.checked_sub(AHEAD)
+                && let Some(stage) = stages.get(behind)
+            {
+                likely[behind] = self.look_ahead(stage);
             }
         }
-        for (frame, stage) in frames.iter_mut().zip(stages) {
-            let verdict = match stage {
+        for ((frame, stage), likely) in frames.iter_mut().zip(&stages).zip(likely) {
+            let verdict = match *stage {
+                Stage::Plain4(hash) => self.plain::<V4>(memory, frame, hash, likely, from, handed, now),
+                Stage::Plain6(hash) => self.plain::<V6>(memory, frame, hash, likely, from, handed, now),
                 Stage::Transit(packet, hash) if packet.v6 => {
-                    self.transit::<V6>(memory, frame, packet, hash, from, handed, now)
+                    self.transit::<V6>(memory, frame, packet, hash, likely, from, handed, now)
                 }
-                Stage::Transit(packet, hash) => self.transit::<V4>(memory, frame, packet, hash, from, handed, now),
+                Stage::Transit(packet, hash) => {
+                    self.transit::<V4>(memory, frame, packet, hash, likely, from, handed, now)
+                }
                 Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from, handed),
                 Stage::Fragment(packet) if packet.v6 => self.fragment::<V6>(memory, frame, &packet, from, handed, now),
                 Stage::Fragment(packet) => self.fragment::<V4>(memory, frame, &packet, from, handed, now),
@@ -133,8 +149,14 @@ impl Pipeline {
     }
 
     /// First stage: headers and hash; the index line is on its way.
-    #[inline]
+    #[inline(always)]
     fn begin(&self, bytes: &[u8]) -> Stage {
+        if V4::is_plain(bytes) {
+            return Stage::Plain4(self.v4.begin(bytes, &V4::headers(bytes)));
+        }
+        if V6::is_plain(bytes) {
+            return Stage::Plain6(self.v6.begin(bytes, &V6::headers(bytes)));
+        }
         match wire::parse(bytes) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
                 Transport::Tcp | Transport::Udp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
@@ -149,22 +171,60 @@ impl Pipeline {
         }
     }
 
+    /// Second stage: the index line is here; the record is on its way.
+    #[inline(always)]
+    fn look_ahead(&self, stage: &Stage) -> Option<Entry> {
+        match stage {
+            Stage::Plain4(hash) => self.v4.flows.prefetch_record(*hash),
+            Stage::Plain6(hash) => self.v6.flows.prefetch_record(*hash),
+            Stage::Transit(packet, hash) if packet.v6 => self.v6.flows.prefetch_record(*hash),
+            Stage::Transit(_, hash) => self.v4.flows.prefetch_record(*hash),
+            _ => None,
+        }
+    }
+
+    /// A plain packet: most often of an established flow with nothing else to be said of it.
+    #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
+    #[inline(always)]
+    fn plain<F: Sided + Tabled + Plain>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        hash: u64,
+        likely: Option<Entry>,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Verdict {
+        if let Some(entry) = likely
+            && let Some(port) = self.express::<F>(memory.bytes_mut(frame), entry, from, now)
+        {
+            return Verdict::Tx(port);
+        }
+        match wire::parse(memory.bytes(frame)) {
+            Ok(Parsed::Ip(packet)) => self.transit::<F>(memory, frame, packet, hash, likely, from, handed, now),
+            Ok(_) => Verdict::Kernel,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
     /// A TCP or UDP packet: found by its tuple, or the opening of a flow.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
-    #[inline]
+    #[inline(never)]
     fn transit<F: Sided + Tabled>(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
         packet: Packet,
         hash: u64,
+        likely: Option<Entry>,
         from: PortId,
         handed: bool,
         now: Now,
     ) -> Verdict {
         let bytes = memory.bytes_mut(frame);
         let tuple = F::tuple(bytes, &packet);
-        let found = F::side(self).flows.find(&tuple, hash);
+        let found = F::side(self).flows.find_likely(&tuple, hash, likely);
         let entry = match found {
             Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
@@ -350,6 +410,7 @@ impl Pipeline {
     pub fn adopt(&mut self, view: Arc<View>) -> Arc<View> {
         let old = std::mem::replace(&mut self.view, view);
         self.stats.view.set(self.view.number);
+        self.epoch = self.view.tables.epoch;
         if !Arc::ptr_eq(&old.tables, &self.view.tables) {
             side::adopt_snats(self);
         }

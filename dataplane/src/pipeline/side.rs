@@ -51,7 +51,7 @@ pub struct Side<F: Family> {
 
 impl<F: Family> Side<F> {
     /// The hash of a packet's tuple; its index line is on its way.
-    #[inline]
+    #[inline(always)]
     pub fn begin(&self, bytes: &[u8], packet: &Packet) -> u64 {
         let tuple: Tuple<F::Addr> = F::tuple(bytes, packet);
         let hash = self.flows.hash(&tuple);
@@ -60,7 +60,7 @@ impl<F: Family> Side<F> {
     }
 
     /// The tuple a packet of this flow leaves with.
-    #[inline]
+    #[inline(always)]
     pub fn translation(&self, entry: Entry, word: Word) -> Rewrite<F::Addr> {
         let record = self.flows.record(entry.record);
         match entry.direction {
@@ -104,12 +104,12 @@ pub trait Sided: Tabled {
 macro_rules! sided {
     ($family:ty, $field:ident) => {
         impl Sided for $family {
-            #[inline]
+            #[inline(always)]
             fn side(pipeline: &Pipeline) -> &Side<Self> {
                 &pipeline.$field
             }
 
-            #[inline]
+            #[inline(always)]
             fn side_mut(pipeline: &mut Pipeline) -> &mut Side<Self> {
                 &mut pipeline.$field
             }

@@ -19,6 +19,55 @@ pub fn prefetch<T>(place: &T) {
     let _ = place;
 }
 
+/// Which of eight numbers are `wanted`: bit n for the n-th. Compilers make a shift and an or of each
+/// comparison; SSE2, which every x86_64 has, needs nine instructions in all.
+#[inline(always)]
+#[must_use]
+pub fn equal_lanes(lanes: &[u32; 8], wanted: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_cmpeq_epi32, _mm_movemask_epi8, _mm_packs_epi16, _mm_packs_epi32, _mm_set_epi32, _mm_set1_epi32,
+        };
+        let [a, b, c, d, e, f, g, h] = lanes.map(u32::cast_signed);
+        // SAFETY: these work on registers alone, and SSE2 is part of x86_64.
+        #[allow(unused_unsafe, clippy::multiple_unsafe_ops_per_block, reason = "one computation, without memory")]
+        unsafe {
+            let wanted = _mm_set1_epi32(wanted.cast_signed());
+            let low = _mm_cmpeq_epi32(_mm_set_epi32(d, c, b, a), wanted);
+            let high = _mm_cmpeq_epi32(_mm_set_epi32(h, g, f, e), wanted);
+            let words = _mm_packs_epi32(low, high);
+            _mm_movemask_epi8(_mm_packs_epi16(words, words)).cast_unsigned() & 0xff
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    equal_lanes_plainly(lanes, wanted)
+}
+
+/// [`equal_lanes`] by the letter.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn equal_lanes_plainly(lanes: &[u32; 8], wanted: u32) -> u32 {
+    lanes.iter().zip(0..).fold(0, |mask, (lane, at)| mask | u32::from(*lane == wanted) << at)
+}
+
+/// Ticks of the time-stamp counter, for benchmarks. What comes before is finished when it is read,
+/// what comes after not begun. Its rate is fixed, whatever the core's.
+#[must_use]
+pub fn timestamp() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: both read and write nothing but registers; the fence is SSE2 and rdtsc older: part of x86_64.
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "fence, read, fence are one measurement")]
+    unsafe {
+        use std::arch::x86_64::{_mm_lfence, _rdtsc};
+        _mm_lfence();
+        let ticks = _rdtsc();
+        _mm_lfence();
+        ticks
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    crate::clock::Now::read().ns
+}
+
 /// Plain numbers: every bit pattern is a value, all zeros among them.
 ///
 /// # Safety
@@ -62,5 +111,18 @@ impl<T: Plain> DerefMut for HugeArray<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as for `deref`, and the array is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn equal_lanes_equals_the_loop(lanes in proptest::array::uniform8(prop_oneof![0_u32..3, Just(u32::MAX), any::<u32>()]), wanted in prop_oneof![0_u32..3, Just(u32::MAX)]) {
+            prop_assert_eq!(equal_lanes(&lanes, wanted), equal_lanes_plainly(&lanes, wanted));
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Family for V4 {
     type Addr = u32;
     const V6: bool = false;
 
-    #[inline]
+    #[inline(always)]
     fn tuple(packet: &[u8], headers: &Packet) -> Tuple<u32> {
         let [s0, s1, s2, s3, d0, d1, d2, d3] = bytes_at::<8>(packet, usize::from(headers.l3) + 12);
         let [sp0, sp1, dp0, dp1] = bytes_at::<4>(packet, usize::from(headers.l4));
@@ -72,7 +72,7 @@ impl Family for V4 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn hash(hasher: &FlowHasher, t: &Tuple<u32>) -> u64 {
         hasher.v4(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
     }
@@ -97,7 +97,7 @@ impl Family for V4 {
         matches!(addr >> 24, 0 | 127) || addr >> 28 >= 0xe
     }
 
-    #[inline]
+    #[inline(always)]
     fn readdress(packet: &mut [u8], l3: usize, src: u32, dst: u32) -> Sum {
         let Some(header) = packet.get_mut(l3..).and_then(|rest| rest.first_chunk_mut::<20>()) else {
             return Sum::default();
@@ -135,7 +135,7 @@ impl Family for V6 {
     type Addr = u128;
     const V6: bool = true;
 
-    #[inline]
+    #[inline(always)]
     fn tuple(packet: &[u8], headers: &Packet) -> Tuple<u128> {
         let l3 = usize::from(headers.l3);
         let [sp0, sp1, dp0, dp1] = bytes_at::<4>(packet, usize::from(headers.l4));
@@ -148,7 +148,7 @@ impl Family for V6 {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn hash(hasher: &FlowHasher, t: &Tuple<u128>) -> u64 {
         hasher.v6(t.src, t.dst, t.src_port, t.dst_port, t.protocol)
     }
@@ -173,7 +173,7 @@ impl Family for V6 {
         addr <= 1 || addr >> 32 == 0xffff || addr >> 120 == 0xff
     }
 
-    #[inline]
+    #[inline(always)]
     fn readdress(packet: &mut [u8], l3: usize, src: u128, dst: u128) -> Sum {
         let Some(header) = packet.get_mut(l3..).and_then(|rest| rest.first_chunk_mut::<40>()) else {
             return Sum::default();

@@ -7,10 +7,12 @@ pub mod checksum;
 pub mod family;
 pub mod icmp;
 pub mod parse;
+pub mod plain;
 pub mod rewrite;
 
 pub use family::{Family, Tuple, V4, V6};
 pub use parse::{Packet, Parsed, Transport, parse};
+pub use plain::Plain;
 pub use rewrite::{Rewrite, rewrite};
 
 pub const ETHERNET_HEADER: usize = 14;
@@ -30,26 +32,26 @@ pub const TCP_ACK: u8 = 0x10;
 
 /// Reads `N` bytes at `at`. Callers ask within what `parse` proved to be there; beyond it the
 /// answer is zeros, never a panic.
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn bytes_at<const N: usize>(packet: &[u8], at: usize) -> [u8; N] {
     packet.get(at..).and_then(|rest| rest.first_chunk::<N>()).copied().unwrap_or([0; N])
 }
 
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn be16(packet: &[u8], at: usize) -> u16 {
     u16::from_be_bytes(bytes_at(packet, at))
 }
 
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn be32(packet: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(bytes_at(packet, at))
 }
 
 /// Writes `value` at `at`, if there is room.
-#[inline]
+#[inline(always)]
 pub fn put<const N: usize>(packet: &mut [u8], at: usize, value: [u8; N]) {
     if let Some(place) = packet.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<N>()) {
         *place = value;

@@ -12,7 +12,7 @@ pub struct Rewrite<A> {
 }
 
 /// Gives a TCP or UDP packet its new tuple, takes one from its TTL, and mends the checksums by delta.
-#[inline]
+#[inline(always)]
 pub fn rewrite<F: Family>(packet: &mut [u8], headers: &Packet, to: &Rewrite<F::Addr>) {
     let addresses = F::readdress(packet, usize::from(headers.l3), to.src, to.dst);
     let l4 = usize::from(headers.l4);
@@ -36,7 +36,7 @@ pub fn rewrite<F: Family>(packet: &mut [u8], headers: &Packet, to: &Rewrite<F::A
 }
 
 /// Sets the Ethernet addresses; tags and EtherType stay as they came.
-#[inline]
+#[inline(always)]
 pub fn set_macs(packet: &mut [u8], dst: [u8; 6], src: [u8; 6]) {
     let [d0, d1, d2, d3, d4, d5] = dst;
     let [s0, s1, s2, s3, s4, s5] = src;

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
+use penstock_perf::pipeline_bench::{self, PipelineArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
 #[derive(Parser)]
@@ -20,6 +21,8 @@ enum Command {
     /// Make, list, enter and remove networks of namespaces
     #[command(subcommand)]
     Lab(LabCommand),
+    /// Measure the pipeline over memory, beside the bare limit of the same loop
+    Pipeline(PipelineArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -96,6 +99,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
+        Command::Pipeline(args) => pipeline_bench::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

@@ -3,6 +3,7 @@
 mod change;
 mod drops;
 mod errors;
+mod express;
 mod flows;
 mod fragments;
 mod icmp;

@@ -1,0 +1,129 @@
+//! Instructions per packet, counted by callgrind: the figure that repeats exactly.
+//!
+//! The benchmark runs itself under valgrind twice per case: once settling the packets, once only
+//! copying them into the frames. All else (building the tables, opening the flows) is the same, so the
+//! difference is what the pipeline executed. That needs no macros in the code measured, no symbol that
+//! inlining may take away, and no other harness than valgrind itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use penstock_configs::desired::Mode;
+
+use super::churn::Opening;
+use super::hits::{Hits, Way};
+use super::measure::{BLOCK, Bench, Clock, Target, Traffic, Verdicts};
+use super::world::{Plan, World};
+use penstock_dataplane::io::{Frame, PacketMemory};
+use penstock_dataplane::verdict::{PortId, Verdict};
+
+/// Instructions above the baseline that are an error, as a share of it.
+const TOLERANCE: f64 = 0.03;
+/// Packets counted.
+const PACKETS: usize = 400 * BLOCK;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Counted {
+    Hit4,
+    Hit4Copy,
+    Hit6,
+    Hit6Copy,
+    New4,
+    New4Copy,
+}
+
+/// Name in the baseline, the run that settles, the run that only copies.
+const PAIRS: [(&str, Counted, Counted); 3] = [
+    ("hit_nat4", Counted::Hit4, Counted::Hit4Copy),
+    ("hit_nat6", Counted::Hit6, Counted::Hit6Copy),
+    ("new_nat4", Counted::New4, Counted::New4Copy),
+];
+
+/// What runs under valgrind.
+pub fn run_counted(counted: Counted, packets: usize) -> anyhow::Result<()> {
+    let v6 = matches!(counted, Counted::Hit6 | Counted::Hit6Copy);
+    let mut world = World::build(Plan { v6, mode: Mode::Nat, flows: 1000, services: 100 })?;
+    let blocks = packets / BLOCK;
+    match counted {
+        Counted::Hit4 | Counted::Hit6 => {
+            let mut hits = Hits::of(&mut world, Way::Both);
+            run(blocks, &mut world, &mut hits)
+        }
+        Counted::Hit4Copy | Counted::Hit6Copy => {
+            let mut hits = Hits::of(&mut world, Way::Both);
+            run(blocks, &mut Nothing, &mut hits)
+        }
+        Counted::New4 => {
+            let mut opening = Opening::of(&world);
+            run(blocks, &mut world, &mut opening)
+        }
+        Counted::New4Copy => {
+            let mut opening = Opening::of(&world);
+            run(blocks, &mut Nothing, &mut opening)
+        }
+    }
+}
+
+fn run(blocks: usize, target: &mut impl Target, traffic: &mut impl Traffic) -> anyhow::Result<()> {
+    let clock = Clock::none();
+    Bench::new()?.run(&clock, blocks, target, traffic, false)?;
+    Ok(())
+}
+
+/// Sends everything without a look at it.
+struct Nothing;
+
+impl Target for Nothing {
+    fn burst(&mut self, _: &PacketMemory, from: PortId, frames: &mut [Frame], verdicts: &mut Verdicts) {
+        verdicts.extend(frames.iter().map(|_| Verdict::Tx(from)));
+    }
+}
+
+/// Counts, prints beside the baseline, and fails on a regression.
+pub fn guard(baseline: &Path, update: bool) -> anyhow::Result<()> {
+    let known: BTreeMap<String, f64> = match std::fs::read(baseline) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{}", baseline.display()))?,
+        Err(_) if update => BTreeMap::new(),
+        Err(error) => bail!("{}: {error}; --update writes it", baseline.display()),
+    };
+    let mut counted = BTreeMap::new();
+    let mut worse = Vec::new();
+    println!("{:<12} {:>24} {:>10} {:>8}", "case", "instructions per packet", "baseline", "change");
+    for (name, whole, copy) in PAIRS {
+        let difference = instructions(whole)?.saturating_sub(instructions(copy)?);
+        let per_packet = (difference as f64 / PACKETS as f64 * 10.0).round() / 10.0;
+        let before = known.get(name).copied();
+        let change = before.map_or(0.0, |before| per_packet / before - 1.0);
+        let shown = before.map_or("none".into(), |before| format!("{before:.1}"));
+        println!("{name:<12} {per_packet:>24.1} {shown:>10} {:>+7.1}%", change * 100.0);
+        if change > TOLERANCE {
+            worse.push(name);
+        }
+        counted.insert(name, per_packet);
+    }
+    if update {
+        let text = serde_json::to_string_pretty(&counted)? + "\n";
+        std::fs::write(baseline, text).with_context(|| format!("{}", baseline.display()))?;
+    } else if !worse.is_empty() {
+        bail!("more than 3 % more instructions than the baseline: {}; if meant so, --update it", worse.join(", "));
+    }
+    Ok(())
+}
+
+fn instructions(counted: Counted) -> anyhow::Result<u64> {
+    let name = counted.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        // The arguments up to here name the subcommand, however the binary calls it.
+        .args(std::env::args().skip(1).take_while(|arg| !arg.starts_with("--")))
+        .args(["--counted", &name, "--packets", &PACKETS.to_string()])
+        .output()
+        .context("valgrind: is the package `valgrind` installed?")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let total = text.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok());
+    total.with_context(|| format!("valgrind counted nothing:\n{text}"))
+}

@@ -1,0 +1,91 @@
+//! `perf pipeline`: the pipeline over packet memory, no kernel, one pinned core.
+//!
+//! Method. Every case builds a pipeline with that many established flows (by sending it handshakes)
+//! and a table of packets, one per flow and direction, in random order. A run goes block by block: the
+//! next packets are copied into the block's frames, then the time-stamp counter is read, the bursts
+//! are settled, and it is read again. So the copying is not measured, neither here nor for the *bare
+//! limit* ([`bare`]), which takes the same frames, packets and blocks in the same order, its runs
+//! alternating with the pipeline's. A run's figure is the median of its blocks (a block that another
+//! process interrupted does not count), a case's the median of its runs, with the lowest and
+//! highest run beside it. Frames are warm in the cache, as a NIC with direct cache access leaves them.
+//!
+//! `worker` cases turn a whole [`penstock_dataplane::worker::Worker`] between two rings; there the
+//! rings' copying in of each packet is part of the figure, for the bare limit too.
+
+mod bare;
+mod cases;
+mod churn;
+mod hits;
+mod instructions;
+mod measure;
+mod packets;
+mod report;
+mod whole;
+mod world;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+/// The pipeline over memory: ns, cycles and packets per second, beside a bare limit.
+#[derive(Debug, Clone, Args)]
+pub struct PipelineArgs {
+    /// Numbers of flows; 10000000 needs 4 GB.
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000, 1_000_000])]
+    pub flows: Vec<u32>,
+    /// Only cases whose name contains this, for instance `nat4` or `new`.
+    #[arg(long)]
+    pub case: Option<String>,
+    /// Runs of each case, the bare limit's in between.
+    #[arg(long, default_value_t = 9)]
+    pub runs: usize,
+    /// Packets per run.
+    #[arg(long, default_value_t = 400_000)]
+    pub packets: usize,
+    /// Core to pin to; default: the last one.
+    #[arg(long)]
+    pub core: Option<usize>,
+    /// Also write the figures here.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Count instructions per packet under valgrind instead, and compare with this file; more than 3 %
+    /// above it is an error.
+    #[arg(long, value_name = "BASELINE")]
+    pub instructions: Option<PathBuf>,
+    /// Write the counted instructions to the baseline file.
+    #[arg(long, requires = "instructions")]
+    pub update: bool,
+    /// What `--instructions` runs under valgrind.
+    #[arg(long, hide = true, value_enum)]
+    pub counted: Option<instructions::Counted>,
+}
+
+/// Runs the benchmark and prints its table.
+///
+/// # Errors
+/// A case did not do what it says (a packet was dropped), valgrind is missing, a file can't be written.
+pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
+    if let Some(counted) = args.counted {
+        return instructions::run_counted(counted, args.packets);
+    }
+    if let Some(baseline) = &args.instructions {
+        return instructions::guard(baseline, args.update);
+    }
+    let core = measure::pin(args.core)?;
+    let clock = measure::Clock::calibrate();
+    let mut report = report::Report::new(core, &clock, args);
+    println!("{}", report.heading());
+    for case in cases::list(&args.flows) {
+        if args.case.as_ref().is_some_and(|wanted| !case.name().contains(wanted.as_str())) {
+            continue;
+        }
+        let row = cases::run(&case, args, &clock).with_context(|| case.name())?;
+        println!("{}", row.line());
+        report.rows.push(row);
+    }
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    Ok(())
+}

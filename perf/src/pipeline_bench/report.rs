@@ -1,0 +1,83 @@
+//! The table, and the same figures as JSON.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::PipelineArgs;
+use super::measure::{Clock, Spread};
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    version: &'static str,
+    cpu: String,
+    core: usize,
+    ticks_per_ns: f64,
+    core_ghz: f64,
+    runs: usize,
+    packets_per_run: usize,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub case: String,
+    pub ns: Spread,
+    pub mpps: f64,
+    /// Of the time-stamp counter.
+    pub ticks: f64,
+    pub bare_ns: Spread,
+    pub ratio: Spread,
+}
+
+impl Row {
+    pub fn line(&self) -> String {
+        let Self { case, ns, mpps, ticks, bare_ns, ratio } = self;
+        format!(
+            "{case:<42} {:7.1} {:>13} {mpps:7.2} {ticks:7.0} {:8.1} {:6.2} {:>11}",
+            ns.median,
+            format!("{:.1}..{:.1}", ns.lowest, ns.highest),
+            bare_ns.median,
+            ratio.median,
+            format!("{:.2}..{:.2}", ratio.lowest, ratio.highest),
+        )
+    }
+}
+
+impl Report {
+    pub fn new(core: usize, clock: &Clock, args: &PipelineArgs) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            cpu: cpu_name(),
+            core,
+            ticks_per_ns: clock.ticks_per_ns,
+            core_ghz: clock.core_ghz,
+            runs: args.runs,
+            packets_per_run: args.packets,
+            rows: Vec::new(),
+        }
+    }
+
+    pub fn heading(&self) -> String {
+        let Self { cpu, core, ticks_per_ns, core_ghz, runs, packets_per_run, .. } = self;
+        format!(
+            "{cpu}, core {core} at {core_ghz:.1} GHz (time-stamp counter {ticks_per_ns:.2} GHz); \
+             {runs} runs of {packets_per_run} packets\n{:<42} {:>7} {:>13} {:>7} {:>7} {:>8} {:>6} {:>11}",
+            "case", "ns", "spread", "Mpps", "ticks", "bare ns", "ratio", "spread"
+        )
+    }
+
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let fail = || format!("{}: can't be written; is its directory there?", path.display());
+        let file = File::create(path).with_context(fail)?;
+        serde_json::to_writer_pretty(file, self).with_context(fail)
+    }
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| "unknown CPU".into(), |(_, name)| name.to_owned())
+}

@@ -1,0 +1,202 @@
+//! A box with services and established flows, and the packets of those flows.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use arrayvec::ArrayVec;
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
+use penstock_configs::desired::{Scheduler, Service};
+use penstock_configs::file::{SnatAddress, Timeouts};
+use penstock_dataplane::clock::Now;
+use penstock_dataplane::flow::Capacity;
+use penstock_dataplane::io::{BURST, Burst, FramePool, PacketMemory};
+use penstock_dataplane::persist::Store;
+use penstock_dataplane::pipeline::{Pipeline, PipelineConfig};
+use penstock_dataplane::stats::WorkerStats;
+use penstock_dataplane::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
+use penstock_dataplane::verdict::{PortId, Verdict, WorkerId};
+
+use super::packets::{self, BOX_MACS, CLIENT_MAC, Endpoints, NODE_MAC, TcpFlags, Template};
+
+pub const CLIENT_PORT: PortId = PortId(0);
+pub const NODE_PORT: PortId = PortId(1);
+
+/// Nodes behind every service.
+const NODES: u32 = 64;
+/// Each has 64,000 ports towards each node: room for any number of flows measured here.
+const SNATS: u32 = 8;
+/// Flows opened between two rounds of expiry in the cases that open flows.
+pub const EMBRYOS: u32 = 1 << 17;
+const MTU: u32 = 1500;
+
+/// What a world has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    pub v6: bool,
+    pub mode: Mode,
+    pub flows: u32,
+    pub services: u32,
+}
+
+/// A pipeline with its established flows.
+pub struct World {
+    pub plan: Plan,
+    pub pipeline: Pipeline,
+    pub stats: Arc<WorkerStats>,
+    pub now: Now,
+    /// Packets of the established flows from the client, and from the node, in one random order.
+    pub forward: Vec<Template>,
+    pub reverse: Vec<Template>,
+}
+
+impl World {
+    pub fn build(plan: Plan) -> anyhow::Result<Self> {
+        let flows = Capacity { established: plan.flows + EMBRYOS, embryonic: EMBRYOS };
+        let none = Capacity { established: 1, embryonic: 1 };
+        let config = PipelineConfig {
+            worker: WorkerId(0),
+            workers: 1,
+            flows_v4: if plan.v6 { none } else { flows },
+            flows_v6: if plan.v6 { flows } else { none },
+            max_nodes: NODES as usize,
+            max_services: plan.services as usize,
+            icmp_per_second: 1000,
+        };
+        let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
+        let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
+        pipeline.adopt(Arc::new(view(plan)?));
+        let mut world =
+            Self { plan, pipeline, stats, now: Now::from_secs(1000), forward: Vec::new(), reverse: Vec::new() };
+        world.establish()?;
+        world.shuffle();
+        Ok(world)
+    }
+
+    /// Where the n-th client's packets come from and go to.
+    pub fn client(&self, n: u64) -> Endpoints {
+        let Plan { v6, services, .. } = self.plan;
+        let (src, src_port) = packets::client(v6, n);
+        let dst = packets::vip(v6, (n % u64::from(services)) as u32);
+        Endpoints { src, dst, src_port, dst_port: 443 }
+    }
+
+    fn establish(&mut self) -> anyhow::Result<()> {
+        let mut pool = FramePool::new(PacketMemory::heap(BURST as u32, 2048, 256));
+        let all: Vec<u32> = (0..self.plan.flows).collect();
+        self.forward.reserve_exact(all.len());
+        self.reverse.reserve_exact(all.len());
+        for flows in all.chunks(BURST) {
+            let opening = |n: &u32| packets::from_client(self.client(u64::from(*n)), TcpFlags::Syn, *n);
+            let syns = flows.iter().map(opening).collect::<Result<Vec<_>, _>>()?;
+            let towards_node = self.send(&mut pool, CLIENT_PORT, &syns)?;
+            let mut answers = Vec::with_capacity(BURST);
+            for (ends, n) in towards_node.into_iter().zip(flows) {
+                answers.push(packets::from_node(ends.reversed(), TcpFlags::SynAck, *n)?);
+                self.reverse.push(packets::from_node(ends.reversed(), TcpFlags::Ack, *n)?);
+            }
+            self.send(&mut pool, NODE_PORT, &answers)?;
+            let data = |n: &u32| packets::from_client(self.client(u64::from(*n)), TcpFlags::Ack, *n);
+            let acks = flows.iter().map(data).collect::<Result<Vec<_>, _>>()?;
+            self.send(&mut pool, CLIENT_PORT, &acks)?;
+            self.forward.extend(acks);
+        }
+        Ok(())
+    }
+
+    /// Sends packets through; returns the addresses they left with.
+    fn send(&mut self, pool: &mut FramePool, from: PortId, packets: &[Template]) -> anyhow::Result<Vec<Endpoints>> {
+        let mut burst: Burst = packets.iter().filter_map(|packet| pool.take_with(packet.bytes())).collect();
+        let mut verdicts = ArrayVec::new();
+        self.pipeline.burst(pool.memory(), from, false, &mut burst, &mut verdicts, self.now);
+        let mut ends = Vec::with_capacity(burst.len());
+        for (frame, verdict) in burst.into_iter().zip(verdicts) {
+            if !matches!(verdict, Verdict::Tx(_)) {
+                bail!("a packet of a handshake ended as {verdict:?}");
+            }
+            ends.push(packets::endpoints(pool.memory().bytes(&frame))?);
+            pool.give(frame);
+        }
+        Ok(ends)
+    }
+
+    /// Both lists in the same random order (Fisher and Yates).
+    fn shuffle(&mut self) {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        for last in (1..self.forward.len()).rev() {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let other = (((random >> 32) * (last as u64 + 1)) >> 32) as usize;
+            self.forward.swap(last, other);
+            self.reverse.swap(last, other);
+        }
+    }
+
+    /// Forgets what has timed out, with time moved on so that everything but the established has.
+    pub fn expire(&mut self) {
+        let rounds = 2 * (self.plan.flows + 2 * EMBRYOS) / 512 + 4;
+        self.now.ns += 120_000_000_000;
+        for _ in 0..rounds {
+            self.now.ns += 2_000_000;
+            self.pipeline.upkeep(self.now);
+        }
+    }
+}
+
+fn view(plan: Plan) -> anyhow::Result<View> {
+    let tables = tables(plan)?;
+    let hop = |address: &IpAddr| {
+        let known = (0..NODES).any(|n| packets::node(plan.v6, n) == *address);
+        known.then_some(Hop { port: NODE_PORT, dst: NODE_MAC, src: BOX_MACS[1], mtu: MTU })
+    };
+    let default = Some(Hop { port: CLIENT_PORT, dst: CLIENT_MAC, src: BOX_MACS[0], mtu: MTU });
+    let port = |mac| PortView { mac, mtu: MTU, is_kernel: false, mss_clamp: 0 };
+    Ok(View {
+        number: 1,
+        node_hops: tables.nodes.iter().map(hop).collect(),
+        default_v4: default,
+        default_v6: default,
+        ports: BOX_MACS.into_iter().map(port).collect(),
+        tables,
+        ..View::default()
+    })
+}
+
+fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
+    let backend = |n| Backend { address: Some(packets::node(plan.v6, n)), weight: 1, ..Backend::default() };
+    let set = BackendSet { name: "nodes".into(), backends: (0..NODES).map(backend).collect() };
+    let service = |n| Service {
+        name: format!("service-{n}"),
+        vip: packets::vip(plan.v6, n),
+        port: 443,
+        protocol: Protocol::Tcp,
+        mode: plan.mode,
+        scheduler: Scheduler::Maglev,
+        set: Some(set.name.clone()),
+        backends: Vec::new(),
+        target_port: Some(30_000 + (n % 2_767) as u16),
+        source_ranges: Vec::new(),
+        announce: None,
+        timeouts: None,
+    };
+    let desired = Desired {
+        generation: 1,
+        services: (0..plan.services).map(service).collect(),
+        sets: vec![set.clone()],
+        ..Desired::default()
+    };
+    let snat = |n| SnatAddress { address: packets::snat(plan.v6, n), ports: [1024, 65_535], shared: false };
+    let owners = BTreeMap::from([("bench".to_owned(), Arc::new(desired))]);
+    let inputs = Inputs {
+        owners: &owners,
+        health: &Health::default(),
+        snat: &(0..SNATS).map(snat).collect::<Vec<_>>(),
+        // The established ones stay, however far `expire` moves the clock.
+        timeouts: &Timeouts { tcp_established: 10_000_000, ..Timeouts::default() },
+        announce: Announce::L2,
+        maglev_max: 65_537,
+        max_services: plan.services as usize,
+        max_nodes: NODES as usize,
+    };
+    Compiler::default().compile(&inputs).context("the benchmark's own tables")
+}
