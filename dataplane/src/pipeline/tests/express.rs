@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::pipeline::side::Sided;
 use crate::pipeline::testkit::{BACK, FRONT};
-use crate::verdict::{PortId, Verdict};
+use crate::verdict::PortId;
 use crate::wire::{self, Parsed, Plain, TCP_RST, Transport, V4, V6};
 
 const PSH: u8 = 0x08;
