@@ -1,6 +1,6 @@
 //! Plain packets: what nearly all of an established connection's packets are, recognised by a few
 //! comparisons at fixed offsets. Untagged, no IP options or extension headers, not a fragment, TCP with
-//! ACK and none of SYN, FIN and RST, TTL to spare. A plain packet is one that [`super::parse`] accepts
+//! ACK and none of SYN, FIN and RST, TTL to spare. A plain packet is one that [`super::parse()`] accepts
 //! too, but for ports of zero, which no flow has.
 
 use super::{
