@@ -33,6 +33,7 @@ lint: packages ## format and lints only
 	cargo clippy --workspace --all-targets -- -D warnings
 
 bench: build ## the packet path over memory: nanoseconds, and instructions against the last committed ones
+	@.ci/packages valgrind
 	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case nat4 --instructions perf/baseline.json
 
 clean: ## remove what was built, and labs a killed process left
