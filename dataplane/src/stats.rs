@@ -62,6 +62,8 @@ pub struct WorkerStats {
     pub frames_total: Counter,
     pub frames_free: Counter,
     pub frames_in_ports: Counter,
+    /// Nanoseconds from receive to transmit of a burst now and then, for housekeeping; when full, some are missed.
+    pub latency: ArrayQueue<u64>,
     /// Addresses of ours that another host claims, for housekeeping; when full, it says so again anyway.
     pub conflicts: ArrayQueue<Conflict>,
 }
@@ -120,6 +122,7 @@ impl WorkerStats {
             frames_total: Counter::default(),
             frames_free: Counter::default(),
             frames_in_ports: Counter::default(),
+            latency: ArrayQueue::new(256),
             conflicts: ArrayQueue::new(16),
         }
     }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
 use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
@@ -52,7 +53,7 @@ impl From<&ConfigFile> for Live {
     }
 }
 
-// Locks are taken in this order: `published`, `network`, `rates`, `notices`.
+// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` alone.
 
 /// What the workers and the API see of the box.
 pub struct Shared {
@@ -64,6 +65,8 @@ pub struct Shared {
     published: Mutex<Published>,
     network: Mutex<Network>,
     rates: Mutex<Rates>,
+    /// By worker: nanoseconds from receive to transmit, sampled.
+    latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
 }
 
@@ -110,6 +113,16 @@ impl Shared {
 
     fn network(&self) -> MutexGuard<'_, Network> {
         self.network.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up what the workers measured since.
+    fn collect_latency(&self) {
+        let mut histograms = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        for (histogram, worker) in histograms.iter_mut().zip(&self.workers) {
+            while let Some(nanoseconds) = worker.stats.latency.pop() {
+                histogram.saturating_record(nanoseconds);
+            }
+        }
     }
 
     fn is_settled(&self) -> bool {

@@ -90,6 +90,9 @@ impl Dataplane {
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
         let mut compiler = Compiler::default();
         compiler.seed_snats(&snats.0, &snats.1);
+        // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
+        let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 10_000_000_000, 3);
+        let latency = handles.iter().map(|_| histogram()).collect::<Result<_, _>>()?;
         let shared = Shared {
             name: config.the_box.name.clone(),
             started: Instant::now(),
@@ -117,6 +120,7 @@ impl Dataplane {
             }),
             network: Mutex::new(network),
             rates: Mutex::new(Rates::default()),
+            latency: Mutex::new(latency),
             notices: Mutex::new(notices),
         };
         Ok(Self {
@@ -231,6 +235,7 @@ fn keep_house(shared: &Shared) {
     for worker in &shared.workers {
         worker.mailbox.reap();
     }
+    shared.collect_latency();
     if shared.rates().is_due(now) {
         let sample = Sample::take(shared, now);
         shared.rates().add(sample);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use penstock_configs::desired::Protocol;
 use penstock_configs::status::{
-    BackendStatus, Counters, FlowCounters, FrameCounters, Ledger, PortCounters, PortStatus, ServiceStatus,
+    BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
     SocketCounters, Status, WorkerCounters, WorkerStatus,
 };
 
@@ -165,6 +165,20 @@ fn ledger(stats: &WorkerStats) -> Ledger {
     ledger
 }
 
+/// Receive to transmit, as sampled since the start.
+fn latency(shared: &Shared, worker: usize) -> Option<Latency> {
+    let histograms = shared.latency.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let histogram = histograms.get(worker).filter(|histogram| !histogram.is_empty())?;
+    Some(Latency {
+        samples: histogram.len(),
+        p50: histogram.value_at_quantile(0.5),
+        p90: histogram.value_at_quantile(0.9),
+        p99: histogram.value_at_quantile(0.99),
+        p999: histogram.value_at_quantile(0.999),
+        max: histogram.max(),
+    })
+}
+
 fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerCounters {
     let stats = &worker.stats;
     let limits = &shared.limits;
@@ -203,6 +217,6 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             evicted: stats.embryos_evicted.get(),
         },
         sockets: sockets.collect(),
-        latency: None,
+        latency: latency(shared, at),
     }
 }

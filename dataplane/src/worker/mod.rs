@@ -22,6 +22,9 @@ pub use idle::IdlePolicy;
 /// Turns between two looks at the TAP: reading it is a system call.
 const KERNEL_PORT_EVERY: u32 = 64;
 
+/// Turns between two measurements of how long a turn's packets took: a look at the clock and a push.
+const LATENCY_EVERY: u32 = 64;
+
 /// A socket of the worker, and which of the box's ports it belongs to.
 pub struct Attached<P> {
     pub id: PortId,
@@ -97,6 +100,10 @@ impl<P: Port, K: Port> Worker<P, K> {
         }
         if let Some(kernel) = &mut self.kernel {
             kernel.port.service(&mut self.pool);
+        }
+        if worked && self.turn.is_multiple_of(LATENCY_EVERY) {
+            // What came in at `now` has been handed to the kernel.
+            let _ = self.stats.latency.push(Now::read().ns.saturating_sub(now.ns));
         }
         let due = self.pipeline.upkeep(now);
         if self.pipeline.has_released() {
