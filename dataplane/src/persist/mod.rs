@@ -126,8 +126,11 @@ impl Store {
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| PersistError::Locked { path: path.into() })?;
         let len = file.metadata().map_err(fail)?.len();
-        let discarded = if len == 0 { None } else { mismatch(&file, len, shape, boot_id).map_err(fail)? };
-        let recovered = len != 0 && discarded.is_none();
+        let mismatch =
+            if len == 0 { Some(String::new()) } else { mismatch(&file, len, shape, boot_id).map_err(fail)? };
+        let recovered = mismatch.is_none();
+        // A file whose maker was killed before it was complete held no flows: nothing to tell.
+        let discarded = mismatch.filter(|why| !why.is_empty());
         if !recovered {
             file.set_len(0).map_err(fail)?;
             file.set_len(shape.len() as u64).map_err(fail)?;
@@ -280,7 +283,9 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
         records_v4: header.records_v4,
         records_v6: header.records_v6,
     };
-    Ok(if header.magic != MAGIC {
+    Ok(if header.magic == 0 {
+        Some(String::new())
+    } else if header.magic != MAGIC {
         Some("it is not a flow table of Penstock".into())
     } else if header.layout != LAYOUT {
         Some(format!("its layout is {}, this build's is {LAYOUT}", header.layout))
