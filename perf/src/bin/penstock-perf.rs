@@ -90,7 +90,11 @@ fn main() -> Result<()> {
             penstock_perf::lab::cleanup::remove_all_of_this_process();
         }
     }));
-    match Cli::parse().command {
+    penstock_perf::lab::cleanup::outcome(run(Cli::parse().command))
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Demo(args) => demo::run(&args),
         Command::Lab(LabCommand::Up(args)) => cli::lab_up(&args),
         Command::Lab(LabCommand::Down { id }) => cli::lab_down(id.as_deref()),
