@@ -1,5 +1,6 @@
 //! `penstock-control`: Kubernetes and health checks for the box. See the crate's documentation for the journey.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,7 +44,11 @@ const CREDENTIALS: Duration = Duration::from_secs(30);
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
