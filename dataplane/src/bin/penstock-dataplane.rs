@@ -106,7 +106,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let context = BoxContext::new(&config, Some(&host));
     let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
     if let Some(Err(refusal)) = outcome {
-        admin.notice(format!("{}: {refusal}", args.config.display()));
+        admin.file_notices(vec![format!("{}: {refusal}", args.config.display())]);
     }
     dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
@@ -156,12 +156,13 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
 struct Watched {
     path: PathBuf,
     seen: Option<(SystemTime, u64)>,
+    started_with: ConfigFile,
     running: ConfigFile,
 }
 
 impl Watched {
     fn new(path: &Path, running: ConfigFile) -> Self {
-        Self { path: path.into(), seen: look(path), running }
+        Self { path: path.into(), seen: look(path), started_with: running.clone(), running }
     }
 
     fn has_changed(&self) -> bool {
@@ -172,50 +173,46 @@ impl Watched {
     /// Reads the file and serves what it says; a bad one changes nothing.
     async fn reload(&mut self, admin: &AdminHandle, dataplane: &Dataplane) {
         self.seen = look(&self.path);
-        let (path, admin) = (self.path.clone(), admin.clone());
+        let (path, said, admin) = (self.path.clone(), admin, admin.clone());
         let (shared, running) = (Arc::clone(&dataplane.shared), self.running.clone());
         let work = tokio::task::spawn_blocking(move || reload(&path, &admin, &shared, &running));
         match work.await {
-            Ok(Some(config)) => self.running = config,
-            Ok(None) => {}
+            Ok(Ok(config)) => {
+                let restart = |what| {
+                    format!("{}: `{what}` changed, which takes a restart; what ran before goes on", self.path.display())
+                };
+                let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
+                said.file_notices(notices);
+                self.running = config;
+            }
+            Ok(Err(why)) => {
+                said.file_notices(vec![format!("{}: refused, what ran before goes on:\n{why}", self.path.display())]);
+            }
             Err(error) => tracing::error!(%error, "reloading failed"),
         }
     }
 }
 
+/// Serves what the file says now, or says why not: then nothing has changed.
 fn reload(
     path: &Path,
     admin: &AdminHandle,
     shared: &penstock_dataplane::engine::Shared,
     running: &ConfigFile,
-) -> Option<ConfigFile> {
-    let refuse = |why: String| {
-        admin.notice(format!("{}: refused, what ran before goes on:\n{why}", path.display()));
-        None
-    };
-    let host = match host_facts() {
-        Ok(host) => host,
-        Err(error) => return refuse(format!("{error:#}")),
-    };
-    let config = match source::load_for(path, Some(&host)) {
-        Ok(config) => config,
-        Err(faults) => return refuse(faults.to_string()),
-    };
-    if let Err(faults) = shared.reconfigure(&Live::from(&config)) {
-        return refuse(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
-    }
+) -> Result<ConfigFile, String> {
+    let host = host_facts().map_err(|error| format!("{error:#}"))?;
+    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    shared
+        .reconfigure(&Live::from(&config))
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
         let _ = shared.reconfigure(&Live::from(running));
-        return refuse(refusal.to_string());
-    }
-    for what in needs_restart(running, &config) {
-        admin.notice(format!("{}: `{what}` changed, which takes a restart; what ran before goes on", path.display()));
+        return Err(refusal.to_string());
     }
     tracing::info!("{}: reloaded", path.display());
-    Some(config)
+    Ok(config)
 }
 
-/// Parts of the file that are fixed at start.
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
     let mut changed = Vec::new();
     if old.ports != new.ports {
