@@ -14,7 +14,7 @@ flows=${FLOWS:-1000}
 proc=/proc/net/pktgen
 
 modprobe pktgen 2>/dev/null || true
-[ -d $proc ] || { echo "no pktgen in this kernel (CONFIG_NET_PKTGEN): use testpmd.sh, TRex or penstock-perf generate" >&2; exit 1; }
+[ -d $proc ] || { echo "no pktgen in this kernel (CONFIG_NET_PKTGEN): use testpmd.sh or TRex" >&2; exit 1; }
 
 tell() { # file, line
     if ! echo "$2" >"$proc/$1"; then
