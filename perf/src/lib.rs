@@ -13,3 +13,4 @@ pub mod pipeline_bench;
 pub mod privilege;
 pub mod rig;
 pub mod servers;
+pub mod traffic;
