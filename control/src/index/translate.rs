@@ -276,7 +276,7 @@ impl Builder<'_> {
                 announce: Some(announce),
                 timeouts: ask
                     .idle_timeout
-                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds) }),
+                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds), sctp_established: Some(seconds) }),
                 ..blank(vip, protocol)
             });
         }

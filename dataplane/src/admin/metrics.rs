@@ -4,7 +4,7 @@
 use std::fmt;
 
 use penstock_configs::api::Drains;
-use penstock_configs::desired::{BackendState, Protocol};
+use penstock_configs::desired::BackendState;
 use penstock_configs::status::{BackendStatus, Counters, Latency, ServiceStatus, Status, WorkerCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -312,16 +312,12 @@ impl Snapshot {
 }
 
 fn service_labels(service: &ServiceStatus) -> Labels {
-    let protocol = match service.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
     vec![
         label("owner", &service.owner),
         label("service", &service.name),
         label("vip", service.vip),
         label("port", service.port),
-        label("protocol", protocol),
+        label("protocol", service.protocol.as_str()),
     ]
 }
 

@@ -2,15 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use penstock_configs::desired::Protocol;
 use penstock_configs::status::{FlowQuery, FlowStatus};
 
 use super::{Shared, status::FlowCounts};
 use crate::clock::{Now, seconds};
 use crate::flow::{Flags, Record};
 use crate::persist::Viewer;
-use crate::tables::{Tabled, Tables};
-use crate::wire::{PROTO_UDP, V4, V6};
+use crate::tables::{Tabled, Tables, compile::protocol_of};
+use crate::wire::{V4, V6};
 
 /// At most `limit` flows that match.
 pub fn list(shared: &Shared, query: &FlowQuery, limit: usize) -> Vec<FlowStatus> {
@@ -94,7 +93,7 @@ fn describe<F: Tabled>(
     let at = |address: F::Addr, port: u16| SocketAddr::new(F::to_ip(address), port);
     Some(FlowStatus {
         worker,
-        protocol: if word.protocol == PROTO_UDP { Protocol::Udp } else { Protocol::Tcp },
+        protocol: protocol_of(word.protocol),
         client: at(record.client, record.client_port),
         vip: at(record.vip, record.vip_port),
         snat: (!word.flags.has(Flags::DNAT)).then(|| at(snat, record.snat_port)),

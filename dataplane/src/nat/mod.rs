@@ -179,6 +179,11 @@ fn candidate<F: Family>(
         flows.remove(entry.record);
         return Candidate::Free;
     }
+    // Nothing of an SCTP association stays at a node that has closed it: its port rests out of courtesy to
+    // packets under way, whose tags are wrong by then.
+    if word.state == State::SctpClosed {
+        return Candidate::Resting(entry.record);
+    }
     let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP && record.last_seq != 0;
     match towards.syn {
         Some(syn) if reusable && reopens(record.last_seq, record.last_timestamp, syn) => {

@@ -18,7 +18,7 @@ use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat,
 use crate::clock::ticks;
 use crate::flow::State;
 use crate::lpm::SourceSet;
-use crate::wire::{Family, PROTO_TCP, PROTO_UDP, V4, V6};
+use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 
 /// What the tables are compiled from.
 pub struct Inputs<'a> {
@@ -198,6 +198,17 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::Sctp => PROTO_SCTP,
+    }
+}
+
+/// The protocol of a service or a flow.
+#[must_use]
+pub fn protocol_of(number: u8) -> Protocol {
+    match number {
+        PROTO_UDP => Protocol::Udp,
+        PROTO_SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
     }
 }
 
@@ -211,6 +222,10 @@ fn timeouts(defaults: &Timeouts, service: &WantedService) -> [u32; State::COUNT]
     by_state[State::Reset as usize] = ticks(defaults.tcp_rst);
     by_state[State::UdpOneWay as usize] = ticks(defaults.udp_one_way);
     by_state[State::UdpStream as usize] = ticks(own.udp.unwrap_or(defaults.udp));
+    by_state[State::SctpInit as usize] = ticks(defaults.sctp_init);
+    by_state[State::SctpEstablished as usize] = ticks(own.sctp_established.unwrap_or(defaults.sctp_established));
+    by_state[State::SctpShutdown as usize] = ticks(defaults.sctp_shutdown);
+    by_state[State::SctpClosed as usize] = ticks(defaults.sctp_closed);
     by_state
 }
 
