@@ -162,6 +162,8 @@ impl Shared {
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let mut published = self.published();
+        let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
+        published.compiler.swept(swept.unwrap_or_default());
         let inputs = Inputs {
             owners,
             health,
