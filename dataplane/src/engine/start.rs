@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
 use super::rates::{Rates, Sample};
+use super::snat::Occupancy;
 use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
@@ -118,6 +119,7 @@ impl Dataplane {
             }),
             network: Mutex::new(network),
             rates: Mutex::new(Rates::default()),
+            occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
         };
@@ -238,6 +240,10 @@ fn keep_house(shared: &Shared) {
         let sample = Sample::take(shared, now);
         shared.rates().add(sample);
         shared.check_steering();
+    }
+    let due = shared.occupancy().is_due(now);
+    if due {
+        Occupancy::scan(shared, now);
     }
 }
 

@@ -19,6 +19,11 @@ pub fn status(shared: &Shared) -> Status {
     let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     notices.extend(network.notices());
     drop(network);
+    let snat = {
+        let occupancy = shared.occupancy();
+        notices.extend(occupancy.warnings.iter().cloned());
+        occupancy.pairs.clone()
+    };
     Status {
         name: shared.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -27,6 +32,7 @@ pub fn status(shared: &Shared) -> Status {
         ports,
         workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
         services: services(shared),
+        snat,
         notices,
     }
 }
