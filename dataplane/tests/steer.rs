@@ -46,11 +46,7 @@ fn steering() -> Steering {
             snat(SHARED4, [40_000, 49_999], true),
             snat(SHARED6, [40_000, 49_999], true),
         ],
-        dnat: vec![
-            (address(NODE4), 31_443, TCP),
-            (address(NODE6), 31_443, TCP),
-            (address(SIGNAL4), 32_905, SCTP),
-        ],
+        dnat: vec![(address(NODE4), 31_443, TCP), (address(NODE6), 31_443, TCP), (address(SIGNAL4), 32_905, SCTP)],
     }
 }
 

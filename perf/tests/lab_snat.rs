@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use penstock_configs::desired::ServiceTimeouts;
 use penstock_configs::file::SnatAddress;
 use penstock_configs::status::{SnatStatus, Status};
 use penstock_perf::clients::hold::Hold;
@@ -68,8 +69,8 @@ fn privileged_snat_exhaustion_is_seen_before_it_happens() {
     }
     let mut rig = small();
     let node = SocketAddr::new(rig.lab.nodes[0].addr.ip(false), NODE_PORT);
-    let first = Hold::open(rig.client(), rig.vip(false), 20).expect("20 of 64");
-    let status = wait_for(&rig, "ports are counted", |status| used(status) >= 20);
+    let first = Hold::open(rig.client(), rig.vip(false), 36).expect("36 of 64");
+    let status = wait_for(&rig, "ports are counted", |status| used(status) >= 36);
     let pair = fullest(&status);
     assert_eq!((pair.address, pair.backend, pair.capacity), (plan::snat().v4.into(), node, 64));
     assert!(warnings(&status).is_empty(), "{:?}", status.notices);
@@ -77,7 +78,7 @@ fn privileged_snat_exhaustion_is_seen_before_it_happens() {
     // The hash of clients deals flows out unevenly: fill until the fullest worker is near its end.
     let mut held = vec![first];
     let warned = loop {
-        held.push(Hold::open(rig.client(), rig.vip(false), 2).expect("there is room"));
+        held.push(Hold::open(rig.client(), rig.vip(false), 3).expect("there is room"));
         let opened: usize = held.iter().map(|hold| hold.first.len()).sum();
         let status = wait_for(&rig, "all are counted", |status| used(status) >= opened as u64);
         if fullest(&status).occupancy >= 0.8 {
@@ -104,8 +105,13 @@ fn privileged_snat_exhaustion_is_seen_before_it_happens() {
     // One more address, by reload: new flows at once, and the old ones keep theirs.
     let before = flows(&rig);
     let more: IpAddr = second().into();
-    rig.reconfigure(|config| config.snat.push(SnatAddress { address: more, ports: PORTS, shared: false }))
-        .expect("reloaded");
+    rig.reconfigure(|config| {
+        config.snat.push(SnatAddress { address: more, ports: PORTS, shared: false });
+        // A change that the reload can be told by: the services' own snapshot is else the same.
+        config.services[0].timeouts =
+            Some(ServiceTimeouts { tcp_established: Some(7000), ..ServiceTimeouts::default() });
+    })
+    .expect("reloaded");
     let answered = (0..10).filter(|_| http::get_text(rig.client(), rig.vip(false), "/").is_ok()).count();
     assert_eq!(answered, 10, "new flows work at once");
     let after = flows(&rig);
@@ -142,7 +148,7 @@ fn privileged_snat_ports_wrap_around_without_a_failed_connection() {
     let tally = http::Volley::new(rig.vip(false), 800).run(rig.client(), |_| {});
     assert_eq!((tally.answered(), tally.failed()), (800, 0), "{tally:?}");
     assert_eq!(exhausted(&rig), 0);
-    let status = wait_for(&rig, "all ports rest", |status| fullest(status).resting > 200);
+    let status = wait_for(&rig, "all ports rest", |status| status.snat.first().is_some_and(|pair| pair.resting > 200));
     assert!(fullest(&status).used <= fullest(&status).capacity);
     rig.settle().expect("the ledger balances");
 }

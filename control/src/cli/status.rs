@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use penstock_configs::desired::{BackendState, Mode};
-use penstock_configs::status::{BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, WorkerStatus};
+use penstock_configs::status::{
+    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, WorkerStatus,
+};
 
 use super::failure::Outcome;
 use super::screen::{Screen, Style};

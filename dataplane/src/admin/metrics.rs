@@ -323,22 +323,28 @@ impl Snapshot {
                 (labels, level(count))
             })
         });
-        gauges(encoder, "penstock_snat_ports", "SNAT ports in use, of the fullest pairs of address and backend", ports)?;
+        gauges(
+            encoder,
+            "penstock_snat_ports",
+            "SNAT ports in use, of the fullest pairs of address and backend",
+            ports,
+        )?;
         let capacity = pairs.iter().map(|pair| (snat_labels(pair), level(pair.capacity)));
         gauges(encoder, "penstock_snat_port_capacity", "SNAT ports there are for the pair", capacity)?;
         let occupancy = pairs.iter().map(|pair| (snat_labels(pair), pair.occupancy));
-        gauges(encoder, "penstock_snat_occupancy_ratio", "In use, of the fullest worker's share; 1 is full", occupancy)?;
+        gauges(
+            encoder,
+            "penstock_snat_occupancy_ratio",
+            "In use, of the fullest worker's share; 1 is full",
+            occupancy,
+        )?;
         let forecast = pairs.iter().filter_map(|pair| Some((snat_labels(pair), pair.full_in_seconds?)));
         gauges(encoder, "penstock_snat_full_in_seconds", "At the rate of the last minute, where it grows", forecast)
     }
 }
 
 fn snat_labels(pair: &SnatStatus) -> Labels {
-    vec![
-        label("address", pair.address),
-        label("backend", pair.backend),
-        label("protocol", pair.protocol.as_str()),
-    ]
+    vec![label("address", pair.address), label("backend", pair.backend), label("protocol", pair.protocol.as_str())]
 }
 
 fn service_labels(service: &ServiceStatus) -> Labels {

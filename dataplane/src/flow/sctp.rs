@@ -188,10 +188,14 @@ mod tests {
             ("restarted, then the old tag", restarted(&[(C, chunk(0xbb, 0)), to_node(ABORT)]), SctpEstablished),
             ("restarted, then the new tag", restarted(&[(C, chunk(0xbb, 0)), (C, chunk(0xbb, ABORT))]), SctpClosed),
             ("restarted, and at once an ABORT nobody knows", restarted(&[to_node(ABORT)]), SctpEstablished),
-            ("restarted in the middle of a shutdown", {
-                let steps = [&[to_node(SHUTDOWN)][..], &restart].concat();
-                with(&steps)
-            }, SctpEstablished),
+            (
+                "restarted in the middle of a shutdown",
+                {
+                    let steps = [&[to_node(SHUTDOWN)][..], &restart].concat();
+                    with(&steps)
+                },
+                SctpEstablished,
+            ),
         ];
         for (what, got, want) in table {
             assert_eq!(got, want, "{what}");

@@ -2,7 +2,7 @@
 
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
-use crate::wire::{PROTO_SCTP, PROTO_TCP, Packet, sctp, be16, be32, bytes_at, put};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, Packet, be16, be32, bytes_at, put, sctp};
 
 const MORE_V4: u16 = 0x2000;
 const OFFSET_V4: u16 = 0x1fff;

@@ -160,8 +160,12 @@ impl Pipeline {
         }
         match wire::parse(bytes) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
-                Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
-                Transport::Tcp | Transport::Udp | Transport::Sctp => Stage::Transit(packet, self.v4.begin(bytes, &packet)),
+                Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => {
+                    Stage::Transit(packet, self.v6.begin(bytes, &packet))
+                }
+                Transport::Tcp | Transport::Udp | Transport::Sctp => {
+                    Stage::Transit(packet, self.v4.begin(bytes, &packet))
+                }
                 Transport::Icmp => Stage::Icmp(packet),
                 Transport::Fragment => Stage::Fragment(packet),
                 Transport::Other => Stage::Other(packet),

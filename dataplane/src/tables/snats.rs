@@ -60,7 +60,13 @@ impl<A: Copy + Eq + Default> SnatIds<A> {
             .iter()
             .filter_map(|want| {
                 let [first_port, last_port] = want.ports;
-                Some(Snat { addr: F::from_ip(want.address)?, first_port, last_port, shared: want.shared, retired: false })
+                Some(Snat {
+                    addr: F::from_ip(want.address)?,
+                    first_port,
+                    last_port,
+                    shared: want.shared,
+                    retired: false,
+                })
             })
             .collect();
         // Known ones first, or a new one could take the number of one that comes back.
@@ -93,11 +99,7 @@ mod tests {
     use crate::wire::V4;
 
     fn wanted(addresses: &[u32]) -> Vec<SnatAddress> {
-        let snat = |addr: &u32| SnatAddress {
-            address: addr.to_be_bytes().into(),
-            ports: [1024, 65535],
-            shared: false,
-        };
+        let snat = |addr: &u32| SnatAddress { address: addr.to_be_bytes().into(), ports: [1024, 65535], shared: false };
         addresses.iter().map(snat).collect()
     }
 

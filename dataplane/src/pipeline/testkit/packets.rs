@@ -9,7 +9,7 @@ use etherparse::{
 
 use super::{BACK, BOX_MACS, FRONT, client_mac, node_mac};
 use crate::verdict::PortId;
-use crate::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, sctp, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, sctp};
 
 /// A TCP, UDP or SCTP packet to be; of the last, `seq` is the verification tag and `payload` the chunks.
 #[derive(Debug, Clone)]
@@ -353,7 +353,8 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
         }
         None if protocol == PROTO_SCTP => {
             let bytes = sliced.ip_payload().map_or(&[][..], |payload| payload.payload);
-            let (Some([s0, s1, d0, d1, _, _, _, _, sum @ ..]), chunks) = (bytes.first_chunk::<12>(), bytes.get(12..)) else {
+            let (Some([s0, s1, d0, d1, _, _, _, _, sum @ ..]), chunks) = (bytes.first_chunk::<12>(), bytes.get(12..))
+            else {
                 return Err("no SCTP header".into());
             };
             if *sum != [0; 4] && *sum != sctp::right_checksum(bytes) {

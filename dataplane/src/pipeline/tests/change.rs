@@ -248,8 +248,9 @@ fn snat_addresses_come_and_go_without_end() {
             plan.snat.truncate(1);
             plan.snat(&address, [1024, 65535]);
         });
-        let passing: Vec<Conn> =
-            (0..4).map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:{}", turn % 250, n + 1, 9000 + turn), TO_WEB)).collect();
+        let passing: Vec<Conn> = (0..4)
+            .map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:{}", turn % 250, n + 1, 9000 + turn), TO_WEB))
+            .collect();
         for conn in &passing {
             conn.to_client(&mut rig, TCP_ACK);
         }

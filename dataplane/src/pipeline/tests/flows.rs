@@ -318,7 +318,8 @@ fn every_port_resting_and_no_connection_fails() {
     plan.snat.clear();
     plan.snat(SNAT, [40_000, 40_255]);
     let mut rig = Rig::new(plan);
-    let living: Vec<Conn> = (0..32).map(|n| Conn::open(&mut rig, &format!("198.51.101.9:{}", 3000 + n), TO_WEB)).collect();
+    let living: Vec<Conn> =
+        (0..32).map(|n| Conn::open(&mut rig, &format!("198.51.101.9:{}", 3000 + n), TO_WEB)).collect();
     // Numbers as arbitrary as real ones, and the same in every run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut any = move || {

@@ -239,8 +239,7 @@ fn fragments_are_translated_once_the_length_is_known() {
                 assert_eq!(pieces.len(), 3);
                 let [a, b, c] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]][order as usize];
                 pieces = vec![pieces[a].clone(), pieces[b].clone(), pieces[c].clone()];
-                let out: Vec<Vec<u8>> =
-                    pieces.iter().flat_map(|piece| sent(pass(&mut rig, from, piece), to)).collect();
+                let out: Vec<Vec<u8>> = pieces.iter().flat_map(|piece| sent(pass(&mut rig, from, piece), to)).collect();
                 assert_eq!(out.len(), 3, "order {order}");
                 let seen = valid(&join(&out).1);
                 assert_eq!(seen.payload, packet.payload);

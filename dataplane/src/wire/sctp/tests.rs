@@ -126,7 +126,8 @@ fn a_zero_checksum_stays_zero() {
 #[test]
 fn chunks_are_seen_up_to_the_data() {
     let bundle =
-        [chunk(COOKIE_ECHO, 0, b"cookie"), chunk(9, 0, b"err"), chunk(DATA, 3, &[0; 13]), chunk(ABORT, 1, &[])].concat();
+        [chunk(COOKIE_ECHO, 0, b"cookie"), chunk(9, 0, b"err"), chunk(DATA, 3, &[0; 13]), chunk(ABORT, 1, &[])]
+            .concat();
     let seen = read(&packet(5, &bundle));
     assert!(seen.has(COOKIE_ECHO) && seen.has(DATA) && seen.has(9));
     assert!(!seen.has(ABORT) && !seen.reflected, "an ABORT behind data is none (RFC 9260 section 3.3.7)");
