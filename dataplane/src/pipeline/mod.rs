@@ -238,6 +238,9 @@ impl Pipeline {
             }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
+                Err(Verdict::Drop(reason)) if packet.transport == Transport::Sctp => {
+                    return self.refuse_sctp(memory, frame, &packet, reason, from, now);
+                }
                 Err(Verdict::Drop(DropReason::TtlExceeded)) => {
                     return self.time_exceeded(memory, frame, &packet, from, now);
                 }

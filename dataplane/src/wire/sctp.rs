@@ -10,6 +10,10 @@
 //! happens to be zero (one in 2^32) is then wrong behind the box; the packet is retransmitted in
 //! another bundle. INIT and COOKIE ECHO always carry a CRC (RFC 9653 section 5.2).
 
+mod refusal;
+
+pub use refusal::refuse;
+
 use super::{be16, be32, bytes_at, put};
 use crate::verdict::DropReason;
 

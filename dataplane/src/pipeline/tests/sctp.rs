@@ -46,6 +46,9 @@ fn data(len: usize) -> Vec<u8> {
     chunk(DATA, 3, &body)
 }
 
+/// ABORT, out of resource.
+const REFUSED: [u8; 8] = [ABORT, 0, 0, 8, 0, 4, 0, 4];
+
 struct Association {
     client: String,
     vip: String,
@@ -196,7 +199,8 @@ fn a_port_of_a_closed_association_is_used_again_when_there_is_no_other() {
     let mut rig = Rig::new(plan);
     let association = Association::open(&mut rig, CLIENT, TO_SIG);
     let other = Pkt::sctp("198.51.100.8:1", TO_SIG, 0, &init(INIT, 5)).bytes();
-    rig.front(&other).dropped(DropReason::SnatExhausted);
+    assert_eq!(rig.front(&other).to_client().payload, REFUSED);
+    assert_eq!(rig.drops(DropReason::SnatExhausted), 1);
     // TCP and UDP have ports of their own.
     rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
     association.request(&mut rig, NODE_TAG, &chunk(ABORT, 0, &[]));
@@ -373,4 +377,26 @@ fn a_flood_of_inits_evicts_no_association() {
     assert_eq!((counts.established, counts.embryonic), (1, 64));
     association.request(&mut rig, NODE_TAG, &data(1));
     rig.check();
+}
+
+#[test]
+fn an_init_nobody_can_take_is_refused_by_an_abort_its_sender_believes() {
+    for (client, vip, service) in [(CLIENT, TO_SIG, SIG), (CLIENT6, TO_SIG6, SIG6)] {
+        let mut plan = sctp_plan();
+        plan.service(service).backends.iter_mut().for_each(crate::pipeline::testkit::down);
+        let mut rig = Rig::new(plan);
+        let request = Pkt::sctp(client, vip, 0, &init(INIT, CLIENT_TAG)).with(|pkt| pkt.vlans = vec![7]);
+        let out = rig.front(&request.bytes());
+        let seen = out.to_client();
+        assert_eq!((seen.src, seen.dst, seen.dmac), (request.dst, request.src, request.smac));
+        assert_eq!((&seen.payload[..], &seen.vlans[..]), (&REFUSED[..], &[7][..]));
+        let l4 = if client == CLIENT { 18 + 20 } else { 18 + 40 };
+        assert_eq!(out.bytes[l4 + 4..l4 + 8], CLIENT_TAG.to_be_bytes(), "under the tag it asked for");
+        assert_eq!(rig.drops(DropReason::NoBackend), 1);
+        // Nothing else is answered, and a flood only as far as the budget goes.
+        rig.front(&Pkt::sctp(client, vip, 7, &chunk(ABORT, 0, &[])).bytes()).dropped(DropReason::OutOfState);
+        let answered = (0..500).filter(|_| rig.front(&request.bytes()).verdict != Verdict::Drop(DropReason::NoBackend));
+        assert!((5..20).contains(&answered.count()));
+        rig.check();
+    }
 }
