@@ -24,16 +24,16 @@ pub enum State {
     UdpOneWay = 6,
     UdpStream = 7,
     /// INIT seen; perhaps the node's answer, not yet the client's cookie.
-    SctpInit = 12,
-    SctpEstablished = 13,
+    SctpInit = 9,
+    SctpEstablished = 10,
     /// One side has said SHUTDOWN.
-    SctpShutdown = 14,
+    SctpShutdown = 11,
     /// Shut down or aborted, by one who knew the tag.
-    SctpClosed = 15,
+    SctpClosed = 12,
 }
 
 impl State {
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 13;
 
     #[inline]
     #[must_use]
@@ -46,10 +46,10 @@ impl State {
             5 => Self::Reset,
             6 => Self::UdpOneWay,
             7 => Self::UdpStream,
-            12 => Self::SctpInit,
-            13 => Self::SctpEstablished,
-            14 => Self::SctpShutdown,
-            15 => Self::SctpClosed,
+            9 => Self::SctpInit,
+            10 => Self::SctpEstablished,
+            11 => Self::SctpShutdown,
+            12 => Self::SctpClosed,
             _ => return None,
         })
     }

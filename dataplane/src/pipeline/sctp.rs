@@ -1,8 +1,7 @@
 //! What is particular to SCTP on the packet path. Its INIT, state and first fragments; all else goes the way of UDP.
 //!
-//! **Multi-homing** does not pass through a translator that sees one path: the other addresses an INIT may
-//! list are those of ends that do not know each other by them. Associations have the one path they
-//! begin with.
+//! **Multi-homing** does not pass through a translator that sees one path: associations have the one they begin
+//! with, and the other addresses that INIT and INIT ACK may list do not reach the other end.
 //!
 //! **Fragments.** The checksum is over the whole packet, so the first fragment, which bears it, waits until the
 //! last has told how long the packet is; only then is it translated, and the others behind it.
@@ -16,17 +15,22 @@ use crate::icmp;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::Tabled;
 use crate::verdict::{DropReason, PortId, Verdict};
+use crate::wire::sctp::{INIT, INIT_ACK};
 use crate::wire::{self, Packet, Parsed, Tuple};
 
-/// [`crate::flow::sctp::advance`], of a packet.
+/// [`crate::flow::sctp::advance`], of a packet; one that opens an association loses what it says of other addresses.
 pub(super) fn advance<A>(
     record: &mut Record<A>,
     word: Word,
-    bytes: &[u8],
+    bytes: &mut [u8],
     packet: &Packet,
     direction: Direction,
 ) -> Word {
-    let chunks = wire::sctp::read(bytes.get(usize::from(packet.l4)..usize::from(packet.end)).unwrap_or_default());
+    let sctp = bytes.get_mut(usize::from(packet.l4)..usize::from(packet.end)).unwrap_or_default();
+    let chunks = wire::sctp::read(sctp);
+    if chunks.has(INIT) || chunks.has(INIT_ACK) {
+        wire::sctp::hide_addresses(sctp);
+    }
     crate::flow::sctp::advance(record, word, &chunks, direction)
 }
 

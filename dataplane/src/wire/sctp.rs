@@ -156,6 +156,37 @@ pub fn lengthen(bytes: &mut [u8], l4: usize, before: [u8; 4], more: usize) {
     put(bytes, at, (u32::from_le_bytes(before) ^ shift(change, more)).to_le_bytes());
 }
 
+/// Of INIT and INIT ACK: other addresses of the sender (section 3.3.2.1).
+const ADDRESSES: [u16; 2] = [5, 6];
+/// RFC 4820: ignored by its receiver; one who does not know it skips it, as its highest bits ask.
+const PADDING: u16 = 0x8005;
+/// Parameters looked at.
+const MAX_PARAMETERS: usize = 64;
+
+/// Makes padding of the addresses an INIT or INIT ACK lists, in a packet from its SCTP header on. Through a translator
+/// they are wrong: who probed one would be answered by an ABORT from an end that does not know the prober's
+/// own address, and the association would be lost. Whatever else the packet is stays as it is.
+pub fn hide_addresses(packet: &mut [u8]) {
+    let end = packet.len().min(HEADER + usize::from(be16(packet, HEADER + 2)));
+    let mut at = HEADER + INIT_HEADER;
+    for _ in 0..MAX_PARAMETERS {
+        let len = usize::from(be16(packet, at + 2));
+        if at + CHUNK_HEADER > end || len < CHUNK_HEADER {
+            return;
+        }
+        if ADDRESSES.contains(&be16(packet, at)) {
+            let old = bytes_at::<4>(packet, at);
+            put(packet, at, PADDING.to_be_bytes());
+            let sum = checksum(packet, 0);
+            if sum != [0; 4] {
+                let new = mend(sum, old, bytes_at(packet, at), packet.len() - at);
+                put(packet, CHECKSUM_AT, new);
+            }
+        }
+        at += len.next_multiple_of(4);
+    }
+}
+
 /// Where the checksum of a packet stands.
 #[must_use]
 pub fn checksum(bytes: &[u8], l4: usize) -> [u8; 4] {

@@ -89,6 +89,13 @@ fn headers() -> Vec<Case> {
         case(R::BadTcpOffset, vec![mangled(&v4(), 46, &[0x40]), mangled(&v4(), 46, &[0xf0])]),
         case(R::BadUdpLength, vec![mangled(&udp(), 38, &[0, 7]), mangled(&udp(), 38, &[0, 13])]),
         case(R::BadTcpFlags, vec![mangled(&v4(), 47, &[0]), mangled(&v4(), 47, &[0x03]), mangled(&v4(), 47, &[0x06])]),
+        case(
+            R::BadSctpChunk,
+            vec![
+                Pkt::sctp(CLIENT, TO_WEB, 7, &[3, 0, 0, 3]).bytes(),
+                Pkt::sctp(CLIENT6, TO_WEB6, 0, &[3, 0, 0, 4]).bytes(),
+            ],
+        ),
         case(R::PortZero, vec![mangled(&v4(), 34, &[0, 0]), mangled(&udp(), 36, &[0, 0])]),
     ]
 }

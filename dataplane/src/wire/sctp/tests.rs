@@ -167,3 +167,28 @@ fn what_is_malformed_is_refused() {
     zero[2..4].fill(0);
     assert_eq!(check(&zero), Err(DropReason::PortZero));
 }
+
+proptest! {
+    /// Whatever stands behind an INIT: only types of addresses change, and the checksum stays as right or wrong as it was.
+    #[test]
+    fn hiding_addresses_changes_nothing_else(behind in prop::collection::vec(any::<u8>(), 0..300), types in prop::collection::vec(0_u8..9, 0..20), noise: [u8; 4]) {
+        let parameters: Vec<u8> = types.iter().flat_map(|kind| chunk(0, *kind, &[*kind; 7])).collect();
+        let mut bytes = packet(0, &chunk(INIT, 0, &[&[1; 16][..], &parameters, &behind].concat()));
+        let right = right_checksum(&bytes);
+        let came: [u8; 4] = std::array::from_fn(|at| right[at] ^ noise[at]);
+        prop_assume!(came != [0; 4]);
+        bytes[8..12].copy_from_slice(&came);
+        let before = bytes.clone();
+        hide_addresses(&mut bytes);
+        let right = right_checksum(&bytes);
+        let left: [u8; 4] = std::array::from_fn(|at| right[at] ^ noise[at]);
+        prop_assert_eq!(&bytes[8..12], &left);
+        for (at, (new, old)) in bytes.iter().zip(&before).enumerate().skip(12) {
+            prop_assert!(new == old || (*new, *old) == (0x80, 0) || (*new, *old) == (5, 6), "byte {}", at);
+        }
+        for (at, kind) in types.iter().enumerate() {
+            let wanted = if matches!(kind, 5 | 6) { PADDING } else { u16::from(*kind) };
+            prop_assert_eq!(be16(&bytes, 32 + 12 * at), wanted);
+        }
+    }
+}
