@@ -200,7 +200,7 @@ pub struct SnatAddress {
     #[serde(default = "all_ports")]
     pub ports: [u16; 2],
     /// The address is also one of the kernel's: only `ports` of it come to the dataplane, and they
-    /// must be disjoint from `net.ipv4.ip_local_port_range` and every listener.
+    /// must be disjoint from `net.ipv4.ip_local_port_range` (but for `ip_local_reserved_ports`) and every listener.
     #[serde(default)]
     pub shared: bool,
 }
