@@ -106,6 +106,8 @@ pub struct Service {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// One path: multi-homing does not pass through a translator.
+    Sctp,
 }
 
 impl Protocol {
@@ -115,6 +117,7 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
@@ -156,6 +159,8 @@ pub struct ServiceTimeouts {
     pub tcp_established: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sctp_established: Option<u32>,
 }
 
 /// `PUT /v1/health`: what the checker knows, for every owner's backends. A backend not named is up.

@@ -200,7 +200,7 @@ pub struct SnatAddress {
     #[serde(default = "all_ports")]
     pub ports: [u16; 2],
     /// The address is also one of the kernel's: only `ports` of it come to the dataplane, and they
-    /// must be disjoint from `net.ipv4.ip_local_port_range` and every listener.
+    /// must be disjoint from `net.ipv4.ip_local_port_range` (but for `ip_local_reserved_ports`) and every listener.
     #[serde(default)]
     pub shared: bool,
 }
@@ -256,6 +256,13 @@ pub struct Timeouts {
     /// Only the client has spoken.
     pub udp_one_way: u32,
     pub udp: u32,
+    /// INIT seen, the client's cookie not yet.
+    pub sctp_init: u32,
+    pub sctp_established: u32,
+    /// One side has said SHUTDOWN.
+    pub sctp_shutdown: u32,
+    /// Shut down or aborted: the SNAT port rests this long.
+    pub sctp_closed: u32,
 }
 
 impl Default for Timeouts {
@@ -270,6 +277,12 @@ impl Default for Timeouts {
             udp_one_way: 15,
             // RFC 4787: not less than 2 minutes, 5 recommended.
             udp: 300,
+            sctp_init: 15,
+            // RFC 9260 section 16: an idle end probes every 30 s and RTO (60 s at most), and gives up after 10.
+            sctp_established: 900,
+            // One RTO.Max: whoever waits for an answer repeats itself within.
+            sctp_shutdown: 60,
+            sctp_closed: 10,
         }
     }
 }

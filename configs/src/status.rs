@@ -18,6 +18,9 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     pub workers: Vec<WorkerStatus>,
     pub services: Vec<ServiceStatus>,
+    /// The fullest pairs of SNAT address and backend, the fullest first; not all there are.
+    #[serde(default)]
+    pub snat: Vec<SnatStatus>,
     /// Things an operator should know, newest last: a refused file, a queue in copy mode.
     pub notices: Vec<String>,
 }
@@ -92,6 +95,26 @@ pub struct BackendStatus {
     pub flows: u64,
     /// The node's link-layer address is known.
     pub reachable: bool,
+}
+
+/// How full the ports of a SNAT address are towards one backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnatStatus {
+    pub address: IpAddr,
+    pub backend: SocketAddr,
+    pub protocol: Protocol,
+    /// Ports that flows have, closed ones whose port rests among them.
+    pub used: u64,
+    /// Of these, ports that rest: used again early where the node takes it.
+    pub resting: u64,
+    pub capacity: u64,
+    /// From 0 to 1, of the worker whose share of the ports is fullest.
+    pub occupancy: f64,
+    /// Ports taken less ports given back, over the last minute.
+    pub growth_per_second: f64,
+    /// At that rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_in_seconds: Option<f64>,
 }
 
 /// One record of `GET /v1/flows`.

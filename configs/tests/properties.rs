@@ -148,7 +148,11 @@ fn mutated_snapshots_never_panic() {
 
 fn timeouts() -> impl Strategy<Value = ServiceTimeouts> {
     let seconds = || prop::option::of(1u32..2_592_000);
-    (seconds(), seconds()).prop_map(|(tcp_established, udp)| ServiceTimeouts { tcp_established, udp })
+    (seconds(), seconds(), seconds()).prop_map(|(tcp_established, udp, sctp_established)| ServiceTimeouts {
+        tcp_established,
+        udp,
+        sctp_established,
+    })
 }
 
 fn range() -> impl Strategy<Value = IpNet> {

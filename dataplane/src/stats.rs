@@ -56,6 +56,8 @@ pub struct WorkerStats {
     pub busy_turns: Counter,
     /// The publication this worker runs.
     pub view: Counter,
+    /// The oldest tables under which it has gone through all its flows, by their serial number.
+    pub swept: Counter,
     pub ports: Vec<PortCounters>,
     /// By service slot.
     pub services: Vec<ServiceCounters>,
@@ -117,6 +119,7 @@ impl WorkerStats {
             turns: Counter::default(),
             busy_turns: Counter::default(),
             view: Counter::default(),
+            swept: Counter::default(),
             ports: (0..ports).map(|_| PortCounters::default()).collect(),
             services: (0..services).map(|_| ServiceCounters::default()).collect(),
             frames_total: Counter::default(),

@@ -233,7 +233,11 @@ impl<'a> Checker<'a> {
             }
         }
         if let Some(timeouts) = &service.timeouts {
-            for (key, seconds) in [("tcp_established", timeouts.tcp_established), ("udp", timeouts.udp)] {
+            for (key, seconds) in [
+                ("tcp_established", timeouts.tcp_established),
+                ("udp", timeouts.udp),
+                ("sctp_established", timeouts.sctp_established),
+            ] {
                 if let Some((problem, remedy)) = seconds.and_then(super::the_box::timeout_problem) {
                     self.fault(format!("{}.{key}", within("timeouts")), problem, remedy);
                 }

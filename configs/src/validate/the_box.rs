@@ -306,6 +306,10 @@ fn timeouts(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("tcp_rst", timeouts.tcp_rst),
         ("udp_one_way", timeouts.udp_one_way),
         ("udp", timeouts.udp),
+        ("sctp_init", timeouts.sctp_init),
+        ("sctp_established", timeouts.sctp_established),
+        ("sctp_shutdown", timeouts.sctp_shutdown),
+        ("sctp_closed", timeouts.sctp_closed),
     ] {
         if let Some((problem, remedy)) = timeout_problem(seconds) {
             faults.push(Fault::new(format!("timeouts.{key}"), problem, remedy));

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use penstock_configs::desired::{BackendState, Mode};
-use penstock_configs::status::{BackendStatus, OwnerStatus, PortStatus, ServiceStatus, Status, WorkerStatus};
+use penstock_configs::status::{
+    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, WorkerStatus,
+};
 
 use super::failure::Outcome;
 use super::screen::{Screen, Style};
@@ -71,6 +73,7 @@ fn render(status: &Status, screen: &Screen, all: bool) -> String {
     section("Ports", ports(&status.ports, screen));
     section("Workers", workers(&status.workers, screen));
     section("Services", services(&status.services, screen, all));
+    section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
     section("Notices", notices(&status.notices, screen));
     out
@@ -221,6 +224,46 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         }
     }
     out
+}
+
+/// From here on an occupancy deserves attention; the dataplane's own notice says what to do.
+const SNAT_WARN_AT: f64 = 0.8;
+/// Pairs listed without being asked for; fuller ones always.
+const SNAT_SHOWN: usize = 3;
+
+fn snat(pairs: &[SnatStatus], screen: &Screen, all: bool) -> String {
+    let mut table = Table::new(&[
+        ("SNAT ADDRESS", Column::Left),
+        ("TOWARDS", Column::Left),
+        ("USED", Column::Right),
+        ("RESTING", Column::Right),
+        ("OF", Column::Right),
+        ("FULL", Column::Right),
+        ("AT THIS RATE", Column::Left),
+    ]);
+    let wanted = |(at, pair): &(usize, &SnatStatus)| all || *at < SNAT_SHOWN || pair.occupancy >= SNAT_WARN_AT;
+    for (_, pair) in pairs.iter().enumerate().filter(wanted) {
+        let style = match pair.occupancy {
+            full if full >= 1.0 => Style::Bad,
+            full if full >= SNAT_WARN_AT => Style::Warn,
+            _ => Style::Plain,
+        };
+        let forecast = match pair.full_in_seconds {
+            _ if pair.occupancy >= 1.0 => "full".to_owned(),
+            Some(seconds) => format!("full in {}", duration(seconds)),
+            None => "-".to_owned(),
+        };
+        table.row(vec![
+            pair.address.to_string().into(),
+            format!("{} {}", pair.backend, pair.protocol.as_str()).into(),
+            grouped(pair.used).into(),
+            grouped(pair.resting).into(),
+            grouped(pair.capacity).into(),
+            styled(format!("{:.0}%", pair.occupancy * 100.0), style),
+            forecast.into(),
+        ]);
+    }
+    if pairs.is_empty() { String::new() } else { table.render(screen) }
 }
 
 /// On a narrow screen the room goes to names and states.

@@ -274,9 +274,11 @@ impl Builder<'_> {
                 target_port: if dsr { Some(port.port) } else { port.node_port },
                 source_ranges: ask.source_ranges.clone(),
                 announce: Some(announce),
-                timeouts: ask
-                    .idle_timeout
-                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds) }),
+                timeouts: ask.idle_timeout.map(|seconds| ServiceTimeouts {
+                    tcp_established: Some(seconds),
+                    udp: Some(seconds),
+                    sctp_established: Some(seconds),
+                }),
                 ..blank(vip, protocol)
             });
         }

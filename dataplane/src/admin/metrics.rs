@@ -4,8 +4,8 @@
 use std::fmt;
 
 use penstock_configs::api::Drains;
-use penstock_configs::desired::{BackendState, Protocol};
-use penstock_configs::status::{BackendStatus, Counters, Latency, ServiceStatus, Status, WorkerCounters};
+use penstock_configs::desired::BackendState;
+use penstock_configs::status::{BackendStatus, Counters, Latency, ServiceStatus, SnatStatus, Status, WorkerCounters};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -51,7 +51,8 @@ impl Collector for Snapshot {
         self.ports(&mut encoder)?;
         self.owners(&mut encoder)?;
         self.services(&mut encoder)?;
-        self.backends(&mut encoder)
+        self.backends(&mut encoder)?;
+        self.snat(&mut encoder)
     }
 }
 
@@ -311,17 +312,48 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// The fullest pairs only: status lists a fixed number, whatever the cluster's size.
+    fn snat(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let pairs = &self.status.snat;
+        let ports = pairs.iter().flat_map(|pair| {
+            [("live", pair.used - pair.resting.min(pair.used)), ("resting", pair.resting)].map(|(state, count)| {
+                let mut labels = snat_labels(pair);
+                labels.push(label("state", state));
+                (labels, level(count))
+            })
+        });
+        gauges(
+            encoder,
+            "penstock_snat_ports",
+            "SNAT ports in use, of the fullest pairs of address and backend",
+            ports,
+        )?;
+        let capacity = pairs.iter().map(|pair| (snat_labels(pair), level(pair.capacity)));
+        gauges(encoder, "penstock_snat_port_capacity", "SNAT ports there are for the pair", capacity)?;
+        let occupancy = pairs.iter().map(|pair| (snat_labels(pair), pair.occupancy));
+        gauges(
+            encoder,
+            "penstock_snat_occupancy_ratio",
+            "In use, of the fullest worker's share; 1 is full",
+            occupancy,
+        )?;
+        let forecast = pairs.iter().filter_map(|pair| Some((snat_labels(pair), pair.full_in_seconds?)));
+        gauges(encoder, "penstock_snat_full_in_seconds", "At the rate of the last minute, where it grows", forecast)
+    }
+}
+
+fn snat_labels(pair: &SnatStatus) -> Labels {
+    vec![label("address", pair.address), label("backend", pair.backend), label("protocol", pair.protocol.as_str())]
+}
+
 fn service_labels(service: &ServiceStatus) -> Labels {
-    let protocol = match service.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
     vec![
         label("owner", &service.owner),
         label("service", &service.name),
         label("vip", service.vip),
         label("port", service.port),
-        label("protocol", protocol),
+        label("protocol", service.protocol.as_str()),
     ]
 }
 

@@ -4,6 +4,7 @@
 mod flows;
 mod network;
 mod rates;
+mod snat;
 mod start;
 mod status;
 
@@ -25,6 +26,7 @@ use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View};
 use network::Network;
 use rates::Rates;
+use snat::Occupancy;
 
 pub use start::{Dataplane, StartError};
 
@@ -53,7 +55,8 @@ impl From<&ConfigFile> for Live {
     }
 }
 
-// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` alone.
+// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` and
+// `occupancy` alone.
 
 /// What the workers and the API see of the box.
 pub struct Shared {
@@ -65,6 +68,7 @@ pub struct Shared {
     published: Mutex<Published>,
     network: Mutex<Network>,
     rates: Mutex<Rates>,
+    occupancy: Mutex<Occupancy>,
     /// By worker: nanoseconds from receive to transmit, sampled.
     latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
@@ -133,6 +137,10 @@ impl Shared {
         network.has_claimed_all() && tables.nodes.iter().all(known)
     }
 
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn rates(&self) -> MutexGuard<'_, Rates> {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -162,6 +170,8 @@ impl Shared {
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let mut published = self.published();
+        let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
+        published.compiler.swept(swept.unwrap_or_default());
         let inputs = Inputs {
             owners,
             health,

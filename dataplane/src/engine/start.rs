@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
 use super::rates::{Rates, Sample};
+use super::snat::Occupancy;
 use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
@@ -83,13 +84,11 @@ impl Dataplane {
         for (worker, tap) in (0..workers).zip(taps.into_iter().map(Some).chain(std::iter::repeat_with(|| None))) {
             setup.worker(worker, tap)?;
         }
-        let Setup { handles, ready, sockets, snats, recovered, mut notices, zero_copy, .. } = setup;
+        let Setup { handles, ready, sockets, compiler, recovered, mut notices, zero_copy, .. } = setup;
         let (mut placement, why) = Placement::read(&names, workers);
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
-        let mut compiler = Compiler::default();
-        compiler.seed_snats(&snats.0, &snats.1);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
         let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 10_000_000_000, 3);
         let latency = handles.iter().map(|_| histogram()).collect::<Result<_, _>>()?;
@@ -120,6 +119,7 @@ impl Dataplane {
             }),
             network: Mutex::new(network),
             rates: Mutex::new(Rates::default()),
+            occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
         };
@@ -241,6 +241,10 @@ fn keep_house(shared: &Shared) {
         shared.rates().add(sample);
         shared.check_steering();
     }
+    let due = shared.occupancy().is_due(now);
+    if due {
+        Occupancy::scan(shared, now);
+    }
 }
 
 /// Workers as they are put together.
@@ -255,7 +259,7 @@ struct Setup<'a> {
     handles: Vec<WorkerHandle>,
     ready: Vec<Worker<XskPort, TapPort>>,
     sockets: Vec<(usize, u32, std::os::fd::OwnedFd)>,
-    snats: (Vec<u32>, Vec<u128>),
+    compiler: Compiler,
     recovered: bool,
     notices: Vec<String>,
     zero_copy: Vec<bool>,
@@ -275,7 +279,7 @@ impl<'a> Setup<'a> {
             handles: Vec::new(),
             ready: Vec::new(),
             sockets: Vec::new(),
-            snats: Default::default(),
+            compiler: Compiler::default(),
             recovered: false,
             notices: Vec::new(),
             zero_copy: vec![true; config.ports.len()],
@@ -359,14 +363,13 @@ impl<'a> Setup<'a> {
         }
         if store.recovered {
             self.recovered = true;
-            let stored = Pipeline::stored_snats(&store);
-            if stored.0.len() + stored.1.len() > self.snats.0.len() + self.snats.1.len() {
-                self.snats = stored;
-            }
         }
         let ports = self.config.ports.len() + 1;
         let stats = Arc::new(WorkerStats::new(ports, limits.services as usize));
-        Ok(Pipeline::new(&config, store, stats)?)
+        let pipeline = Pipeline::new(&config, store, stats)?;
+        let (v4, v6) = pipeline.snats_in_use();
+        self.compiler.seed_snats(&v4, &v6);
+        Ok(pipeline)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use penstock_configs::desired::Protocol;
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
     SocketCounters, Status, WorkerCounters, WorkerStatus,
@@ -11,9 +10,8 @@ use penstock_configs::status::{
 
 use super::{PortFacts, Shared, WorkerHandle, flows};
 use crate::stats::WorkerStats;
-use crate::tables::Service;
+use crate::tables::{Service, compile::protocol_of};
 use crate::verdict::DropReason;
-use crate::wire::PROTO_UDP;
 
 pub fn status(shared: &Shared) -> Status {
     let network = shared.network();
@@ -21,6 +19,11 @@ pub fn status(shared: &Shared) -> Status {
     let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     notices.extend(network.notices());
     drop(network);
+    let snat = {
+        let occupancy = shared.occupancy();
+        notices.extend(occupancy.warnings.iter().cloned());
+        occupancy.pairs.clone()
+    };
     Status {
         name: shared.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -29,6 +32,7 @@ pub fn status(shared: &Shared) -> Status {
         ports,
         workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
         services: services(shared),
+        snat,
         notices,
     }
 }
@@ -105,7 +109,7 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             name: service.name.to_string(),
             vip: service.vip,
             port: service.port,
-            protocol: if service.protocol == PROTO_UDP { Protocol::Udp } else { Protocol::Tcp },
+            protocol: protocol_of(service.protocol),
             mode: service.mode,
             flows: sum(|counters| counters.flows.get()),
             new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),

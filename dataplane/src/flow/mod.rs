@@ -6,6 +6,7 @@
 pub mod embryo;
 pub mod index;
 pub mod record;
+pub mod sctp;
 pub mod tcp;
 
 pub use index::{Direction, Entry};
@@ -369,6 +370,12 @@ impl<F: Family> FlowTable<F> {
         let round = end >= self.high_water;
         self.sweep_at = if round { 0 } else { end };
         round
+    }
+
+    /// The flows there are: a walk through the table, for start and tests.
+    pub fn live(&self) -> impl Iterator<Item = (&Record<F::Addr>, Word)> {
+        let records = self.records.iter().take(self.high_water as usize);
+        records.filter_map(|record| Some((record, record.word()?)))
     }
 
     /// Records a sweep goes through.

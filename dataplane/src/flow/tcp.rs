@@ -23,10 +23,17 @@ pub enum State {
     /// Only the client has spoken, or the node answered a first packet.
     UdpOneWay = 6,
     UdpStream = 7,
+    /// INIT seen; perhaps the node's answer, not yet the client's cookie.
+    SctpInit = 9,
+    SctpEstablished = 10,
+    /// One side has said SHUTDOWN.
+    SctpShutdown = 11,
+    /// Shut down or aborted, by one who knew the tag.
+    SctpClosed = 12,
 }
 
 impl State {
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 13;
 
     #[inline]
     #[must_use]
@@ -39,6 +46,10 @@ impl State {
             5 => Self::Reset,
             6 => Self::UdpOneWay,
             7 => Self::UdpStream,
+            9 => Self::SctpInit,
+            10 => Self::SctpEstablished,
+            11 => Self::SctpShutdown,
+            12 => Self::SctpClosed,
             _ => return None,
         })
     }
@@ -47,7 +58,7 @@ impl State {
     #[inline]
     #[must_use]
     pub fn is_embryonic(self) -> bool {
-        matches!(self, Self::SynSent | Self::UdpOneWay)
+        matches!(self, Self::SynSent | Self::UdpOneWay | Self::SctpInit)
     }
 
     #[must_use]
@@ -60,6 +71,10 @@ impl State {
             Self::Reset => "reset",
             Self::UdpOneWay => "udp_one_way",
             Self::UdpStream => "udp_stream",
+            Self::SctpInit => "sctp_init",
+            Self::SctpEstablished => "sctp_established",
+            Self::SctpShutdown => "sctp_shutdown",
+            Self::SctpClosed => "sctp_closed",
         }
     }
 }

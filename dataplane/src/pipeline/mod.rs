@@ -10,6 +10,7 @@ mod fragments;
 pub mod hops;
 mod open;
 mod revalidate;
+mod sctp;
 mod side;
 #[doc(hidden)]
 pub mod testkit;
@@ -159,8 +160,12 @@ impl Pipeline {
         }
         match wire::parse(bytes) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
-                Transport::Tcp | Transport::Udp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
-                Transport::Tcp | Transport::Udp => Stage::Transit(packet, self.v4.begin(bytes, &packet)),
+                Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => {
+                    Stage::Transit(packet, self.v6.begin(bytes, &packet))
+                }
+                Transport::Tcp | Transport::Udp | Transport::Sctp => {
+                    Stage::Transit(packet, self.v4.begin(bytes, &packet))
+                }
                 Transport::Icmp => Stage::Icmp(packet),
                 Transport::Fragment => Stage::Fragment(packet),
                 Transport::Other => Stage::Other(packet),
@@ -208,7 +213,7 @@ impl Pipeline {
         }
     }
 
-    /// A TCP or UDP packet: found by its tuple, or the opening of a flow.
+    /// A TCP, UDP or SCTP packet: found by its tuple, or the opening of a flow.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(never)]
     fn transit<F: Sided + Tabled>(
@@ -225,6 +230,7 @@ impl Pipeline {
         let bytes = memory.bytes_mut(frame);
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
+        let found = if packet.transport == Transport::Sctp { self.unless_reopened::<F>(found, &packet) } else { found };
         let entry = match found {
             Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
@@ -232,6 +238,9 @@ impl Pipeline {
             }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
+                Err(Verdict::Drop(reason)) if packet.transport == Transport::Sctp => {
+                    return self.refuse_sctp(memory, frame, &packet, reason, from, now);
+                }
                 Err(Verdict::Drop(DropReason::TtlExceeded)) => {
                     return self.time_exceeded(memory, frame, &packet, from, now);
                 }
@@ -267,7 +276,10 @@ impl Pipeline {
         }
         let side = F::side_mut(self);
         let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
-        let next = tcp::advance(word, packet.tcp_flags, entry.direction);
+        let next = match packet.transport {
+            Transport::Sctp => sctp::advance(side.flows.record_mut(entry.record), word, bytes, packet, entry.direction),
+            _ => tcp::advance(word, packet.tcp_flags, entry.direction),
+        };
         if next != word {
             side.flows.transition(entry.record, word, next)?;
         }

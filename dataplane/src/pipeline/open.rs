@@ -122,7 +122,11 @@ impl Pipeline {
         let hop = hop.ok_or(DropReason::NoNeighbor)?;
         let node = node_addr::<F>(backend.address);
         let node_port = service.port_of(backend);
-        let state = if tcp { State::SynSent } else { State::UdpOneWay };
+        let state = match packet.transport {
+            Transport::Tcp => State::SynSent,
+            Transport::Sctp => State::SctpInit,
+            _ => State::UdpOneWay,
+        };
         let mut flow = NewFlow {
             client: tuple.src,
             vip: tuple.dst,

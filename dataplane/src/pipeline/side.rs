@@ -47,6 +47,9 @@ pub struct Side<F: Family> {
     /// Flows per service slot, counted during a sweep round.
     pub counting: Box<[u32]>,
     pub counted: Box<[u32]>,
+    /// The tables under which the sweep's round under way began, and the last complete one.
+    pub round: u64,
+    pub swept: u64,
 }
 
 impl<F: Family> Side<F> {
@@ -143,6 +146,8 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
+            round: 0,
+            swept: 0,
         },
         Side {
             flows: FlowTable::new(v6, config.flows_v6, hasher).map_err(PersistError::Memory)?,
@@ -150,6 +155,8 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
+            round: 0,
+            swept: 0,
         },
     ))
 }

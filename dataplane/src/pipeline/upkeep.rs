@@ -5,8 +5,8 @@ use super::Pipeline;
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::Record;
-use crate::persist::{MAX_SNATS, Store};
+use crate::flow::{Flags, Record};
+use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
 use crate::wire::{Family, V4, V6};
@@ -47,6 +47,7 @@ impl Pipeline {
         self.stats.flows_established.set(u64::from(four.established + six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
+        self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         v4.2 || v6.2
     }
 
@@ -80,6 +81,7 @@ impl Pipeline {
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);
             side.counting.fill(0);
+            side.swept = std::mem::replace(&mut side.round, tables.serial);
             self.publish_counts(tables_len(&self.view.tables.services));
         }
         let done = Now { ns: now.ns - elapsed + u64::from(budget) * ROUND_NS / records };
@@ -108,14 +110,23 @@ impl Pipeline {
         recover_family(v6, used[1]);
     }
 
-    /// SNAT addresses by number as the store has them, for the first snapshot to keep the numbers.
+    /// SNAT addresses by number, as far as flows have them: for the first snapshot to keep the numbers.
     #[must_use]
-    pub fn stored_snats(store: &Store) -> (Vec<u32>, Vec<u128>) {
-        let header = store.header();
-        let v4 = header.snat_v4.iter().copied().take_while(|addr| *addr != 0).collect();
-        let v6 = header.snat_v6.iter().map(|a| u128::from_be_bytes(*a)).take_while(|addr| *addr != 0).collect();
-        (v4, v6)
+    pub fn snats_in_use(&self) -> (Vec<Option<u32>>, Vec<Option<u128>>) {
+        (snats_in_use(&self.v4), snats_in_use(&self.v6))
     }
+}
+
+fn snats_in_use<F: Family>(side: &Side<F>) -> Vec<Option<F::Addr>> {
+    let mut by_number = Vec::new();
+    for (record, _) in side.flows.live().filter(|(_, word)| !word.flags.has(Flags::DNAT)) {
+        let at = usize::from(record.snat);
+        if at >= by_number.len() {
+            by_number.resize(at + 1, None);
+        }
+        by_number[at] = Some(side.flows.snat(record.snat));
+    }
+    by_number
 }
 
 fn tables_len<T>(services: &[T]) -> usize {

@@ -14,11 +14,12 @@ use penstock_configs::desired::{
 use penstock_configs::file::{SnatAddress, Timeouts};
 use rustc_hash::FxHashMap;
 
+use super::snats::SnatIds;
 use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables};
 use crate::clock::ticks;
 use crate::flow::State;
 use crate::lpm::SourceSet;
-use crate::wire::{Family, PROTO_TCP, PROTO_UDP, V4, V6};
+use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 
 /// What the tables are compiled from.
 pub struct Inputs<'a> {
@@ -38,7 +39,10 @@ pub enum CompileError {
     TooManyServices { wanted: usize, limit: usize },
     #[error("{wanted} node addresses are wanted, limits.nodes is {limit}: raise it and restart the dataplane")]
     TooManyNodes { wanted: usize, limit: usize },
-    #[error("more than {0} SNAT addresses of a family since the start: restart the dataplane")]
+    #[error(
+        "more than {0} SNAT addresses of a family, counting those taken away whose flows are not forgotten yet: \
+         list fewer, or try again in a few seconds"
+    )]
     TooManySnats(usize),
 }
 
@@ -48,20 +52,25 @@ pub struct Compiler {
     epoch: u16,
     services: Slots<(IpAddr, u16, u8)>,
     nodes: Slots<IpAddr>,
-    snat_v4: Vec<Snat<u32>>,
-    snat_v6: Vec<Snat<u128>>,
+    snat_v4: SnatIds<u32>,
+    snat_v6: SnatIds<u128>,
+    serial: u64,
+    swept: u64,
     sets: HashMap<Vec<Backend>, Arc<BackendSet>>,
     previous: Arc<Tables>,
 }
 
 impl Compiler {
-    /// Starts with the SNAT numbers that an earlier process's flow records use.
-    pub fn seed_snats(&mut self, v4: &[u32], v6: &[u128]) {
-        fn retired<A: Copy>(addr: &A) -> Snat<A> {
-            Snat { addr: *addr, first_port: 1, last_port: 0, shared: false, retired: true }
-        }
-        self.snat_v4 = v4.iter().map(retired).collect();
-        self.snat_v6 = v6.iter().map(retired).collect();
+    /// Starts with the SNAT numbers that an earlier process's flow records have: once for each worker.
+    pub fn seed_snats(&mut self, v4: &[Option<u32>], v6: &[Option<u128>]) {
+        self.snat_v4.seed(v4);
+        self.snat_v6.seed(v6);
+    }
+
+    /// Every worker has gone through all its flows under tables no older than these ([`Tables::serial`]):
+    /// SNAT numbers retired by then are free.
+    pub fn swept(&mut self, serial: u64) {
+        self.swept = serial;
     }
 
     /// Compiles the union of all owners' snapshots.
@@ -70,12 +79,13 @@ impl Compiler {
     /// A capacity fixed at start is exceeded; nothing has changed then.
     pub fn compile(&mut self, inputs: &Inputs<'_>) -> Result<Arc<Tables>, CompileError> {
         check_capacity(inputs)?;
-        let snat_v4 = merge_snats::<V4>(&self.snat_v4, inputs.snat)?;
-        let snat_v6 = merge_snats::<V6>(&self.snat_v6, inputs.snat)?;
-        (self.snat_v4, self.snat_v6) = (snat_v4, snat_v6);
+        let serial = self.serial + 1;
+        let snat_v4 = self.snat_v4.merged::<V4>(inputs.snat, serial, self.swept)?;
+        let snat_v6 = self.snat_v6.merged::<V6>(inputs.snat, serial, self.swept)?;
+        (self.snat_v4, self.snat_v6, self.serial) = (snat_v4, snat_v6, serial);
         self.epoch = if self.epoch == u16::MAX { 1 } else { self.epoch + 1 };
 
-        let mut tables = Tables { epoch: self.epoch, ..Tables::default() };
+        let mut tables = Tables { epoch: self.epoch, serial, ..Tables::default() };
         let mut sets = HashMap::new();
         let health = HealthIndex::new(inputs.health);
         self.services.retain(&inputs.services().collect());
@@ -90,8 +100,8 @@ impl Compiler {
         }
         self.sets = sets;
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
-        add_snats(&mut tables.v4, &self.snat_v4);
-        add_snats(&mut tables.v6, &self.snat_v6);
+        add_snats(&mut tables.v4, self.snat_v4.list());
+        add_snats(&mut tables.v6, self.snat_v6.list());
         let tables = Arc::new(tables);
         self.previous = Arc::clone(&tables);
         Ok(tables)
@@ -198,6 +208,17 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::Sctp => PROTO_SCTP,
+    }
+}
+
+/// The protocol of a service or a flow.
+#[must_use]
+pub fn protocol_of(number: u8) -> Protocol {
+    match number {
+        PROTO_UDP => Protocol::Udp,
+        PROTO_SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
     }
 }
 
@@ -211,6 +232,10 @@ fn timeouts(defaults: &Timeouts, service: &WantedService) -> [u32; State::COUNT]
     by_state[State::Reset as usize] = ticks(defaults.tcp_rst);
     by_state[State::UdpOneWay as usize] = ticks(defaults.udp_one_way);
     by_state[State::UdpStream as usize] = ticks(own.udp.unwrap_or(defaults.udp));
+    by_state[State::SctpInit as usize] = ticks(defaults.sctp_init);
+    by_state[State::SctpEstablished as usize] = ticks(own.sctp_established.unwrap_or(defaults.sctp_established));
+    by_state[State::SctpShutdown as usize] = ticks(defaults.sctp_shutdown);
+    by_state[State::SctpClosed as usize] = ticks(defaults.sctp_closed);
     by_state
 }
 
@@ -250,24 +275,6 @@ fn insert_family<A: Copy + Eq + Hash>(
             }
         }
     }
-}
-
-/// The list with the numbers kept: an address that is gone is retired, a new one added behind.
-fn merge_snats<F: Family>(old: &[Snat<F::Addr>], wanted: &[SnatAddress]) -> Result<Vec<Snat<F::Addr>>, CompileError> {
-    let mut list: Vec<_> = old.iter().map(|snat| Snat { retired: true, ..*snat }).collect();
-    for want in wanted {
-        let Some(addr) = F::from_ip(want.address) else { continue };
-        let [first_port, last_port] = want.ports;
-        let snat = Snat { addr, first_port, last_port, shared: want.shared, retired: false };
-        match list.iter_mut().find(|known| known.addr == addr) {
-            Some(known) => *known = snat,
-            None => list.push(snat),
-        }
-    }
-    if list.len() > crate::persist::MAX_SNATS {
-        return Err(CompileError::TooManySnats(crate::persist::MAX_SNATS));
-    }
-    Ok(list)
 }
 
 fn add_snats<A: Copy + Eq + Hash>(family: &mut FamilyTables<A>, snats: &[Snat<A>]) {

@@ -3,6 +3,7 @@
 
 pub mod compile;
 pub mod set;
+pub mod snats;
 pub mod view;
 
 use std::net::IpAddr;
@@ -25,6 +26,8 @@ use crate::wire::{Family, V4, V6};
 pub struct Tables {
     /// Which snapshot this is; cached numbers in flow records are valid for one epoch. Never 0.
     pub epoch: u16,
+    /// Counts the snapshots of this process, and does not wrap.
+    pub serial: u64,
     /// By slot; a service keeps its slot while it exists, so that its counters go on.
     pub services: Vec<Option<Arc<Service>>>,
     pub v4: FamilyTables<u32>,

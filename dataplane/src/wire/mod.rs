@@ -9,6 +9,7 @@ pub mod icmp;
 pub mod parse;
 pub mod plain;
 pub mod rewrite;
+pub mod sctp;
 
 pub use family::{Family, Tuple, V4, V6};
 pub use parse::{Packet, Parsed, Transport, parse};
@@ -24,6 +25,7 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 pub const PROTO_ICMPV6: u8 = 58;
+pub const PROTO_SCTP: u8 = 132;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;

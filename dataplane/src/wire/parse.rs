@@ -1,8 +1,8 @@
 //! One pass over the headers of a frame: everything that could be wrong with a length is found here.
 
 use super::{
-    ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be16,
+    ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP,
+    PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be16, sctp,
 };
 use crate::verdict::DropReason;
 
@@ -28,6 +28,7 @@ pub struct Packet {
     pub transport: Transport,
     /// The protocol of the transport header as it stands in the packet.
     pub protocol: u8,
+    /// Of SCTP [`sctp::OPENS`], or nothing.
     pub tcp_flags: u8,
 }
 
@@ -35,6 +36,7 @@ pub struct Packet {
 pub enum Transport {
     Tcp,
     Udp,
+    Sctp,
     /// ICMP or ICMPv6, by the packet's family.
     Icmp,
     /// A fragment, first or not: `l4` is where its payload starts.
@@ -43,11 +45,15 @@ pub enum Transport {
 }
 
 impl Packet {
-    /// Whether it may be the first of a flow: UDP, or a SYN alone.
+    /// Whether it may be the first of a flow: UDP, a SYN alone, or an SCTP INIT.
     #[inline]
     #[must_use]
     pub fn may_open(&self) -> bool {
-        self.transport != Transport::Tcp || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        match self.transport {
+            Transport::Tcp => self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN,
+            Transport::Sctp => self.tcp_flags & sctp::OPENS != 0,
+            _ => true,
+        }
     }
 }
 
@@ -209,6 +215,10 @@ fn transport(
             }
             check_ports(header[0..4].try_into().unwrap_or([0; 4]))?;
             packet.transport = Transport::Udp;
+        }
+        PROTO_SCTP => {
+            packet.tcp_flags = sctp::check(frame.get(l4..end).unwrap_or_default())?;
+            packet.transport = Transport::Sctp;
         }
         PROTO_ICMP if !v6 => packet.transport = icmp(len)?,
         PROTO_ICMPV6 if v6 => packet.transport = icmp(len)?,

@@ -86,6 +86,17 @@ impl Engine for MemoryEngine {
             ports: vec![port("eth0", 4, true), port("eth1", 2, false)],
             workers: (0..2).map(worker).collect(),
             services: services.collect(),
+            snat: vec![penstock_configs::status::SnatStatus {
+                address: [10, 0, 0, 1].into(),
+                backend: ([10, 0, 0, 11], 31_443).into(),
+                protocol: penstock_configs::desired::Protocol::Tcp,
+                used: 54_000,
+                resting: 9_000,
+                capacity: 64_512,
+                occupancy: 0.84,
+                growth_per_second: 25.0,
+                full_in_seconds: Some(412.0),
+            }],
             notices: vec!["eth1: the driver has no zero-copy; packets are copied (about 400 ns each)".into()],
         }
     }

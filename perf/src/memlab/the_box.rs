@@ -140,11 +140,11 @@ impl TheBox {
         let store = Store::open(&self.store_path(usize::from(worker)), config.shape(), BOOT, [seed, !seed])?;
         ensure!(store.discarded.is_none(), "flow state of this very lab was discarded: {:?}", store.discarded);
         ensure!(store.recovered == (self.starts > 1), "flow state was not taken up");
-        let (snat_v4, snat_v6) = Pipeline::stored_snats(&store);
-        self.compiler.seed_snats(&snat_v4, &snat_v6);
         let ports = self.plan.ports.len();
         let stats = Arc::new(WorkerStats::new(ports + 1, MAX_SERVICES));
         let pipeline = Pipeline::new(&config, store, Arc::clone(&stats))?;
+        let (snat_v4, snat_v6) = pipeline.snats_in_use();
+        self.compiler.seed_snats(&snat_v4, &snat_v6);
         let mailbox = Arc::new(Mailbox::new(Arc::clone(exchange.bell(WorkerId(worker)))));
         let (sockets, peers): (Vec<_>, Vec<_>) = (0..ports as u8)
             .map(|id| {

@@ -9,9 +9,9 @@ use etherparse::{
 
 use super::{BACK, BOX_MACS, FRONT, client_mac, node_mac};
 use crate::verdict::PortId;
-use crate::wire::{PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, sctp};
 
-/// A TCP or UDP packet to be.
+/// A TCP, UDP or SCTP packet to be; of the last, `seq` is the verification tag and `payload` the chunks.
 #[derive(Debug, Clone)]
 pub struct Pkt {
     pub smac: [u8; 6],
@@ -30,7 +30,7 @@ pub struct Pkt {
     pub ip_options: Vec<u8>,
     /// Zero bytes behind the packet, as short frames have.
     pub padding: usize,
-    /// UDP without a checksum.
+    /// UDP or SCTP without a checksum.
     pub unchecked: bool,
 }
 
@@ -43,6 +43,12 @@ impl Pkt {
     /// See [`Self::tcp`].
     pub fn udp(src: &str, dst: &str) -> Self {
         Self::between(src.parse().expect("a source"), dst.parse().expect("a destination"), PROTO_UDP, 0)
+    }
+
+    /// See [`Self::tcp`].
+    pub fn sctp(src: &str, dst: &str, tag: u32, chunks: &[u8]) -> Self {
+        let ends = (src.parse().expect("a source"), dst.parse().expect("a destination"));
+        Self::between(ends.0, ends.1, PROTO_SCTP, 0).with(|pkt| pkt.seq = tag).payload(chunks)
     }
 
     pub fn syn(src: &str, dst: &str) -> Self {
@@ -107,6 +113,17 @@ impl Pkt {
 
     fn transport(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
+        if self.protocol == PROTO_SCTP {
+            bytes.extend([self.src.port(), self.dst.port()].map(u16::to_be_bytes).as_flattened());
+            bytes.extend(self.seq.to_be_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(&self.payload);
+            if !self.unchecked {
+                let sum = sctp::right_checksum(&bytes);
+                bytes[8..12].copy_from_slice(&sum);
+            }
+            return bytes;
+        }
         if self.protocol == PROTO_TCP {
             let mut header = TcpHeader::new(self.src.port(), self.dst.port(), self.seq, 0xffff);
             header.acknowledgment_number = self.ack;
@@ -274,7 +291,7 @@ pub struct Seen {
     pub ttl: u8,
     /// Of TCP and UDP the data, of ICMP the message.
     pub payload: Vec<u8>,
-    /// Checksums that are wrong: "ip", "tcp", "udp", "icmp".
+    /// Checksums that are wrong: "ip", "tcp", "udp", "sctp", "icmp".
     pub wrong: Vec<&'static str>,
 }
 
@@ -333,6 +350,18 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
                 wrong.push("icmp");
             }
             ([0, 0], 0, icmp.slice())
+        }
+        None if protocol == PROTO_SCTP => {
+            let bytes = sliced.ip_payload().map_or(&[][..], |payload| payload.payload);
+            let (Some([s0, s1, d0, d1, _, _, _, _, sum @ ..]), chunks) = (bytes.first_chunk::<12>(), bytes.get(12..))
+            else {
+                return Err("no SCTP header".into());
+            };
+            if *sum != [0; 4] && *sum != sctp::right_checksum(bytes) {
+                wrong.push("sctp");
+            }
+            let ports = [u16::from_be_bytes([*s0, *s1]), u16::from_be_bytes([*d0, *d1])];
+            (ports, 0, chunks.unwrap_or_default())
         }
         _ => ([0, 0], 0, sliced.ip_payload().map_or(&[][..], |payload| payload.payload)),
     };

@@ -57,6 +57,7 @@ impl Plan {
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
             other => panic!("protocol {other}"),
         };
         self.services.push(Service {

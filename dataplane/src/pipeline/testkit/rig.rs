@@ -83,12 +83,10 @@ impl Rig {
     /// Over a store that may hold flows.
     pub fn over(plan: Plan, config: &PipelineConfig, store: Store) -> Self {
         let mut compiler = Compiler::default();
-        if store.recovered {
-            let (v4, v6) = Pipeline::stored_snats(&store);
-            compiler.seed_snats(&v4, &v6);
-        }
         let stats = Arc::new(WorkerStats::new(3, config.max_services));
         let pipeline = Pipeline::new(config, store, stats).expect("memory");
+        let (v4, v6) = pipeline.snats_in_use();
+        compiler.seed_snats(&v4, &v6);
         let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
         let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), views: 0 };
         rig.apply();
@@ -98,6 +96,7 @@ impl Rig {
     /// Compiles the plan as it is now and runs on it.
     pub fn apply(&mut self) {
         self.views += 1;
+        self.compiler.swept(self.pipeline.stats().swept.get());
         let tables = self.plan.compile(&mut self.compiler).expect("within the limits");
         let view = self.plan.view(tables, self.views);
         self.pipeline.adopt(Arc::new(view));

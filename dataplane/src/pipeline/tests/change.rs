@@ -236,3 +236,32 @@ fn shares_are_even_and_removal_moves_little() {
     assert!(excess < 0.01, "{excess}");
     assert!((moved.share() - 1.0 / 3.0).abs() < 0.02, "{}", moved.share());
 }
+
+/// More addresses than there are numbers, one after the other; flows of the one that stays are never touched.
+#[test]
+fn snat_addresses_come_and_go_without_end() {
+    let mut rig = Rig::new(three());
+    let staying = open_many(&mut rig, 20);
+    for turn in 0..600_u32 {
+        let address = std::net::Ipv4Addr::from(0x0a09_0000 + turn).to_string();
+        rig.change(|plan| {
+            plan.snat.truncate(1);
+            plan.snat(&address, [1024, 65535]);
+        });
+        let passing: Vec<Conn> = (0..4)
+            .map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:{}", turn % 250, n + 1, 9000 + turn), TO_WEB))
+            .collect();
+        for conn in &passing {
+            conn.to_client(&mut rig, TCP_ACK);
+        }
+        if turn % 50 == 0 {
+            rig.check();
+        }
+        rig.sweep();
+    }
+    for conn in &staying {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.check();
+}

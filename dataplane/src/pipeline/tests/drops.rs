@@ -89,6 +89,13 @@ fn headers() -> Vec<Case> {
         case(R::BadTcpOffset, vec![mangled(&v4(), 46, &[0x40]), mangled(&v4(), 46, &[0xf0])]),
         case(R::BadUdpLength, vec![mangled(&udp(), 38, &[0, 7]), mangled(&udp(), 38, &[0, 13])]),
         case(R::BadTcpFlags, vec![mangled(&v4(), 47, &[0]), mangled(&v4(), 47, &[0x03]), mangled(&v4(), 47, &[0x06])]),
+        case(
+            R::BadSctpChunk,
+            vec![
+                Pkt::sctp(CLIENT, TO_WEB, 7, &[3, 0, 0, 3]).bytes(),
+                Pkt::sctp(CLIENT6, TO_WEB6, 0, &[3, 0, 0, 4]).bytes(),
+            ],
+        ),
         case(R::PortZero, vec![mangled(&v4(), 34, &[0, 0]), mangled(&udp(), 36, &[0, 0])]),
     ]
 }
@@ -145,7 +152,7 @@ fn services() -> Vec<Case> {
     let part = |at: u16, len| mangled(&Pkt::udp(CLIENT, TO_DNS).payload(&vec![0; len]), 20, &at.to_be_bytes());
     let tcp_part = |at: u16| mangled(&Pkt::syn(CLIENT, TO_WEB).payload(&[0; 4]), 20, &at.to_be_bytes());
     let part6 = |field: u8, len| extended(44, &[&[17, 0, 0, field, 0, 0, 0, 1][..], &vec![0; len]].concat());
-    let sctp = |dst: &str| Icmp { protocol: 132, ..Icmp::echo("198.51.100.7", dst, b"") }.bytes();
+    let gre = |dst: &str| Icmp { protocol: 47, ..Icmp::echo("198.51.100.7", dst, b"") }.bytes();
     vec![
         case(
             R::FragmentMalformed,
@@ -156,7 +163,7 @@ fn services() -> Vec<Case> {
             vec![tcp_part(0x2001), tcp_part(0x0002), mangled(&Pkt::syn(CLIENT, TO_WEB), 16, &[0, 28, 0, 0, 0x20, 0])],
         ),
         case(R::PortZero, vec![part6(1, 8)]),
-        case(R::UnsupportedProtocol, vec![sctp(VIP), sctp(SNAT), extended(50, &[0; 8])]),
+        case(R::UnsupportedProtocol, vec![gre(VIP), gre(SNAT), extended(50, &[0; 8])]),
         case(
             R::NoService,
             vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()],

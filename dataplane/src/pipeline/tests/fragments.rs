@@ -12,7 +12,7 @@ use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, internet_sum, valid};
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// Cuts a frame's IP payload at these offsets, all multiples of eight.
-fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
+pub(super) fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
     let v4 = frame[12] == 8;
     let l4 = if v4 { 34 } else { 54 };
     let payload = &frame[l4..];
@@ -46,7 +46,7 @@ fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
 }
 
 /// Puts pieces together as an end system does, and returns the identification and the whole.
-fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
+pub(super) fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
     let mut parts: BTreeMap<usize, &[u8]> = BTreeMap::new();
     let mut heads: Vec<(u32, Vec<u8>)> = Vec::new();
     for piece in pieces {
@@ -84,7 +84,7 @@ fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
 }
 
 /// All that leaves when a frame comes in.
-fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
+pub(super) fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
     let out = rig.send(from, frame);
     let mut outs: Vec<Out> = [out].into_iter().filter(|out| !matches!(out.verdict, Verdict::Held(_))).collect();
     outs.extend(rig.released().into_iter().map(|(_, out)| out));
@@ -93,7 +93,7 @@ fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
 }
 
 #[track_caller]
-fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
+pub(super) fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
     outs.into_iter()
         .map(|out| {
             assert_eq!(out.verdict, Verdict::Tx(port));
@@ -102,7 +102,7 @@ fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn every(step: usize) -> Vec<usize> {
+pub(super) fn every(step: usize) -> Vec<usize> {
     (1..100).map(|n| n * step).collect()
 }
 

@@ -9,6 +9,7 @@ mod fragments;
 mod icmp;
 mod malformed;
 mod nat;
+mod sctp;
 mod simulation;
 
 use super::testkit::{Out, Pkt, Plan, Rig, Seen};
