@@ -233,7 +233,7 @@ impl<'a> Checker<'a> {
             }
         }
         if let Some(timeouts) = &service.timeouts {
-            for (key, seconds) in [("tcp_established", timeouts.tcp_established), ("udp", timeouts.udp)] {
+            for (key, seconds) in timeouts.by_key() {
                 if let Some((problem, remedy)) = seconds.and_then(super::the_box::timeout_problem) {
                     self.fault(format!("{}.{key}", within("timeouts")), problem, remedy);
                 }
