@@ -9,7 +9,9 @@ mod fragments;
 mod icmp;
 mod malformed;
 mod nat;
+mod refuse;
 mod simulation;
+mod tcp;
 
 use super::testkit::{Out, Pkt, Plan, Rig, Seen};
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_SYN};
