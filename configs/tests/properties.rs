@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, OnIdle, Node, Protocol, Scheduler, Service, ServiceTimeouts,
+    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+    ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};
@@ -149,9 +150,17 @@ fn mutated_snapshots_never_panic() {
 fn timeouts() -> impl Strategy<Value = ServiceTimeouts> {
     let seconds = || prop::option::of(1u32..2_592_000);
     let tcp = (seconds(), seconds(), seconds(), seconds(), seconds());
-    (tcp, seconds(), seconds()).prop_map(|((tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst), udp_one_way, udp)| {
-        ServiceTimeouts { tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst, udp_one_way, udp }
-    })
+    (tcp, seconds(), seconds()).prop_map(
+        |((tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst), udp_one_way, udp)| ServiceTimeouts {
+            tcp_syn,
+            tcp_established,
+            tcp_fin,
+            tcp_time_wait,
+            tcp_rst,
+            udp_one_way,
+            udp,
+        },
+    )
 }
 
 fn range() -> impl Strategy<Value = IpNet> {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_configs::desired::{NoBackend, OnIdle, Backend, BackendSet, Node, Protocol, Service};
+use penstock_configs::desired::{Backend, BackendSet, NoBackend, Node, OnIdle, Protocol, Service};
 use penstock_configs::file::{
     BoxConfig, ConfigFile, Limits, PortConfig, ProbePolicy, SCHEMA_VERSION, SnatAddress, WorkersConfig,
 };

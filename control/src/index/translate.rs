@@ -276,7 +276,11 @@ impl Builder<'_> {
                 announce: Some(announce),
                 timeouts: ask
                     .idle_timeout
-                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds) }),
+                    .map(|seconds| ServiceTimeouts {
+                        tcp_established: Some(seconds),
+                        udp: Some(seconds),
+                        ..ServiceTimeouts::default()
+                    }),
                 ..blank(vip, protocol)
             });
         }
@@ -470,5 +474,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_idle: Default::default(),
+        no_backend: Default::default(),
     }
 }

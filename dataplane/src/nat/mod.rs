@@ -195,13 +195,11 @@ fn candidate<F: Family>(
 pub fn timed_out<A>(now: Now, tables: &Tables) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
     move |record, state| {
         record.epoch == tables.epoch
-            && tables
-                .service(record.service)
-                .is_some_and(|service| {
-                    // Ends that are to be told of it are the sweep's.
-                    let told = service.on_idle == OnIdle::Reset && matches!(state, State::Established | State::FinWait);
-                    !told && now.tick().since(record.last_seen()) > service.timeouts[state as usize]
-                })
+            && tables.service(record.service).is_some_and(|service| {
+                // Ends that are to be told of it are the sweep's.
+                let told = service.on_idle == OnIdle::Reset && matches!(state, State::Established | State::FinWait);
+                !told && now.tick().since(record.last_seen()) > service.timeouts[state as usize]
+            })
     }
 }
 

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use arrayvec::ArrayVec;
 use penstock_configs::desired::OnIdle;
 
-use super::budget::Budget;
 use super::Pipeline;
+use super::budget::Budget;
 use super::side::Sided;
 use crate::clock::Now;
 use crate::flow::{Direction, Entry, Record, State, Word};
@@ -52,9 +52,7 @@ struct Farewell {
 
 /// Whether an idle flow's end is to be said, not kept quiet.
 pub(super) fn is_due(word: Word, service: &Service, overdue: u32) -> bool {
-    service.on_idle == OnIdle::Reset
-        && matches!(word.state, State::Established | State::FinWait)
-        && overdue <= PATIENCE
+    service.on_idle == OnIdle::Reset && matches!(word.state, State::Established | State::FinWait) && overdue <= PATIENCE
 }
 
 impl Farewells {

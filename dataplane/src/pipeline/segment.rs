@@ -37,12 +37,8 @@ pub(super) fn follow<F: Family>(
 /// A TCP packet's numbers. Options are read only where they count: while a connection opens or closes.
 fn read(bytes: &[u8], packet: &Packet, direction: Direction, state: State) -> Segment {
     let l4 = usize::from(packet.l4);
-    let mut segment = Segment {
-        flags: packet.tcp_flags,
-        seq: be32(bytes, l4 + 4),
-        ack: be32(bytes, l4 + 8),
-        ..Segment::default()
-    };
+    let mut segment =
+        Segment { flags: packet.tcp_flags, seq: be32(bytes, l4 + 4), ack: be32(bytes, l4 + 8), ..Segment::default() };
     if state == State::Established && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
         return segment;
     }

@@ -51,11 +51,8 @@ pub fn answer(room: &mut [u8], headers: &Packet) -> Option<usize> {
         [V4::to_ip(tuple.src), V4::to_ip(tuple.dst)]
     };
     let (from, to) = (SocketAddr::new(dst, be16(room, l4 + 2)), SocketAddr::new(src, be16(room, l4)));
-    let (seq, ack) = if headers.tcp_flags & TCP_ACK != 0 {
-        (be32(room, l4 + 8), None)
-    } else {
-        (0, Some(end_of(room, headers)))
-    };
+    let (seq, ack) =
+        if headers.tcp_flags & TCP_ACK != 0 { (be32(room, l4 + 8), None) } else { (0, Some(end_of(room, headers))) };
     super::icmp::swap_macs(room);
     write(room, l3, &Reset { from, to, seq, ack })
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use penstock_configs::desired::{NoBackend, OnIdle, Backend, BackendSet, Desired, Mode, Node, Protocol, Scheduler, Service};
+use penstock_configs::desired::{
+    Backend, BackendSet, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+};
 use penstock_configs::file::SnatAddress;
 
 use super::host::Address;

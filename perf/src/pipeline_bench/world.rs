@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use arrayvec::ArrayVec;
-use penstock_configs::desired::{NoBackend, OnIdle, Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, NoBackend, OnIdle, Protocol};
 use penstock_configs::desired::{Scheduler, Service};
 use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;

@@ -72,7 +72,11 @@ fn lives_of_a_connection() {
         ("the whole request in the handshake's last packet", walk(&[SYN, ANSWER, (C, FIN, 1, 1, 100)]), FinWait),
         ("data", then(&[(C, ACK, 1, 1, 10), (N, ACK, 1, 11, 10)]), Established),
         ("client closes", then(&[(C, FIN, 1, 1, 0)]), FinWait),
-        ("half closed, node still sends", then(&[(C, FIN, 1, 1, 0), (N, ACK, 1, 2, 900), (C, ACK, 2, 901, 0)]), FinWait),
+        (
+            "half closed, node still sends",
+            then(&[(C, FIN, 1, 1, 0), (N, ACK, 1, 2, 900), (C, ACK, 2, 901, 0)]),
+            FinWait,
+        ),
         ("client closes, then the node", then(&[(C, FIN, 1, 1, 0), (N, FIN, 1, 2, 0), (C, ACK, 2, 2, 0)]), TimeWait),
         ("node closes, then the client", then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0), (N, ACK, 2, 2, 0)]), TimeWait),
         ("the last ACK is still to come", then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0)]), FinWait),
@@ -82,7 +86,11 @@ fn lives_of_a_connection() {
             then(&[(C, FIN, 1, 1, 0), (N, FIN, 1, 1, 0), (C, ACK, 2, 2, 0), (N, ACK, 2, 2, 0)]),
             TimeWait,
         ),
-        ("FIN sent again", then(&[(C, FIN, 1, 1, 0), (C, FIN, 1, 1, 0), (N, FIN, 1, 2, 0), (C, ACK, 2, 2, 0)]), TimeWait),
+        (
+            "FIN sent again",
+            then(&[(C, FIN, 1, 1, 0), (C, FIN, 1, 1, 0), (N, FIN, 1, 2, 0), (C, ACK, 2, 2, 0)]),
+            TimeWait,
+        ),
         (
             "old ACK overtaken by the FIN",
             then(&[(N, FIN, 1, 1, 500), (C, ACK, 1, 401, 0), (C, FIN, 1, 502, 0), (N, ACK, 502, 2, 0)]),
@@ -92,17 +100,29 @@ fn lives_of_a_connection() {
         ("FIN behind the window", then(&[(C, ACK, 1, 1, 99), (N, ACK, 1, 100, 0), (C, FIN, 1, 1, 0)]), Established),
         ("forged FIN, sender goes on", then(&[(C, FIN, 5000, 1, 0), (C, ACK, 1, 1, 6000)]), Established),
         ("reset", then(&[(C, TCP_RST, 1, 0, 0)]), Reset),
-        ("reset with data still in flight", then(&[(C, TCP_RST, 1, 0, 0), (N, ACK, 1, 1, 9), (N, ACK, 10, 1, 9)]), Reset),
+        (
+            "reset with data still in flight",
+            then(&[(C, TCP_RST, 1, 0, 0), (N, ACK, 1, 1, 9), (N, ACK, 10, 1, 9)]),
+            Reset,
+        ),
         ("reset behind much data", then(&[(C, ACK, 1, 1, 50_000), (C, TCP_RST | ACK, late, 1, 0)]), Reset),
         ("reset taken back by its sender", then(&[(C, TCP_RST, 1, 0, 0), (C, ACK, 1, 1, 9)]), Established),
         ("the node's taken back", then(&[(N, TCP_RST, 1, 0, 0), (C, ACK, 1, 1, 0), (N, ACK, 1, 1, 9)]), Established),
-        ("reset taken back while closing", then(&[(C, FIN, 1, 1, 0), (C, TCP_RST, 2, 0, 0), (C, FIN, 1, 1, 0)]), FinWait),
-        ("late RST does not shorten the rest", {
-            then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0), (N, ACK, 2, 2, 0), (C, TCP_RST, 2, 0, 0)])
-        }, TimeWait),
-        ("port used again", {
-            then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0), (N, ACK, 2, 2, 0), (C, TCP_SYN, 70_000, 0, 0)])
-        }, SynSent),
+        (
+            "reset taken back while closing",
+            then(&[(C, FIN, 1, 1, 0), (C, TCP_RST, 2, 0, 0), (C, FIN, 1, 1, 0)]),
+            FinWait,
+        ),
+        (
+            "late RST does not shorten the rest",
+            { then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0), (N, ACK, 2, 2, 0), (C, TCP_RST, 2, 0, 0)]) },
+            TimeWait,
+        ),
+        (
+            "port used again",
+            { then(&[(N, FIN, 1, 1, 0), (C, FIN, 1, 2, 0), (N, ACK, 2, 2, 0), (C, TCP_SYN, 70_000, 0, 0)]) },
+            SynSent,
+        ),
         ("SYN on a living flow, and its challenge ACK", then(&[(C, TCP_SYN, 9, 0, 0), (N, ACK, 1, 1, 0)]), Established),
         ("SYN-ACK on a living flow", then(&[(N, SYN_ACK, 9, 1, 0), (C, ACK, 1, 1, 0)]), Established),
     ];
@@ -198,7 +218,11 @@ fn a_blind_client_establishes_nothing() {
         ("a guess with data", vec![SYN, ANSWER, (C, ACK, 1, 1 << 31, 100)], State::SynSent),
         ("a guess with FIN", vec![SYN, ANSWER, (C, FIN, 1, 1 << 31, 100)], State::SynSent),
         ("no ACK at all", vec![SYN, ANSWER, (C, 0x08, 1, 1, 100)], State::SynSent),
-        ("the answer, after guesses", vec![SYN, ANSWER, (C, ACK, 1, 1 << 31, 0), (C, ACK, 1, 1, 0)], State::Established),
+        (
+            "the answer, after guesses",
+            vec![SYN, ANSWER, (C, ACK, 1, 1 << 31, 0), (C, ACK, 1, 1, 0)],
+            State::Established,
+        ),
         ("data that came before the ACK (TFO)", vec![SYN, ANSWER, (N, ACK, 1, 1, 1460), (C, ACK, 1, 1461, 0)], {
             State::Established
         }),
@@ -238,7 +262,9 @@ fn the_rest_knows_what_rfc_6191_asks_for() {
 #[test]
 fn udp_becomes_a_stream_on_the_second_request() {
     let mut word = Word { state: State::UdpOneWay, flags: Flags::default(), protocol: 17 };
-    for (direction, want) in [(C, State::UdpOneWay), (N, State::UdpOneWay), (N, State::UdpOneWay), (C, State::UdpStream)] {
+    for (direction, want) in
+        [(C, State::UdpOneWay), (N, State::UdpOneWay), (N, State::UdpOneWay), (C, State::UdpStream)]
+    {
         word = advance(word, &mut Positions::default(), &Segment::default(), direction);
         assert_eq!(word.state, want);
     }

@@ -163,7 +163,8 @@ fn half_closed_connections_live_on() {
             rig.sweep();
             let data = conn.reply(TCP_ACK).payload(&[1; 1000]).with(|pkt| (pkt.seq, pkt.ack) = (1001 + n * 1000, 1002));
             rig.back(&data.bytes()).to_client();
-            rig.front(&conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.ack) = (1002, 2001 + n * 1000)).bytes()).to_node();
+            rig.front(&conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.ack) = (1002, 2001 + n * 1000)).bytes())
+                .to_node();
         }
         assert_eq!(state(&rig), Some(State::FinWait));
         rig.back(&conn.reply(FIN).with(|pkt| (pkt.seq, pkt.ack) = (21_001, 1002)).bytes()).to_client();
@@ -176,7 +177,8 @@ fn told() -> Rig {
     let mut plan = plan();
     for service in &mut plan.services {
         service.on_idle = OnIdle::Reset;
-        service.timeouts = Some(ServiceTimeouts { tcp_established: Some(100), tcp_fin: Some(50), ..Default::default() });
+        service.timeouts =
+            Some(ServiceTimeouts { tcp_established: Some(100), tcp_fin: Some(50), ..Default::default() });
     }
     Rig::new(plan)
 }
@@ -249,7 +251,10 @@ fn half_closed_ends_are_told_too() {
     rig.back(&conn.reply(TCP_ACK).with(|pkt| pkt.ack = 1002).bytes()).to_client();
     rig.wait(50);
     rig.sweep();
-    assert_eq!(rig.said.iter().map(|out| super::super::testkit::valid(&out.bytes).seq).collect::<Vec<_>>(), [1001, 1002]);
+    assert_eq!(
+        rig.said.iter().map(|out| super::super::testkit::valid(&out.bytes).seq).collect::<Vec<_>>(),
+        [1001, 1002]
+    );
 }
 
 #[test]
