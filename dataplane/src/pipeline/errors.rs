@@ -174,6 +174,7 @@ impl Pipeline {
             return Verdict::Drop(reason);
         };
         memory.resize(frame, len);
+        self.answered = reason;
         self.stats.count_drop(reason);
         self.stats.generated.add(1);
         Verdict::Tx(from)

@@ -73,7 +73,10 @@ pub struct Pipeline {
     hops: LastHops,
     store: Store,
     stats: Arc<WorkerStats>,
+    /// Of ICMP errors and refusals.
     icmp: Budget,
+    /// Why the last packet that was answered in place was dropped.
+    answered: DropReason,
     holding: Holding,
     identifications: Identifications,
     sweep: upkeep::SweepClock,
@@ -99,6 +102,7 @@ impl Pipeline {
             store,
             stats,
             icmp: Budget::new(config.icmp_per_second),
+            answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
             sweep: upkeep::SweepClock::default(),

@@ -73,6 +73,7 @@ impl Pipeline {
         }
         let Some(len) = wire::reset::answer(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
         memory.resize(frame, len);
+        self.answered = reason;
         self.stats.count_drop(reason);
         self.stats.generated.add(1);
         Verdict::Tx(from)
