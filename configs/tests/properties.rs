@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Scheduler, Service, ServiceTimeouts,
+    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+    ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};
@@ -148,11 +149,21 @@ fn mutated_snapshots_never_panic() {
 
 fn timeouts() -> impl Strategy<Value = ServiceTimeouts> {
     let seconds = || prop::option::of(1u32..2_592_000);
-    (seconds(), seconds(), seconds()).prop_map(|(tcp_established, udp, sctp_established)| ServiceTimeouts {
-        tcp_established,
-        udp,
-        sctp_established,
-    })
+    let tcp = (seconds(), seconds(), seconds(), seconds(), seconds());
+    (tcp, seconds(), seconds(), seconds()).prop_map(
+        |((tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst), udp_one_way, udp, sctp_established)| {
+            ServiceTimeouts {
+                tcp_syn,
+                tcp_established,
+                tcp_fin,
+                tcp_time_wait,
+                tcp_rst,
+                udp_one_way,
+                udp,
+                sctp_established,
+            }
+        },
+    )
 }
 
 fn range() -> impl Strategy<Value = IpNet> {
@@ -215,6 +226,8 @@ fn desired() -> impl Strategy<Value = Desired> {
                     target_port,
                     source_ranges,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
+                    on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },
+                    no_backend: if v4 { NoBackend::Reject } else { NoBackend::Drop },
                     timeouts,
                 }
             };

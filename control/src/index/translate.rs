@@ -278,6 +278,7 @@ impl Builder<'_> {
                     tcp_established: Some(seconds),
                     udp: Some(seconds),
                     sctp_established: Some(seconds),
+                    ..ServiceTimeouts::default()
                 }),
                 ..blank(vip, protocol)
             });
@@ -472,5 +473,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_idle: Default::default(),
+        no_backend: Default::default(),
     }
 }

@@ -10,7 +10,7 @@
 
 use super::index::Direction;
 use super::record::{Flags, Record, Word};
-use super::tcp::State;
+use super::tcp::{Positions, State};
 use crate::wire::sctp::{
     ABORT, COOKIE_ACK, COOKIE_ECHO, Chunks, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
 };
@@ -24,7 +24,7 @@ pub struct Tags {
 
 impl Tags {
     fn of<A>(record: &Record<A>) -> Self {
-        Self { to_node: record.last_seq, to_client: record.last_timestamp }
+        Self { to_node: record.seen.node_expects, to_client: record.seen.client_expects }
     }
 
     fn own(self, direction: Direction) -> u32 {
@@ -49,7 +49,7 @@ impl Tags {
 pub fn advance<A>(record: &mut Record<A>, word: Word, chunks: &Chunks, direction: Direction) -> Word {
     let mut tags = Tags::of(record);
     let next = step(&mut tags, word, chunks, direction);
-    (record.last_seq, record.last_timestamp) = (tags.to_node, tags.to_client);
+    record.seen = Positions { node_expects: tags.to_node, client_expects: tags.to_client };
     next
 }
 

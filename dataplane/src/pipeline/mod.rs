@@ -4,13 +4,17 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod budget;
 mod errors;
 mod express;
+mod farewell;
 mod fragments;
 pub mod hops;
 mod open;
+mod refuse;
 mod revalidate;
 mod sctp;
+mod segment;
 mod side;
 #[doc(hidden)]
 pub mod testkit;
@@ -21,7 +25,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
+use crate::flow::{Direction, Entry, FlowTable, State};
 use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
@@ -29,8 +33,11 @@ use crate::persist::{PersistError, Store};
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use budget::Budget;
+use farewell::Farewells;
 use hops::LastHops;
+use segment::follow;
 use side::{Side, Sided};
 
 pub use fragments::Released;
@@ -67,10 +74,14 @@ pub struct Pipeline {
     hops: LastHops,
     store: Store,
     stats: Arc<WorkerStats>,
-    icmp: IcmpBudget,
+    /// Of ICMP errors and refusals.
+    icmp: Budget,
+    /// Why the last packet that was answered in place was dropped.
+    answered: DropReason,
     holding: Holding,
     identifications: Identifications,
     sweep: upkeep::SweepClock,
+    farewells: Farewells,
 }
 
 impl Pipeline {
@@ -91,10 +102,12 @@ impl Pipeline {
             hops: LastHops::default(),
             store,
             stats,
-            icmp: IcmpBudget::new(config.icmp_per_second),
+            icmp: Budget::new(config.icmp_per_second),
+            answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
             sweep: upkeep::SweepClock::default(),
+            farewells: Farewells::default(),
         };
         pipeline.recover();
         Ok(pipeline)
@@ -241,8 +254,8 @@ impl Pipeline {
                 Err(Verdict::Drop(reason)) if packet.transport == Transport::Sctp => {
                     return self.refuse_sctp(memory, frame, &packet, reason, from, now);
                 }
-                Err(Verdict::Drop(DropReason::TtlExceeded)) => {
-                    return self.time_exceeded(memory, frame, &packet, from, now);
+                Err(Verdict::Drop(reason)) => {
+                    return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
                 }
                 Err(verdict) => return verdict,
             },
@@ -250,6 +263,7 @@ impl Pipeline {
         match self.pass::<F>(bytes, &packet, entry, from, now) {
             Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
             Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
+            Err(reason @ DropReason::FlowExpired) => self.refuse(memory, frame, &packet, reason, from, now),
             Err(reason) => Verdict::Drop(reason),
             Ok(port) => Verdict::Tx(port),
         }
@@ -269,40 +283,35 @@ impl Pipeline {
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
         }
-        let forward = entry.direction == Direction::Forward;
+        if packet.tcp_flags & TCP_RST != 0 && !self.believes_reset::<F>(bytes, packet, entry) {
+            return self.pass_doubted::<F>(bytes, packet, entry);
+        }
         let hop = self.next_hop::<F>(entry, bytes, from)?;
         if u32::from(packet.end - packet.l3) > hop.mtu {
             return Err(DropReason::TooBig);
         }
         let side = F::side_mut(self);
-        let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
-        let next = match packet.transport {
-            Transport::Sctp => sctp::advance(side.flows.record_mut(entry.record), word, bytes, packet, entry.direction),
-            _ => tcp::advance(word, packet.tcp_flags, entry.direction),
+        let (word, next) = match packet.transport {
+            Transport::Sctp => sctp::follow(side, bytes, packet, entry)?,
+            _ => follow(side, bytes, packet, entry)?,
         };
-        if next != word {
-            side.flows.transition(entry.record, word, next)?;
-        }
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);
         let len = u32::from(packet.end - packet.l3);
-        if forward {
-            record.forward_bytes = record.forward_bytes.saturating_add(len);
-            if packet.transport == Transport::Tcp
-                && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0)
-            {
-                let end = stream_end(bytes, packet);
-                (record.last_seq, record.last_timestamp) = (end.seq, end.timestamp);
-            }
-        } else {
-            record.reverse_bytes = record.reverse_bytes.saturating_add(len);
+        match entry.direction {
+            Direction::Forward => record.forward_bytes = record.forward_bytes.saturating_add(len),
+            Direction::Reverse => record.reverse_bytes = record.reverse_bytes.saturating_add(len),
         }
         let to = side.translation(entry, next);
         wire::rewrite::<F>(bytes, packet, &to);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
         if packet.tcp_flags & TCP_SYN != 0 {
             self.clamp_mss(bytes, packet, from, hop.port);
+        }
+        if word.state == State::SynSent && packet.tcp_flags & TCP_RST != 0 {
+            // Refused or given up before it began: neither end knows of it any more.
+            F::side_mut(self).flows.remove(entry.record);
         }
         Ok(hop.port)
     }
@@ -464,44 +473,6 @@ impl Pipeline {
     #[must_use]
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
-    }
-}
-
-/// Where a TCP packet's data ends, and its timestamp: what a node in TIME_WAIT will compare a new
-/// SYN with.
-fn stream_end(bytes: &[u8], packet: &Packet) -> SynInfo {
-    let l4 = usize::from(packet.l4);
-    let header = usize::from(wire::bytes_at::<1>(bytes, l4 + 12)[0] >> 4) * 4;
-    let data = usize::from(packet.end).saturating_sub(l4 + header) as u32;
-    let phantom = u32::from(packet.tcp_flags & TCP_FIN != 0);
-    SynInfo {
-        seq: be32(bytes, l4 + 4).wrapping_add(data).wrapping_add(phantom),
-        timestamp: wire::parse::tcp_timestamp(bytes, packet),
-    }
-}
-
-/// A budget of ICMP errors: so many per second, spent at most a tenth of a second's worth at once.
-struct IcmpBudget {
-    per_second: u64,
-    tokens_ns: u64,
-    last: Now,
-}
-
-impl IcmpBudget {
-    fn new(per_second: u32) -> Self {
-        Self { per_second: u64::from(per_second), tokens_ns: 100_000_000, last: Now::default() }
-    }
-
-    fn allows(&mut self, now: Now) -> bool {
-        let Some(cost) = 1_000_000_000_u64.checked_div(self.per_second) else { return false };
-        let burst = 100_000_000.max(cost);
-        self.tokens_ns = (self.tokens_ns + now.ns.saturating_sub(self.last.ns)).min(burst);
-        self.last = now;
-        if self.tokens_ns < cost {
-            return false;
-        }
-        self.tokens_ns -= cost;
-        true
     }
 }
 

@@ -35,7 +35,7 @@ impl Pipeline {
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return false };
         let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset);
+        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset | State::Expired);
         let stands = revalidate::<F>(record, word, &view.tables, reopens) == Standing::Valid;
         if !stands {
             side.flows.remove(at);

@@ -7,31 +7,37 @@
 //! last has told how long the packet is; only then is it translated, and the others behind it.
 
 use super::Pipeline;
-use super::side::Sided;
+use super::side::{Side, Sided};
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, Record, State, Word};
+use crate::flow::{Direction, Entry, State, Word};
 use crate::fragment::{self, Fate, Piece};
 use crate::icmp;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::Tabled;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::sctp::{INIT, INIT_ACK};
-use crate::wire::{self, Packet, Parsed, Tuple};
+use crate::wire::{self, Family, Packet, Parsed, Tuple};
 
-/// [`crate::flow::sctp::advance`], of a packet; one that opens an association loses what it says of other addresses.
-pub(super) fn advance<A>(
-    record: &mut Record<A>,
-    word: Word,
+/// Moves an association on by one of its packets: its word before and after. A packet that opens one loses what
+/// it says of other addresses.
+pub(super) fn follow<F: Family>(
+    side: &mut Side<F>,
     bytes: &mut [u8],
     packet: &Packet,
-    direction: Direction,
-) -> Word {
+    entry: Entry,
+) -> Result<(Word, Word), DropReason> {
     let sctp = bytes.get_mut(usize::from(packet.l4)..usize::from(packet.end)).unwrap_or_default();
     let chunks = wire::sctp::read(sctp);
     if chunks.has(INIT) || chunks.has(INIT_ACK) {
         wire::sctp::hide_addresses(sctp);
     }
-    crate::flow::sctp::advance(record, word, &chunks, direction)
+    let record = side.flows.record_mut(entry.record);
+    let word = record.word().ok_or(DropReason::OutOfState)?;
+    let next = crate::flow::sctp::advance(record, word, &chunks, entry.direction);
+    if next != word {
+        side.flows.transition(entry.record, word, next)?;
+    }
+    Ok((word, next))
 }
 
 impl Pipeline {
@@ -78,6 +84,7 @@ impl Pipeline {
         let Some(len) = wire::sctp::refuse(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
         memory.resize(frame, len);
         self.stats.count_drop(reason);
+        self.answered = reason;
         self.stats.generated.add(1);
         Verdict::Tx(from)
     }

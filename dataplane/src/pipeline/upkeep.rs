@@ -2,6 +2,7 @@
 //! and the taking up of an earlier process's flows.
 
 use super::Pipeline;
+use super::farewell;
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
@@ -54,7 +55,7 @@ impl Pipeline {
     /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a
     /// round was completed, and whether more is due.
     fn sweep<F: Sided + Tabled>(&mut self, now: Now, last: Now) -> (Now, bool, bool) {
-        let Parts { side, view, hops, stats, .. } = F::parts(self);
+        let Parts { side, view, hops, stats, farewells, .. } = F::parts(self);
         let records = u64::from(side.flows.swept_records().max(LEAST));
         let elapsed = now.ns.saturating_sub(last.ns).min(ROUND_NS);
         let due = (records * elapsed / ROUND_NS) as u32;
@@ -64,7 +65,7 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
-        let complete = side.flows.sweep(budget, |_, record, word| {
+        let complete = side.flows.sweep(budget, |at, record, word| {
             if record.epoch != tables.epoch && revalidate::<F>(record, word, tables, false) == Standing::Revoked {
                 return false;
             }
@@ -76,7 +77,15 @@ impl Pipeline {
                 *count += 1;
             }
             hops.mark(record.hop);
-            now.tick().since(record.last_seen()) <= service.timeouts[word.state as usize]
+            let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
+            match overdue {
+                None => true,
+                Some(overdue) if farewell::is_due(word, service, overdue) => {
+                    farewells.bid(at, F::V6, record, word, now);
+                    true
+                }
+                Some(_) => false,
+            }
         });
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);

@@ -9,7 +9,7 @@ pub mod view;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, NoBackend, OnIdle};
 use rustc_hash::FxHashMap;
 
 pub use compile::{Compiler, Inputs};
@@ -94,6 +94,8 @@ pub struct Service {
     pub sources: Option<SourceSet>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
+    pub on_idle: OnIdle,
+    pub no_backend: NoBackend,
     /// What the set's last change moved.
     pub moved: Option<Moved>,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use arrayvec::ArrayVec;
-use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, NoBackend, OnIdle, Protocol};
 use penstock_configs::desired::{Scheduler, Service};
 use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;
@@ -178,6 +178,8 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     let desired = Desired {
         generation: 1,
