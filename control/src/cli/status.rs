@@ -261,6 +261,7 @@ fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "nat",
         Mode::Dnat => "dnat",
+        Mode::Dsr => "dsr",
     }
 }
 

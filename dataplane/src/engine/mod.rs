@@ -15,14 +15,14 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
-use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
+use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts, VlanTags};
 use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
-use crate::tables::{Compiler, Inputs, Tables, View};
+use crate::tables::{Compiler, Inputs, Tables, View, Ways};
 use network::Network;
 use rates::Rates;
 
@@ -36,6 +36,7 @@ pub struct Live {
     pub announce: Announce,
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
+    pub vlan_tags: VlanTags,
     /// By port; 0: none.
     pub mss_clamps: Vec<u16>,
 }
@@ -48,6 +49,7 @@ impl From<&ConfigFile> for Live {
             announce: file.the_box.announce,
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
+            vlan_tags: file.the_box.vlan_tags,
             mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
         }
     }
@@ -102,6 +104,8 @@ struct Published {
     health: Health,
     tables: Arc<Tables>,
     view: u64,
+    /// What the network says against backends.
+    ways: Ways,
     /// Names of nodes by address, for people.
     names: BTreeMap<IpAddr, String>,
 }
@@ -165,6 +169,7 @@ impl Shared {
         let inputs = Inputs {
             owners,
             health,
+            ways: &published.ways.clone(),
             snat: &live.snat,
             timeouts: &live.timeouts,
             announce: live.announce,

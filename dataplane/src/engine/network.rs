@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use penstock_configs::file::VlanTags;
+
 use super::Live;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
@@ -16,7 +18,7 @@ use crate::rss::Placement;
 use crate::steer::{SnatSteer, Steer, Steering};
 use crate::tables::{FamilyTables, Hop, Local, PortView, Tables, View};
 use crate::verdict::PortId;
-use crate::wire::{Family, V4, V6};
+use crate::wire::{Family, Tags, V4, V6};
 
 pub struct Network {
     pub steer: Steer,
@@ -32,6 +34,7 @@ pub struct Network {
     claimed: BTreeSet<(u8, IpAddr)>,
     links: Vec<Link>,
     mss_clamps: Vec<u16>,
+    vlan_tags: VlanTags,
 }
 
 impl Network {
@@ -60,6 +63,7 @@ impl Network {
             claimed: BTreeSet::new(),
             links,
             mss_clamps: Vec::new(),
+            vlan_tags: VlanTags::Auto,
         }
     }
 
@@ -68,6 +72,7 @@ impl Network {
         self.mirror.want(&tables.nodes);
         self.wanted = announced(tables);
         self.mss_clamps.clone_from(&live.mss_clamps);
+        self.vlan_tags = live.vlan_tags;
         let ports = 0..self.ports;
         let claims: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
@@ -142,6 +147,11 @@ impl Network {
     /// What the workers see.
     pub fn view(&self, number: u64, tables: &Arc<Tables>) -> View {
         let hops = self.mirror.hops();
+        let keep = match self.vlan_tags {
+            VlanTags::Keep => true,
+            VlanTags::Route => false,
+            VlanTags::Auto => !hops.vlans,
+        };
         let mut ports: Vec<PortView> = self.ports_view(&hops);
         if let Some(tap) = &self.tap {
             let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
@@ -151,9 +161,9 @@ impl Network {
             number,
             tables: Arc::clone(tables),
             placement: Arc::clone(&self.placement),
-            node_hops: tables.nodes.iter().map(|node| plain(hops.targets.get(node).copied().flatten())).collect(),
-            default_v4: plain(hops.default_v4),
-            default_v6: plain(hops.default_v6),
+            node_hops: tables.nodes.iter().map(|node| hop(hops.targets.get(node).copied().flatten(), keep)).collect(),
+            default_v4: hop(hops.default_v4, keep),
+            default_v6: hop(hops.default_v6, keep),
             ports,
             claimed: self.claimed.iter().copied().collect(),
         }
@@ -185,10 +195,14 @@ impl Network {
     }
 }
 
-/// A hop the workers can take: they put no tags on frames.
-fn plain(hop: Option<KernelHop>) -> Option<Hop> {
-    let hop = hop.filter(|hop| hop.tags.iter().all(Option::is_none))?;
-    Some(Hop { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.mtu })
+/// A hop as the workers take it. `keep`: the box is no member of the VLANs it sees, so that frames leave in the
+/// tags they came in unless the route names others.
+fn hop(hop: Option<KernelHop>, keep: bool) -> Option<Hop> {
+    let KernelHop { port, dst, src, mtu, tags, adjacent } = hop?;
+    let tags = tags.into_iter().flatten().fold(Tags::NONE, |tags, tag| tags.with(tag.ethertype, tag.id));
+    let hop = Hop::new(port, dst, src, mtu);
+    let hop = if adjacent { hop } else { hop.of_router() };
+    Some(if keep && tags.is_empty() { hop } else { hop.in_tags(tags) })
 }
 
 /// VIPs with `announce = "l2"` and the SNAT addresses that are ours alone.

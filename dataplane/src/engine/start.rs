@@ -116,6 +116,7 @@ impl Dataplane {
                 health: Default::default(),
                 tables: Arc::new(Tables::default()),
                 view: 0,
+                ways: Default::default(),
                 names: Default::default(),
             }),
             network: Mutex::new(network),

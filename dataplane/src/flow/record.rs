@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
+use penstock_configs::desired::Mode;
+
 use super::tcp::State;
 use crate::clock::Tick;
 use crate::wire::PROTO_TCP;
@@ -54,6 +56,10 @@ impl Flags {
     pub const FIN_NODE: Flags = Flags(2);
     /// The node sees the client's address: the record has no SNAT tuple.
     pub const DNAT: Flags = Flags(4);
+    /// With `DNAT`: the node sees the VIP too, and answers the client by itself.
+    pub const DSR: Flags = Flags(128);
+    /// What the service's mode makes of a flow, as long as it lives.
+    pub const MODE: Flags = Flags(Self::DNAT.0 | Self::DSR.0);
     /// The node has answered.
     pub const ANSWERED: Flags = Flags(8);
     /// The RST that made the state `Reset` came from the node.
@@ -63,6 +69,16 @@ impl Flags {
     #[must_use]
     pub fn has(self, flag: Flags) -> bool {
         self.0 & flag.0 == flag.0
+    }
+
+    /// The flags of the flows of a service in this mode.
+    #[must_use]
+    pub fn of_mode(mode: Mode) -> Self {
+        match mode {
+            Mode::Nat => Self::default(),
+            Mode::Dnat => Self::DNAT,
+            Mode::Dsr => Self::MODE,
+        }
     }
 
     #[inline]

@@ -68,6 +68,9 @@ impl State {
 #[inline]
 #[must_use]
 pub fn advance(word: Word, tcp_flags: u8, direction: Direction) -> Word {
+    if word.flags.has(Flags::DSR) {
+        return super::dsr::advance(word, tcp_flags);
+    }
     if word.protocol == PROTO_TCP { advance_tcp(word, tcp_flags, direction) } else { advance_udp(word, direction) }
 }
 

@@ -31,6 +31,8 @@ pub struct Hop {
     pub mtu: u32,
     /// Tags to put on the frame: the route leaves by VLAN sub-interfaces of the port.
     pub tags: VlanTags,
+    /// The target itself, not a gateway to it.
+    pub adjacent: bool,
 }
 
 /// A configured port as the kernel has it.
@@ -53,6 +55,8 @@ pub struct Hops {
     pub default_v4: Option<Hop>,
     pub default_v6: Option<Hop>,
     pub links: Vec<Link>,
+    /// The kernel is a member of some VLAN on a port.
+    pub vlans: bool,
 }
 
 /// How the kernel would send to a target.
@@ -289,7 +293,8 @@ impl Mirror {
         self.needed = needed;
         self.install();
         self.remove_unneeded();
-        let hops = Hops { targets, default_v4, default_v6, links };
+        let vlans = self.view.has_vlan(&self.ports);
+        let hops = Hops { targets, default_v4, default_v6, links, vlans };
         if *self.hops == hops {
             return false;
         }
@@ -318,7 +323,14 @@ impl Mirror {
         let mtu = route.mtu.map_or(path.mtu, |mtu| mtu.min(path.mtu));
         let neighbor = self.view.neighbors.get(&key).filter(|neighbor| neighbor.usable);
         let dst = neighbor.and_then(|neighbor| neighbor.mac);
-        Ok(dst.map(|dst| Hop { port: path.port, dst, src: path.src, mtu, tags: path.tags }))
+        Ok(dst.map(|dst| Hop {
+            port: path.port,
+            dst,
+            src: path.src,
+            mtu,
+            tags: path.tags,
+            adjacent: next == target,
+        }))
     }
 
     fn port_links(&self, notices: &mut Vec<String>) -> Vec<Link> {

@@ -173,6 +173,12 @@ impl KernelView {
         None
     }
 
+    /// Whether some VLAN sub-interface is on one of the ports.
+    pub(super) fn has_vlan(&self, ports: &[String]) -> bool {
+        let on_port = |index: &u32| self.path(*index, ports).is_some_and(|path| path.tags != [None; 2]);
+        self.links.iter().any(|(index, link)| link.vlan.is_some() && on_port(index))
+    }
+
     pub(super) fn link_named(&self, name: &str) -> Option<(u32, &LinkEntry)> {
         self.links.iter().find(|(_, link)| link.name == name).map(|(index, link)| (*index, link))
     }

@@ -7,7 +7,7 @@ use crate::clock::Now;
 use crate::flow::Direction;
 use crate::fragment::{self, Added, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
 use crate::io::{Frame, PacketMemory};
-use crate::tables::{Local, Tabled};
+use crate::tables::{Hop, Local, Tabled};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{self, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
 
@@ -92,7 +92,7 @@ impl Pipeline {
         } else {
             match known {
                 Fate::Unknown => self.wait::<F>(at, arrival.from),
-                fate => self.follow::<F>(memory.bytes_mut(frame), packet, fate, arrival.from, arrival.now),
+                fate => self.follow::<F>(memory, frame, packet, fate, arrival.from, arrival.now),
             }
         };
         let datagrams = &mut F::side_mut(self).datagrams;
@@ -146,18 +146,18 @@ impl Pipeline {
         let dies = F::ttl(bytes, usize::from(packet.l3)) <= 1;
         let hash = F::side(self).flows.hash(&tuple);
         let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
-        let fate = match verdict {
-            Verdict::Tx(_) if is_fragment(memory.bytes(frame)) => {
+        let fate = match (verdict, fragment_in(memory.bytes(frame))) {
+            (Verdict::Tx(_), Some(sent)) => {
                 let identification = self.identifications.take(if F::V6 { 32 } else { 16 });
-                set_identification(memory.bytes_mut(frame), packet, identification);
+                set_identification(memory.bytes_mut(frame), &sent, identification);
                 Fate::Flow { src_port: tuple.src_port, dst_port: tuple.dst_port, identification }
             }
             // An error took its place.
-            Verdict::Tx(_) => Fate::Refused(if dies { DropReason::TtlExceeded } else { DropReason::TooBig }),
-            Verdict::Handoff(owner) => Fate::Handoff(owner),
-            Verdict::Kernel => Fate::Kernel,
-            Verdict::Drop(reason) => Fate::Refused(reason),
-            Verdict::Held(_) => Fate::Refused(DropReason::FragmentLimit),
+            (Verdict::Tx(_), None) => Fate::Refused(if dies { DropReason::TtlExceeded } else { DropReason::TooBig }),
+            (Verdict::Handoff(owner), _) => Fate::Handoff(owner),
+            (Verdict::Kernel, _) => Fate::Kernel,
+            (Verdict::Drop(reason), _) => Fate::Refused(reason),
+            (Verdict::Held(_), _) => Fate::Refused(DropReason::FragmentLimit),
         };
         self.settle_datagram::<F>(at, fate);
         verdict
@@ -186,7 +186,8 @@ impl Pipeline {
     /// A later fragment, after the first.
     fn follow<F: Sided + Tabled>(
         &mut self,
-        bytes: &mut [u8],
+        memory: &PacketMemory,
+        frame: &mut Frame,
         packet: &Packet,
         fate: Fate,
         from: PortId,
@@ -194,9 +195,10 @@ impl Pipeline {
     ) -> Verdict {
         match fate {
             Fate::Flow { src_port, dst_port, identification } => {
+                let bytes = memory.bytes_mut(frame);
                 let tuple = Tuple { src_port, dst_port, ..F::tuple(bytes, packet) };
                 match self.pass_later::<F>(bytes, packet, &tuple, identification, from, now) {
-                    Ok(port) => Verdict::Tx(port),
+                    Ok(hop) => self.leave(memory, frame, packet, &hop),
                     Err(reason) => Verdict::Drop(reason),
                 }
             }
@@ -216,7 +218,7 @@ impl Pipeline {
         identification: u32,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         let flows = &F::side(self).flows;
         let entry = flows.find(tuple, flows.hash(tuple)).ok_or(DropReason::NoFlow)?;
@@ -244,7 +246,7 @@ impl Pipeline {
         F::readdress(bytes, l3, to.src, to.dst);
         set_identification(bytes, packet, identification);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// What becomes of a datagram is known: what waits for it waits no longer.
@@ -293,11 +295,10 @@ impl Pipeline {
     /// The next held frame that has got a verdict.
     pub fn release(&mut self, memory: &PacketMemory, now: Now) -> Option<Released> {
         let Waiting { mut frame, from, fate } = self.holding.take_ready()?;
-        let bytes = memory.bytes_mut(&mut frame);
         // It was parsed when it came, and nobody has touched it since.
-        let verdict = match wire::parse(bytes) {
-            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(bytes, &packet, fate, from, now),
-            Ok(Parsed::Ip(packet)) => self.follow::<V4>(bytes, &packet, fate, from, now),
+        let verdict = match wire::parse(memory.bytes(&frame)) {
+            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(memory, &mut frame, &packet, fate, from, now),
+            Ok(Parsed::Ip(packet)) => self.follow::<V4>(memory, &mut frame, &packet, fate, from, now),
             _ => Verdict::Drop(DropReason::FragmentMalformed),
         };
         if let Verdict::Drop(reason) = verdict {
@@ -332,6 +333,10 @@ fn as_transport(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
     Ok(Packet { transport: Transport::Tcp, tcp_flags, ..*packet })
 }
 
-fn is_fragment(bytes: &[u8]) -> bool {
-    matches!(wire::parse(bytes), Ok(Parsed::Ip(Packet { transport: Transport::Fragment, .. })))
+/// The headers of a frame that holds a fragment: tags may have moved them.
+fn fragment_in(bytes: &[u8]) -> Option<Packet> {
+    match wire::parse(bytes) {
+        Ok(Parsed::Ip(packet)) if packet.transport == Transport::Fragment => Some(packet),
+        _ => None,
+    }
 }

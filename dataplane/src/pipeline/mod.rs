@@ -4,10 +4,12 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod dsr;
 mod errors;
 mod express;
 mod fragments;
 pub mod hops;
+mod leave;
 mod open;
 mod revalidate;
 mod side;
@@ -29,7 +31,7 @@ use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
-use hops::LastHops;
+use hops::{LastHops, Neighbor};
 use side::{Side, Sided};
 
 pub use fragments::Released;
@@ -242,7 +244,7 @@ impl Pipeline {
             Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
             Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
             Err(reason) => Verdict::Drop(reason),
-            Ok(port) => Verdict::Tx(port),
+            Ok(hop) => self.leave(memory, frame, &packet, &hop),
         }
     }
 
@@ -255,7 +257,7 @@ impl Pipeline {
         entry: Entry,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
@@ -267,9 +269,11 @@ impl Pipeline {
         }
         let side = F::side_mut(self);
         let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
-        let next = tcp::advance(word, packet.tcp_flags, entry.direction);
-        if next != word {
-            side.flows.transition(entry.record, word, next)?;
+        let mut next = tcp::advance(word, packet.tcp_flags, entry.direction);
+        if next != word
+            && let Err(full) = side.flows.transition(entry.record, word, next)
+        {
+            next = dsr::without_room(word).ok_or(full)?;
         }
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
@@ -292,7 +296,7 @@ impl Pipeline {
         if packet.tcp_flags & TCP_SYN != 0 {
             self.clamp_mss(bytes, packet, from, hop.port);
         }
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// Towards the node: as the kernel routes it. Towards the client: back to the neighbour its
@@ -305,9 +309,7 @@ impl Pipeline {
             let known = record.hop;
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
-            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
-                store.header_mut().hops[usize::from(at)] = hop;
-            });
+            let last = hops.intern(known, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;
             }
@@ -319,10 +321,10 @@ impl Pipeline {
     /// Back to the neighbour a client's packets come from.
     #[inline]
     fn client_hop<F: Sided>(&self, hop: u16) -> Result<Hop, DropReason> {
-        if let Some((dst, port)) = self.hops.get(hop)
+        if let Some(Neighbor { mac, port, tags }) = self.hops.get(hop)
             && let Some(view) = self.view.ports.get(usize::from(port.0))
         {
-            return Ok(Hop { port, dst, src: view.mac, mtu: view.mtu });
+            return Ok(Hop::new(port, mac, view.mac, view.mtu).in_tags(tags));
         }
         let default = if F::V6 { self.view.default_v6 } else { self.view.default_v4 };
         default.ok_or(DropReason::NoNeighbor)
@@ -342,11 +344,10 @@ impl Pipeline {
             return self.neighbor(memory, frame, from);
         }
         if crate::icmp::is_error(bytes, packet) {
-            let bytes = memory.bytes_mut(frame);
             return if packet.v6 {
-                self.icmp_error::<V6>(bytes, packet, handed)
+                self.icmp_error::<V6>(memory, frame, packet, handed)
             } else {
-                self.icmp_error::<V4>(bytes, packet, handed)
+                self.icmp_error::<V4>(memory, frame, packet, handed)
             };
         }
         match self.local_destination(bytes, packet) {

@@ -4,16 +4,18 @@
 pub mod compile;
 pub mod set;
 pub mod view;
+pub mod ways;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_configs::desired::Mode;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use compile::{Compiler, Inputs};
 pub use set::{Backend, BackendSet};
 pub use view::{Hop, PortView, View};
+pub use ways::Ways;
 
 use crate::flow::State;
 use crate::lpm::SourceSet;
@@ -41,6 +43,8 @@ pub struct FamilyTables<A> {
     pub locals: FxHashMap<A, Local>,
     /// Backends of `dnat` services by address, port and protocol: packets from there are replies.
     pub dnat: FxHashMap<ServiceKey<A>, ()>,
+    /// Addresses of those backends.
+    pub dnat_nodes: FxHashSet<A>,
     pub snats: Vec<Snat<A>>,
 }
 

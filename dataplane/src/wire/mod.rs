@@ -9,11 +9,13 @@ pub mod icmp;
 pub mod parse;
 pub mod plain;
 pub mod rewrite;
+pub mod tags;
 
 pub use family::{Family, Tuple, V4, V6};
 pub use parse::{Packet, Parsed, Transport, parse};
 pub use plain::Plain;
 pub use rewrite::{Rewrite, rewrite};
+pub use tags::Tags;
 
 pub const ETHERNET_HEADER: usize = 14;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;

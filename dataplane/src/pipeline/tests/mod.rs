@@ -8,6 +8,7 @@ mod flows;
 mod fragments;
 mod icmp;
 mod malformed;
+mod modes;
 mod nat;
 mod simulation;
 
