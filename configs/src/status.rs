@@ -89,6 +89,9 @@ pub struct BackendStatus {
     pub weight: u16,
     pub state: BackendState,
     pub reason: String,
+    /// Mode `dnat`, where it is checked: `unchecked`, `passed` or `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_check: Option<String>,
     pub flows: u64,
     /// The node's link-layer address is known.
     pub reachable: bool,

@@ -6,6 +6,7 @@ mod network;
 mod rates;
 mod start;
 mod status;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,6 +38,7 @@ pub struct Live {
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
     pub vlan_tags: VlanTags,
+    pub reply_probe: Vec<IpAddr>,
     /// By port; 0: none.
     pub mss_clamps: Vec<u16>,
 }
@@ -50,6 +52,7 @@ impl From<&ConfigFile> for Live {
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
             vlan_tags: file.the_box.vlan_tags,
+            reply_probe: file.the_box.reply_probe.clone(),
             mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
         }
     }
@@ -166,6 +169,7 @@ impl Shared {
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let mut published = self.published();
+        published.ways.probes.clone_from(&live.reply_probe);
         let inputs = Inputs {
             owners,
             health,
@@ -207,6 +211,32 @@ impl Shared {
             (published.live.clone(), published.owners.clone(), published.health.clone())
         };
         if before == *live { Ok(()) } else { self.compile(live, &owners, &health).map(drop) }
+    }
+
+    /// Asks nodes what is to be asked of them, hears what they answered, and compiles what follows from it.
+    fn check_ways(&self, now: Instant) {
+        let mut published = self.published();
+        let mut network = self.network();
+        let Network { ways: watch, mirror, .. } = &mut *network;
+        for worker in &self.workers {
+            while let Some(answer) = worker.stats.probe_answers.pop() {
+                watch.answered(answer, now);
+            }
+        }
+        if !watch.poll(mirror, now) {
+            return;
+        }
+        let ways = watch.ways(&published.live.reply_probe);
+        drop(network);
+        if ways == published.ways {
+            return;
+        }
+        published.ways = ways;
+        let (live, owners, health) = (published.live.clone(), published.owners.clone(), published.health.clone());
+        drop(published);
+        if let Err(faults) = self.compile(&live, &owners, &health) {
+            faults.into_iter().for_each(|fault| self.notice(fault.to_string()));
+        }
     }
 
     /// Next hops or claimed addresses changed: the same tables in a new view.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use penstock_configs::file::VlanTags;
 
 use super::Live;
+use super::ways::WayWatch;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
 use crate::neighbor::mirror::{Hop as KernelHop, Hops, Link, Mirror};
@@ -35,6 +36,7 @@ pub struct Network {
     links: Vec<Link>,
     mss_clamps: Vec<u16>,
     vlan_tags: VlanTags,
+    pub ways: WayWatch,
 }
 
 impl Network {
@@ -64,6 +66,7 @@ impl Network {
             links,
             mss_clamps: Vec::new(),
             vlan_tags: VlanTags::Auto,
+            ways: WayWatch::new(),
         }
     }
 
@@ -73,6 +76,7 @@ impl Network {
         self.wanted = announced(tables);
         self.mss_clamps.clone_from(&live.mss_clamps);
         self.vlan_tags = live.vlan_tags;
+        self.ways.want(tables, &live.reply_probe, Instant::now());
         let ports = 0..self.ports;
         let claims: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
@@ -152,6 +156,7 @@ impl Network {
             VlanTags::Route => false,
             VlanTags::Auto => !hops.vlans,
         };
+        let hop = |hop: Option<KernelHop>| hop.map(|hop| tagged_hop(hop, keep));
         let mut ports: Vec<PortView> = self.ports_view(&hops);
         if let Some(tap) = &self.tap {
             let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
@@ -161,9 +166,9 @@ impl Network {
             number,
             tables: Arc::clone(tables),
             placement: Arc::clone(&self.placement),
-            node_hops: tables.nodes.iter().map(|node| hop(hops.targets.get(node).copied().flatten(), keep)).collect(),
-            default_v4: hop(hops.default_v4, keep),
-            default_v6: hop(hops.default_v6, keep),
+            node_hops: tables.nodes.iter().map(|node| hop(hops.targets.get(node).copied().flatten())).collect(),
+            default_v4: hop(hops.default_v4),
+            default_v6: hop(hops.default_v6),
             ports,
             claimed: self.claimed.iter().copied().collect(),
         }
@@ -188,6 +193,7 @@ impl Network {
     /// Why things are not as they should be, in words.
     pub fn notices(&self) -> Vec<String> {
         let mut notices: Vec<String> = self.mirror.notices().to_vec();
+        notices.extend(self.ways.notices(&self.mirror));
         notices.extend(self.announcements.notices());
         notices.extend(self.routes.notices().iter().cloned());
         notices.extend(self.steer.warnings().iter().cloned());
@@ -197,12 +203,12 @@ impl Network {
 
 /// A hop as the workers take it. `keep`: the box is no member of the VLANs it sees, so that frames leave in the
 /// tags they came in unless the route names others.
-fn hop(hop: Option<KernelHop>, keep: bool) -> Option<Hop> {
-    let KernelHop { port, dst, src, mtu, tags, adjacent } = hop?;
+pub fn tagged_hop(hop: KernelHop, keep: bool) -> Hop {
+    let KernelHop { port, dst, src, mtu, tags, adjacent } = hop;
     let tags = tags.into_iter().flatten().fold(Tags::NONE, |tags, tag| tags.with(tag.ethertype, tag.id));
     let hop = Hop::new(port, dst, src, mtu);
     let hop = if adjacent { hop } else { hop.of_router() };
-    Some(if keep && tags.is_empty() { hop } else { hop.in_tags(tags) })
+    if keep && tags.is_empty() { hop } else { hop.in_tags(tags) }
 }
 
 /// VIPs with `announce = "l2"` and the SNAT addresses that are ours alone.

@@ -26,7 +26,7 @@ use crate::publish::Mailbox;
 use crate::rss::Placement;
 use crate::stats::WorkerStats;
 use crate::steer::{AttachMode, Interface, Steer};
-use crate::tables::{Compiler, Tables};
+use crate::tables::{Compiler, Tables, Ways};
 use crate::verdict::{PortId, WorkerId};
 use crate::worker::{Attached, IdlePolicy, Worker, WorkerParts};
 
@@ -116,7 +116,8 @@ impl Dataplane {
                 health: Default::default(),
                 tables: Arc::new(Tables::default()),
                 view: 0,
-                ways: Default::default(),
+                // Nothing is proved yet.
+                ways: Ways { replies: Some(Default::default()), ..Ways::default() },
                 names: Default::default(),
             }),
             network: Mutex::new(network),
@@ -233,6 +234,7 @@ fn keep_house(shared: &Shared) {
     if changed {
         shared.republish();
     }
+    shared.check_ways(now);
     for worker in &shared.workers {
         worker.mailbox.reap();
     }

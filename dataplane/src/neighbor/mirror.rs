@@ -221,6 +221,15 @@ impl Mirror {
         &self.notices
     }
 
+    /// The box's address on the link it reaches a target by: what the target may have for a gateway.
+    #[must_use]
+    pub fn address_towards(&self, target: IpAddr) -> Option<IpAddr> {
+        let route = self.routes.get(&target)?.as_ref().ok()?;
+        let next = route.gateway.unwrap_or(target);
+        let own = self.view.addresses.iter().filter(|((ifindex, _), net)| *ifindex == route.ifindex && net.contains(&next));
+        own.map(|((_, address), _)| *address).min()
+    }
+
     /// How often events were lost and everything was read anew.
     #[must_use]
     pub fn resyncs(&self) -> u64 {

@@ -70,6 +70,9 @@ impl Pipeline {
                 if !F::tables(&self.view.tables).dnat.contains_key(&backend) {
                     return Verdict::Kernel;
                 }
+                if let Some(answer) = self.probe_answer::<F>(key) {
+                    return answer;
+                }
                 owner_by_client::<F>(&key.reversed(), self.workers)
             }
         };

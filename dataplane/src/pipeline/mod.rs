@@ -11,6 +11,7 @@ mod fragments;
 pub mod hops;
 mod leave;
 mod open;
+mod reply_check;
 mod revalidate;
 mod side;
 #[doc(hidden)]

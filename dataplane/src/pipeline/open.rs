@@ -72,7 +72,13 @@ impl Pipeline {
     /// may know, or nothing of ours.
     fn not_for_us<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>, handed: bool) -> Verdict {
         let key = ServiceKey { addr: tuple.src, port: tuple.src_port, protocol: tuple.protocol };
-        if handed || !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
+        if !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
+            return Verdict::Kernel;
+        }
+        if let Some(answer) = self.probe_answer::<F>(tuple) {
+            return answer;
+        }
+        if handed {
             return Verdict::Kernel;
         }
         let owner = owner_by_client::<F>(&tuple.reversed(), self.workers);

@@ -93,6 +93,8 @@ impl Compiler {
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
         add_snats(&mut tables.v4, &self.snat_v4);
         add_snats(&mut tables.v6, &self.snat_v6);
+        tables.v4.probe = inputs.ways.probes.iter().find_map(|probe| V4::from_ip(*probe));
+        tables.v6.probe = inputs.ways.probes.iter().find_map(|probe| V6::from_ip(*probe));
         let tables = Arc::new(tables);
         self.previous = Arc::clone(&tables);
         Ok(tables)
@@ -123,6 +125,7 @@ impl Compiler {
             port: wanted.port,
             protocol,
             mode: wanted.mode,
+            reply_check: wanted.reply_check,
             set,
             target_port: target_port(wanted),
             sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),

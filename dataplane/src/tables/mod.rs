@@ -45,6 +45,8 @@ pub struct FamilyTables<A> {
     pub dnat: FxHashMap<ServiceKey<A>, ()>,
     /// Addresses of those backends.
     pub dnat_nodes: FxHashSet<A>,
+    /// What they answer to this address is an answer to the reply check.
+    pub probe: Option<A>,
     pub snats: Vec<Snat<A>>,
 }
 
@@ -88,6 +90,8 @@ pub struct Service {
     pub port: u16,
     pub protocol: u8,
     pub mode: Mode,
+    /// Mode `dnat`: backends wait until their replies were seen to come back.
+    pub reply_check: bool,
     pub set: Arc<BackendSet>,
     /// The port of backends that have none of their own.
     pub target_port: u16,

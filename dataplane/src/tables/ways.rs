@@ -16,6 +16,8 @@ pub struct Ways {
     pub behind_router: HashSet<IpAddr>,
     /// Whether replies were seen to come back through the box; `None`: nobody checks.
     pub replies: Option<HashMap<Source, bool>>,
+    /// The addresses nodes are asked from: what comes for them is an answer.
+    pub probes: Vec<IpAddr>,
 }
 
 impl Ways {

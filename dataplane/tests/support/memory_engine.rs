@@ -182,6 +182,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
             state: known.map_or(BackendState::Active, |health| health.state),
             reason: known.map(|health| health.reason.clone()).unwrap_or_default(),
             flows: 411,
+            reply_check: None,
             reachable: true,
         }
     };
