@@ -64,6 +64,12 @@ fn take_vip(rig: &Rig) {
         node.ns.sysctl("net.ipv4.conf.all.arp_announce", "2").expect("a sysctl");
         node.ns.sh(&format!("ip address add {}/32 dev lo", plan::vip(0).v4)).expect("an address");
         node.ns.sh(&format!("ip address add {}/128 dev lo nodad", plan::vip(0).v6)).expect("an address");
+        // A UDP server on the wildcard address answers from whichever address the route says.
+        let client = &rig.lab.clients[0].addr;
+        for v6 in [false, true] {
+            let (client, vip) = (client.ip(v6), plan::vip(0).ip(v6));
+            node.ns.sh(&format!("ip route add {client} dev eth0 src {vip}")).expect("a route");
+        }
     }
 }
 
@@ -127,13 +133,9 @@ fn privileged_dnat_waits_until_replies_come_back() {
 
     // A node that sends its replies elsewhere takes no flows of a service that is new to it.
     let node = rig.lab.nodes[1].clone();
-    let gateways = [("default", "-4"), ("default", "-6")];
-    let routes: Vec<String> =
-        gateways.iter().map(|(net, family)| node.ns.sh(&format!("ip {family} route show {net}")).expect("a route")).collect();
-    for (net, family) in gateways {
-        node.ns.sh(&format!("ip {family} route replace blackhole {net} metric 1")).expect("a route");
-        node.ns.sh(&format!("ip {family} route flush cache")).expect("a flush");
-    }
+    rig.reconfigure(|config| config.services.retain(|service| service.protocol == Protocol::Tcp)).expect("a reload");
+    let gateway = plan::NODE_NET.host(plan::BOX_HOST).v4;
+    node.ns.sh("ip route del default").expect("a route");
     let broken = |config: &mut ConfigFile| {
         for (name, protocol) in [("late", Protocol::Tcp), ("late-udp", Protocol::Udp)] {
             let mut service = config::service(name, plan::vip(1).v4.into(), 80, protocol);
@@ -153,15 +155,13 @@ fn privileged_dnat_waits_until_replies_come_back() {
         }
         assert!(by_name[&node.name].reason.contains("192.0.2.254"), "{:?}", by_name[&node.name]);
     }
+    assert_eq!(backends(&rig, "web", |_| true)[&node.name].state, BackendState::Active, "one silent round is none");
     let notices = rig.dataplane.status().expect("a status").notices.join("\n");
     assert!(notices.contains(&node.addr.v4.to_string()) && notices.contains("default route"), "{notices}");
-    assert!(notices.contains("to 10.0.0.1,"), "the gateway to set is named: {notices}");
+    assert!(notices.contains(&format!("to {gateway},")), "the gateway to set is named: {notices}");
 
     // Mended, it is found by the next round.
-    for (net, family) in gateways {
-        node.ns.sh(&format!("ip {family} route del blackhole {net} metric 1")).expect("a route");
-    }
-    assert!(routes.iter().all(|route| route.contains("via")), "{routes:?}");
+    node.ns.sh(&format!("ip route add default via {gateway}")).expect("a route");
     backends(&rig, "late", all_passed);
     rig.settle_without_drops_except(HARMLESS).expect("nothing dropped");
     rig.stop().expect("a clean end");
@@ -227,7 +227,10 @@ fn privileged_tags_of_one_side_stay_there() {
         for v6 in [false, true] {
             traffic(&rig, rig.client(), v6, 200);
             icmp::ping(rig.client(), rig.vip(v6).ip(), 3, 1400).expect("an echo reply");
-            http::download(rig.client(), rig.vip(v6), 3_000_000, PATIENCE).expect("a whole download");
+            // Whole segments in one tag; a veth carries no second one beside a full MTU.
+            if tags == Tags::Vlan {
+                http::download(rig.client(), rig.vip(v6), 3_000_000, PATIENCE).expect("a whole download");
+            }
         }
         rig.settle_without_drops_except(HARMLESS).expect("nothing dropped");
         rig.finish().unwrap_or_else(|error| panic!("{tags:?}: {error:#}"));
