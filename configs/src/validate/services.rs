@@ -57,6 +57,13 @@ struct SetFacts {
     ports: BTreeMap<u16, usize>,
 }
 
+impl SetFacts {
+    /// A port some backend names that is not the service's, and the first that does.
+    fn other_port(&self, service: &Service) -> Option<(u16, usize)> {
+        self.ports.iter().find(|(port, _)| **port != service.port).map(|(port, index)| (*port, *index))
+    }
+}
+
 struct Checker<'a> {
     desired: &'a Desired,
     owner: &'a str,
@@ -277,7 +284,8 @@ impl<'a> Checker<'a> {
             }
             None => {
                 let facts = self.backends(path, &service.backends, Some(service.vip));
-                self.dsr_ports(&|index| format!("{}.backends[{index}].port", path()), service, &facts.ports);
+                let backend_path = |index| format!("{}.backends[{index}].port", path());
+                self.dsr_port(&backend_path, service, facts.other_port(service));
                 if let (Some(index), None) = (facts.portless, target_of(service)) {
                     let problem = "has no port, and the service no `target_port`";
                     self.fault(format!("{}.backends[{index}]", path()), problem, "write one of them");
@@ -296,8 +304,8 @@ impl<'a> Checker<'a> {
             };
             return self.fault(set_path(), format!("no set is named {name:?}"), remedy);
         };
-        let (ports, portless, reachable) = (facts.ports.clone(), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
-        self.dsr_ports(&|_| set_path(), service, &ports);
+        let (other, portless, reachable) = (facts.other_port(service), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
+        self.dsr_port(&|_| set_path(), service, other);
         if let (Some(index), None) = (portless, target_of(service)) {
             let problem = format!("backend {index} of set {name:?} has no port, and the service no `target_port`");
             self.fault(set_path(), problem, "write target_port = the port of the nodes");
@@ -310,14 +318,13 @@ impl<'a> Checker<'a> {
     }
 
     /// In `dsr` nobody translates the port.
-    fn dsr_ports(&mut self, path: &dyn Fn(usize) -> String, service: &Service, ports: &BTreeMap<u16, usize>) {
-        let other = ports.iter().find(|(port, _)| **port != service.port);
+    fn dsr_port(&mut self, path: &dyn Fn(usize) -> String, service: &Service, other: Option<(u16, usize)>) {
         if let (Mode::Dsr, Some((port, index))) = (service.mode, other) {
             let problem = format!(
                 "backend {index} names port {port}, and mode \"dsr\" leaves the packet its port {}",
                 service.port
             );
-            self.fault(path(*index), problem, "leave the backends' ports out: the nodes serve the VIP's own port");
+            self.fault(path(index), problem, "leave the backends' ports out: the nodes serve the VIP's own port");
         }
     }
 

@@ -6,6 +6,7 @@ mod errors;
 mod express;
 mod flows;
 mod fragments;
+mod headers;
 mod icmp;
 mod malformed;
 mod modes;

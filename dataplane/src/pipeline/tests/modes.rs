@@ -146,6 +146,69 @@ fn dsr_needs_the_node_on_its_link() {
     rig.check();
 }
 
+/// A router between client and node finds the node's reply too big: its error goes to the VIP, and so comes here.
+#[test]
+fn dsr_errors_about_replies_reach_the_node_of_the_flow() {
+    let mut plan = dsr();
+    plan.service(WEB).backends = (11..31).map(|n| Plan::backend(&format!("10.0.0.{n}:443"))).collect();
+    let mut rig = Rig::new(plan);
+    let error = |about: &Pkt, kind: [u8; 8], router: &str| {
+        let message = [&kind[..], &about.bytes()[14..]].concat();
+        crate::pipeline::testkit::Icmp::message(router.parse().unwrap(), about.src.ip(), &message).bytes()
+    };
+    for (client, vip, router, kind) in [
+        (CLIENT, TO_WEB, "192.0.2.77", [3, 4, 0, 0, 0, 0, 5, 0x14]),
+        (CLIENT6, TO_WEB6, "2001:db8:77::1", [2, 0, 0, 0, 0, 0, 5, 0x14]),
+    ] {
+        let node = rig.front(&Pkt::syn(client, vip).bytes()).to_node().dmac;
+        let reply = Pkt::tcp(vip, client, TCP_ACK).payload(&[7; 600]);
+        let sent = error(&reply, kind, router);
+        let out = rig.front(&sent);
+        let there = out.to_node();
+        assert_eq!((there.dmac, there.src.ip(), there.dst.ip()), (node, router.parse().unwrap(), reply.src.ip()));
+        assert_eq!(out.bytes[34 + 20..], sent[34 + 20..], "the quote is the node's own packet already");
+        let stray = error(&Pkt::tcp(vip, client, TCP_ACK).with(|pkt| pkt.dst.set_port(9)), kind, router);
+        rig.front(&stray).dropped(DropReason::IcmpUnmatched);
+    }
+    rig.check();
+}
+
+#[test]
+fn dsr_fragments_go_where_their_first_one_went() {
+    let mut plan = dsr();
+    plan.service(DNS).backends = (11..31).map(|n| Plan::backend(&format!("10.0.0.{n}:53"))).collect();
+    let mut rig = Rig::new(plan);
+    let whole = Pkt::udp(CLIENT, TO_DNS).payload(&[7; 1000]).bytes();
+    let piece = |from: usize, to: usize, more: bool| {
+        let mut frame = whole[..34].to_vec();
+        frame.extend(&whole[34 + from..34 + to]);
+        frame[16..18].copy_from_slice(&((20 + to - from) as u16).to_be_bytes());
+        frame[18..20].copy_from_slice(&[0x12, 0x34]);
+        let fields = (from / 8) as u16 | if more { 0x2000 } else { 0 };
+        frame[20..22].copy_from_slice(&fields.to_be_bytes());
+        frame[24..26].fill(0);
+        let sum = crate::pipeline::testkit::internet_sum(&[], &frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    };
+    // The last one comes first, and waits.
+    let early = rig.front(&piece(800, 1008, false));
+    assert!(matches!(early.verdict, Verdict::Held(_)), "{early:?}");
+    let first = rig.front(&piece(0, 400, true));
+    assert_eq!(first.verdict, Verdict::Tx(BACK));
+    let middle = rig.front(&piece(400, 800, true));
+    let released = rig.released();
+    assert_eq!(released.len(), 1);
+    for later in [&middle, &released[0].1] {
+        assert_eq!(later.verdict, Verdict::Tx(BACK));
+        assert_eq!(later.bytes[..12], first.bytes[..12], "another node");
+        assert_eq!(later.bytes[18..20], first.bytes[18..20], "of one datagram");
+        assert_eq!(later.bytes[26..34], first.bytes[26..34]);
+    }
+    assert_eq!(first.bytes[26..38], whole[26..38], "addresses and ports as they were");
+    rig.conserved();
+}
+
 #[test]
 fn dsr_under_a_flood_forwards_what_it_cannot_keep() {
     let mut config = crate::pipeline::testkit::config(0, 1);
