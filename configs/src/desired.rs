@@ -105,6 +105,14 @@ pub struct Service {
     pub timeouts: Option<ServiceTimeouts>,
 }
 
+impl Service {
+    /// The port of backends that name none; in `dsr` the packet keeps the one it came to.
+    #[must_use]
+    pub fn backend_port(&self) -> Option<u16> {
+        if self.mode == Mode::Dsr { Some(self.port) } else { self.target_port }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {

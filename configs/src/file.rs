@@ -84,7 +84,10 @@ impl Default for BoxConfig {
             vip_ranges: Vec::new(),
             vlan_tags: VlanTags::Auto,
             // Of the documentation ranges (RFC 5737, RFC 3849): nobody's, and on no node more specific than a default.
-            reply_probe: vec![Ipv4Addr::new(192, 0, 2, 254).into(), Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into()],
+            reply_probe: vec![
+                Ipv4Addr::new(192, 0, 2, 254).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into(),
+            ],
         }
     }
 }

@@ -43,6 +43,12 @@ pub struct PortStatus {
     pub xdp: String,
     pub zero_copy: bool,
     pub link: bool,
+    /// The bond it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<String>,
+    /// A member its bond does not use now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     pub mtu: u32,
     pub rx_packets_per_second: f64,
     pub tx_packets_per_second: f64,

@@ -150,8 +150,13 @@ fn privileged_dnat_waits_until_replies_come_back() {
     for service in ["late", "late-udp"] {
         let by_name = backends(&rig, service, checked);
         for (name, backend) in &by_name {
-            let wanted = if *name == node.name { ("failed", BackendState::Draining) } else { ("passed", BackendState::Active) };
-            assert_eq!((backend.reply_check.as_deref(), backend.state), (Some(wanted.0), wanted.1), "{service} {backend:?}");
+            let wanted =
+                if *name == node.name { ("failed", BackendState::Draining) } else { ("passed", BackendState::Active) };
+            assert_eq!(
+                (backend.reply_check.as_deref(), backend.state),
+                (Some(wanted.0), wanted.1),
+                "{service} {backend:?}"
+            );
         }
         assert!(by_name[&node.name].reason.contains("192.0.2.254"), "{:?}", by_name[&node.name]);
     }

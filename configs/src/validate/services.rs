@@ -286,7 +286,7 @@ impl<'a> Checker<'a> {
                 let facts = self.backends(path, &service.backends, Some(service.vip));
                 let backend_path = |index| format!("{}.backends[{index}].port", path());
                 self.dsr_port(&backend_path, service, facts.other_port(service));
-                if let (Some(index), None) = (facts.portless, target_of(service)) {
+                if let (Some(index), None) = (facts.portless, service.backend_port()) {
                     let problem = "has no port, and the service no `target_port`";
                     self.fault(format!("{}.backends[{index}]", path()), problem, "write one of them");
                 }
@@ -304,9 +304,10 @@ impl<'a> Checker<'a> {
             };
             return self.fault(set_path(), format!("no set is named {name:?}"), remedy);
         };
-        let (other, portless, reachable) = (facts.other_port(service), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
+        let (other, portless, reachable) =
+            (facts.other_port(service), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
         self.dsr_port(&|_| set_path(), service, other);
-        if let (Some(index), None) = (portless, target_of(service)) {
+        if let (Some(index), None) = (portless, service.backend_port()) {
             let problem = format!("backend {index} of set {name:?} has no port, and the service no `target_port`");
             self.fault(set_path(), problem, "write target_port = the port of the nodes");
         }
@@ -363,9 +364,4 @@ impl<'a> Checker<'a> {
             }
         }
     }
-}
-
-/// The port of backends that name none.
-fn target_of(service: &Service) -> Option<u16> {
-    if service.mode == Mode::Dsr { Some(service.port) } else { service.target_port }
 }

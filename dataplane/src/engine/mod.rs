@@ -39,8 +39,8 @@ pub struct Live {
     pub maglev_size: u32,
     pub vlan_tags: VlanTags,
     pub reply_probe: Vec<IpAddr>,
-    /// By port; 0: none.
-    pub mss_clamps: Vec<u16>,
+    /// By interface as configured; 0: none.
+    pub mss_clamps: Vec<(String, u16)>,
 }
 
 impl From<&ConfigFile> for Live {
@@ -53,7 +53,7 @@ impl From<&ConfigFile> for Live {
             maglev_size: file.limits.maglev_size,
             vlan_tags: file.the_box.vlan_tags,
             reply_probe: file.the_box.reply_probe.clone(),
-            mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
+            mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
         }
     }
 }

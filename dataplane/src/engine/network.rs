@@ -34,7 +34,7 @@ pub struct Network {
     wanted: Vec<IpAddr>,
     claimed: BTreeSet<(u8, IpAddr)>,
     links: Vec<Link>,
-    mss_clamps: Vec<u16>,
+    mss_clamps: Vec<(String, u16)>,
     vlan_tags: VlanTags,
     pub ways: WayWatch,
 }
@@ -126,7 +126,12 @@ impl Network {
 
     /// Every address wanted is claimed on every port.
     pub fn has_claimed_all(&self) -> bool {
-        self.claimed.len() >= self.wanted.len() * self.ports
+        let standby = self.links.iter().filter(|link| link.standby).count();
+        self.claimed.len() >= self.wanted.len() * self.ports.saturating_sub(standby)
+    }
+
+    fn is_standby(&self, port: u8) -> bool {
+        self.links.iter().any(|link| link.port.0 == port && link.standby)
     }
 
     /// Readable when [`Self::poll`] has work.
@@ -170,7 +175,8 @@ impl Network {
             default_v4: hop(hops.default_v4),
             default_v6: hop(hops.default_v6),
             ports,
-            claimed: self.claimed.iter().copied().collect(),
+            // On standby nobody is answered.
+            claimed: self.claimed.iter().filter(|(port, _)| !self.is_standby(*port)).copied().collect(),
         }
     }
 
@@ -179,7 +185,8 @@ impl Network {
         let mut ports = vec![missing; self.ports];
         for link in &hops.links {
             if let Some(port) = ports.get_mut(usize::from(link.port.0)) {
-                let mss_clamp = self.mss_clamps.get(usize::from(link.port.0)).copied().unwrap_or(0);
+                let of = |name: &String| *name == link.name || Some(name) == link.bond.as_ref();
+                let mss_clamp = self.mss_clamps.iter().find(|(name, _)| of(name)).map_or(0, |(_, clamp)| *clamp);
                 *port = PortView { mac: link.mac, mtu: link.mtu, is_kernel: false, mss_clamp };
             }
         }

@@ -58,6 +58,9 @@ impl Dataplane {
         let run_dir = &config.the_box.run_dir;
         std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
         let lock = lock(run_dir)?;
+        let ports = crate::neighbor::bond::resolve(&config.ports, config.workers.frame_size)?;
+        let configured = config;
+        let config = &ConfigFile { ports, ..config.clone() };
         let names: Vec<String> = config.ports.iter().map(|port| port.interface.clone()).collect();
         let queues = queue_counts(&config.ports)?;
         let interfaces: Vec<Interface> = config
@@ -111,7 +114,7 @@ impl Dataplane {
                 .collect(),
             published: Mutex::new(Published {
                 compiler,
-                live: Live::from(config),
+                live: Live::from(configured),
                 owners: Default::default(),
                 health: Default::default(),
                 tables: Arc::new(Tables::default()),

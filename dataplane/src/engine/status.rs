@@ -43,6 +43,8 @@ fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &Port
         xdp: network.steer.attached(at).map_or("detached", |mode| mode.name()).into(),
         zero_copy: port.zero_copy,
         link: link.is_some_and(|link| link.up),
+        bond: link.and_then(|link| link.bond.clone()),
+        standby: link.is_some_and(|link| link.standby),
         mtu: link.map_or(0, |link| link.mtu),
         rx_packets_per_second: rates.port_rx.get(at).copied().unwrap_or_default(),
         tx_packets_per_second: rates.port_tx.get(at).copied().unwrap_or_default(),

@@ -57,7 +57,8 @@ impl WayWatch {
             match service.mode {
                 Mode::Dsr => self.direct.extend(backends.map(|backend| backend.address)),
                 Mode::Dnat if service.reply_check => {
-                    sources.extend(backends.map(|backend| (backend.address, service.port_of(backend), service.protocol)));
+                    sources
+                        .extend(backends.map(|backend| (backend.address, service.port_of(backend), service.protocol)));
                 }
                 Mode::Dnat | Mode::Nat => {}
             }

@@ -9,6 +9,7 @@
 //! keeps `CAP_NET_ADMIN` and `CAP_NET_RAW` for it.
 
 pub mod announce;
+pub mod bond;
 pub mod frames;
 pub mod host;
 pub mod mirror;

@@ -92,7 +92,8 @@ impl ReplyChecks {
         self.wanted.clear();
         for source in sources {
             let (address, _, protocol) = *source;
-            let asked = if protocol == PROTO_TCP { *source } else { *of_node.entry((address, protocol)).or_insert(*source) };
+            let asked =
+                if protocol == PROTO_TCP { *source } else { *of_node.entry((address, protocol)).or_insert(*source) };
             self.wanted.insert(*source, asked);
         }
         let asked: BTreeSet<Source> = self.wanted.values().copied().collect();
@@ -248,7 +249,7 @@ mod tests {
         let asked = world.run(120_000).len();
         assert!((12..=21).contains(&asked), "{asked} questions in two minutes");
         // The operator mends the node's route.
-        let probe = world.run(40_000)[0];
+        let probe = world.run(40_000).pop().unwrap();
         world.answer(&probe);
         assert_eq!(world.checks.standing(&web), Some(Standing::Passed));
     }

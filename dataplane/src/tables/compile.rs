@@ -127,7 +127,7 @@ impl Compiler {
             mode: wanted.mode,
             reply_check: wanted.reply_check,
             set,
-            target_port: target_port(wanted),
+            target_port: wanted.backend_port().unwrap_or(0),
             sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
             timeouts: timeouts(inputs.timeouts, wanted),
             moved,
@@ -194,11 +194,6 @@ impl Inputs<'_> {
         }
         addresses
     }
-}
-
-/// The port of backends that name none; in `dsr` the packet keeps the one it came to.
-fn target_port(service: &WantedService) -> u16 {
-    if service.mode == Mode::Dsr { service.port } else { service.target_port.unwrap_or(0) }
 }
 
 /// The wire's number for a protocol.
@@ -356,7 +351,7 @@ impl<'a> Resolved<'a> {
             Some(name) => self.sets.get(name.as_str()).copied().unwrap_or_default(),
             None => &service.backends,
         };
-        let target_port = target_port(service);
+        let target_port = service.backend_port().unwrap_or(0);
         let mut backends = Vec::with_capacity(members.len());
         for member in members {
             let of_node = || {

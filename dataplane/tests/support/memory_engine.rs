@@ -146,6 +146,8 @@ fn port(interface: &str, queues: u16, zero_copy: bool) -> PortStatus {
         xdp: "native".into(),
         zero_copy,
         link: zero_copy,
+        bond: None,
+        standby: false,
         mtu: 1500,
         rx_packets_per_second: 1_234_567.0,
         tx_packets_per_second: 999.4,

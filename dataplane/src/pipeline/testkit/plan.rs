@@ -137,8 +137,7 @@ impl Plan {
             self.node_tags.map_or(hop, |tags| hop.in_tags(tags))
         };
         let known = |address: &&IpAddr| !self.unknown.contains(address);
-        let default =
-            self.gateway.then_some(Hop::new(FRONT, [2, 0x99, 0, 0, 0, 1], BOX_MACS[0], self.mtu));
+        let default = self.gateway.then_some(Hop::new(FRONT, [2, 0x99, 0, 0, 0, 1], BOX_MACS[0], self.mtu));
         let ours = tables.v4.locals.keys().map(|addr| IpAddr::from(addr.to_be_bytes()));
         let ours: Vec<IpAddr> = ours.chain(tables.v6.locals.keys().map(|addr| addr.to_be_bytes().into())).collect();
         let port = |id: usize| PortView {

@@ -22,12 +22,7 @@ fn dsr() -> Plan {
 }
 
 fn each() -> [Pkt; 4] {
-    [
-        Pkt::syn(CLIENT, TO_WEB),
-        Pkt::udp(CLIENT, TO_DNS),
-        Pkt::syn(CLIENT6, TO_WEB6),
-        Pkt::udp(CLIENT6, TO_DNS6),
-    ]
+    [Pkt::syn(CLIENT, TO_WEB), Pkt::udp(CLIENT, TO_DNS), Pkt::syn(CLIENT6, TO_WEB6), Pkt::udp(CLIENT6, TO_DNS6)]
 }
 
 /// The state of the only flow of a family.
@@ -226,7 +221,8 @@ fn dsr_under_a_flood_forwards_what_it_cannot_keep() {
 
 #[test]
 fn a_change_of_mode_revokes_what_was_opened_in_the_other() {
-    for (from, to) in [(Mode::Dsr, Mode::Dnat), (Mode::Dnat, Mode::Dsr), (Mode::Dsr, Mode::Nat), (Mode::Nat, Mode::Dsr)] {
+    for (from, to) in [(Mode::Dsr, Mode::Dnat), (Mode::Dnat, Mode::Dsr), (Mode::Dsr, Mode::Nat), (Mode::Nat, Mode::Dsr)]
+    {
         let mut plan = plan();
         plan.service(WEB).mode = from;
         plan.service(WEB).backends[0].port = Some(443);
