@@ -12,6 +12,7 @@ use super::Live;
 use super::ways::WayWatch;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
+use crate::neighbor::bond::largest_mtu;
 use crate::neighbor::mirror::{Hop as KernelHop, Hops, Link, Mirror};
 use crate::neighbor::routes::OwnRoutes;
 use crate::neighbor::sockets::Announcements;
@@ -37,6 +38,8 @@ pub struct Network {
     mss_clamps: Vec<(String, u16)>,
     vlan_tags: VlanTags,
     pub ways: WayWatch,
+    /// The largest packet a frame of the workers holds.
+    largest: u32,
 }
 
 impl Network {
@@ -53,6 +56,7 @@ impl Network {
         let seed = crate::clock::Now::read().ns;
         let mut announcements = Announcements::new(Announcer::new(settings, seed));
         announcements.set_links(&links);
+        announcements.set_vlans(&mirror.hops().vlans);
         Self {
             steer,
             mirror,
@@ -67,7 +71,13 @@ impl Network {
             mss_clamps: Vec::new(),
             vlan_tags: VlanTags::Auto,
             ways: WayWatch::new(),
+            largest: u32::MAX,
         }
+    }
+
+    /// Knows how large a packet the workers' frames hold.
+    pub fn with_frames(self, frame_size: u32) -> Self {
+        Self { largest: largest_mtu(frame_size), ..self }
     }
 
     /// Follows what the tables name: nodes to resolve, addresses to announce, routes to hold.
@@ -113,6 +123,7 @@ impl Network {
                 self.announcements.set_links(&links);
                 self.links = links;
             }
+            self.announcements.set_vlans(&self.mirror.hops().vlans);
         }
         hops | self.update_claims()
     }
@@ -159,7 +170,7 @@ impl Network {
         let keep = match self.vlan_tags {
             VlanTags::Keep => true,
             VlanTags::Route => false,
-            VlanTags::Auto => !hops.vlans,
+            VlanTags::Auto => hops.vlans.is_empty(),
         };
         let hop = |hop: Option<KernelHop>| hop.map(|hop| tagged_hop(hop, keep));
         let mut ports: Vec<PortView> = self.ports_view(&hops);
@@ -200,6 +211,14 @@ impl Network {
     /// Why things are not as they should be, in words.
     pub fn notices(&self) -> Vec<String> {
         let mut notices: Vec<String> = self.mirror.notices().to_vec();
+        let beyond = self.links.iter().filter(|link| link.mtu > self.largest);
+        notices.extend(beyond.map(|link| {
+            format!(
+                "port {}: its MTU is now {}, and packets above {} bytes are dropped by the kernel (rx_dropped): lower it, \
+                 or raise workers.frame_size and restart",
+                link.name, link.mtu, self.largest
+            )
+        }));
         notices.extend(self.ways.notices(&self.mirror));
         notices.extend(self.announcements.notices());
         notices.extend(self.routes.notices().iter().cloned());

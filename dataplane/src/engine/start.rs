@@ -91,6 +91,7 @@ impl Dataplane {
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
+        let network = network.with_frames(config.workers.frame_size);
         let mut compiler = Compiler::default();
         compiler.seed_snats(&snats.0, &snats.1);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.

@@ -104,9 +104,15 @@ fn check_mode(bond: &str, mode: &BondMode) -> Result<(), PortError> {
     Err(PortError::Mode { bond: bond.to_owned(), mode })
 }
 
+/// The largest packet a frame holds.
+#[must_use]
+pub fn largest_mtu(frame_size: u32) -> u32 {
+    frame_size.saturating_sub(HEADROOM + LINK_HEADERS)
+}
+
 /// A packet lies in one frame: what is larger would be dropped by the kernel, uncounted by name.
 fn check_mtu(view: &KernelView, name: &str, frame_size: u32) -> Result<(), PortError> {
-    let most = frame_size.saturating_sub(HEADROOM + LINK_HEADERS);
+    let most = largest_mtu(frame_size);
     let Some((_, link)) = view.link_named(name).filter(|(_, link)| link.mtu > most) else { return Ok(()) };
     let remedy = if link.mtu <= 4096 - HEADROOM - LINK_HEADERS {
         "write workers.frame_size = 4096, or lower the MTU"

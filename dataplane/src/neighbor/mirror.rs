@@ -59,8 +59,8 @@ pub struct Hops {
     pub default_v4: Option<Hop>,
     pub default_v6: Option<Hop>,
     pub links: Vec<Link>,
-    /// The kernel is a member of some VLAN on a port.
-    pub vlans: bool,
+    /// VLANs the kernel is a member of, by port.
+    pub vlans: Vec<(PortId, VlanTags)>,
 }
 
 /// How the kernel would send to a target.
@@ -307,7 +307,7 @@ impl Mirror {
         self.needed = needed;
         self.install();
         self.remove_unneeded();
-        let vlans = self.view.has_vlan(&self.ports);
+        let vlans = self.view.vlans(&self.ports);
         let hops = Hops { targets, default_v4, default_v6, links, vlans };
         if *self.hops == hops {
             return false;

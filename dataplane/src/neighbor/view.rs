@@ -245,10 +245,13 @@ impl KernelView {
         None
     }
 
-    /// Whether some VLAN sub-interface is on one of the ports.
-    pub(super) fn has_vlan(&self, ports: &[String]) -> bool {
-        let on_port = |index: &u32| self.path(*index, ports).is_some_and(|path| path.tags != [None; 2]);
-        self.links.iter().any(|(index, link)| link.vlan.is_some() && on_port(index))
+    /// The VLANs the kernel is a member of on the ports. Over a bond, on the member a packet would leave by.
+    pub(super) fn vlans(&self, ports: &[String]) -> Vec<(PortId, VlanTags)> {
+        let tagged = self.links.iter().filter(|(_, link)| link.vlan.is_some());
+        let mut vlans: Vec<_> =
+            tagged.filter_map(|(index, _)| self.path(*index, ports)).map(|path| (path.port, path.tags)).collect();
+        vlans.sort_by_key(|(port, tags)| (port.0, tags.map(|tag| tag.map(|tag| (tag.ethertype, tag.id)))));
+        vlans
     }
 
     pub(super) fn link_named(&self, name: &str) -> Option<(u32, &LinkEntry)> {

@@ -236,7 +236,7 @@ fn routes_by_a_bond_leave_by_a_member_in_use() {
         (tagged.port, tagged.tags[0], tagged.up),
         (PortId(0), Some(VlanTag { ethertype: 0x8100, id: 100 }), true)
     );
-    assert!(view.has_vlan(&ports));
+    assert_eq!(view.vlans(&ports), [(tagged.port, tagged.tags)]);
 
     let mut view = bonded(BondMode::ActiveBackup, BondPortState::Backup);
     assert_eq!([0, 1].map(|spread| by(&view, 9, spread)), [(0, true); 2]);
