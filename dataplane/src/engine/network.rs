@@ -266,3 +266,24 @@ fn collect<F: Family>(family: &FamilyTables<F::Addr>, steering: &mut Steering, c
     let dnat = family.dnat.keys();
     steering.dnat.extend(dnat.map(|key| (F::to_ip(key.addr), key.port, key.protocol)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::neighbor::VlanTag;
+
+    #[test]
+    fn a_kernels_hop_in_the_workers_words() {
+        let by = |tags, adjacent| KernelHop { port: PortId(1), dst: [2; 6], src: [4; 6], mtu: 1496, tags, adjacent };
+        let tag = |ethertype, id| Some(VlanTag { ethertype, id });
+        let plain = by([None; 2], true);
+        assert_eq!(tagged_hop(plain, true), Hop::new(PortId(1), [2; 6], [4; 6], 1496), "tags stay as they come");
+        let routed = tagged_hop(plain, false);
+        assert_eq!((routed.tags, routed.plain_mtu), (Some(Tags::NONE), 1496), "tags are taken off");
+        for keep in [true, false] {
+            let tagged = tagged_hop(by([tag(0x88a8, 200), tag(0x8100, 7)], false), keep);
+            assert_eq!(tagged.tags, Some(Tags::NONE.with(0x88a8, 200).with(0x8100, 7)), "outermost first");
+            assert_eq!((tagged.plain_mtu, tagged.mtu, tagged.adjacent), (0, 1496, false), "never by the short way");
+        }
+    }
+}

@@ -33,7 +33,7 @@ impl Pipeline {
             return None;
         }
         let Hop { port, dst, src, plain_mtu, .. } = self.express_hop::<F>(entry, bytes, from)?;
-        if len > plain_mtu {
+        if len > u32::from(plain_mtu) {
             return None;
         }
         let side = F::side_mut(self);
