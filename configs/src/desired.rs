@@ -90,6 +90,10 @@ pub struct Service {
     /// The port of backends that name none: in Kubernetes the nodePort.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
+    /// Mode `dnat`: whether a backend takes flows only once a probe has shown that its replies come back through
+    /// the box.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub reply_check: bool,
     /// Clients allowed; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
@@ -105,6 +109,14 @@ pub struct Service {
     /// What a client hears when there is no backend for it, or no SNAT port.
     #[serde(default, skip_serializing_if = "NoBackend::is_default")]
     pub no_backend: NoBackend,
+}
+
+impl Service {
+    /// The port of backends that name none; in `dsr` the packet keeps the one it came to.
+    #[must_use]
+    pub fn backend_port(&self) -> Option<u16> {
+        if self.mode == Mode::Dsr { Some(self.port) } else { self.target_port }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -137,6 +149,9 @@ pub enum Mode {
     Nat,
     /// The node sees the client; it must route its replies through the box.
     Dnat,
+    /// Direct server return: the node gets the packet as the client sent it, by its link-layer address alone, and
+    /// answers the client itself. It must be on a link of the box and take the VIP for its own.
+    Dsr,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -259,6 +274,15 @@ pub struct BackendHealth {
 
 fn default_weight() -> u16 {
     1
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

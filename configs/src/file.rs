@@ -1,6 +1,6 @@
 //! The config file: the box itself, and the services of the owner `file`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -66,6 +66,11 @@ pub struct BoxConfig {
     /// Routed ranges VIPs come from: an address of them that no service uses is unreachable,
     /// instead of circling between the box and its gateway.
     pub vip_ranges: Vec<IpNet>,
+    /// In which VLAN tags packets leave.
+    pub vlan_tags: VlanTags,
+    /// Mode `dnat`: the addresses nodes are asked from whether their replies come back through the box, one of each
+    /// family at most. They stand for clients everywhere: no host has them, the nodes' routes to clients cover them.
+    pub reply_probe: Vec<IpAddr>,
 }
 
 impl Default for BoxConfig {
@@ -77,8 +82,27 @@ impl Default for BoxConfig {
             announce: Announce::L2,
             probe: ProbePolicy::Full,
             vip_ranges: Vec::new(),
+            vlan_tags: VlanTags::Auto,
+            // Of the documentation ranges (RFC 5737, RFC 3849): nobody's, and on no node more specific than a default.
+            reply_probe: vec![
+                Ipv4Addr::new(192, 0, 2, 254).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into(),
+            ],
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VlanTags {
+    /// `route` where the kernel has a VLAN sub-interface on any port, else `keep`.
+    #[default]
+    Auto,
+    /// Inline: in those they came in, wherever the route to their next hop names none.
+    Keep,
+    /// In those of their next hop: of the VLAN sub-interface the route to the node leaves by, and of the packets
+    /// the client sent. Any others are taken off.
+    Route,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

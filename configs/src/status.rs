@@ -46,6 +46,12 @@ pub struct PortStatus {
     pub xdp: String,
     pub zero_copy: bool,
     pub link: bool,
+    /// The bond it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<String>,
+    /// A member its bond does not use now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     pub mtu: u32,
     pub rx_packets_per_second: f64,
     pub tx_packets_per_second: f64,
@@ -92,6 +98,9 @@ pub struct BackendStatus {
     pub weight: u16,
     pub state: BackendState,
     pub reason: String,
+    /// Mode `dnat`, where it is checked: `unchecked`, `passed` or `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_check: Option<String>,
     pub flows: u64,
     /// The node's link-layer address is known.
     pub reachable: bool,

@@ -15,11 +15,12 @@ use penstock_configs::validate::{self, BoxContext};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRng};
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 6] = [
     include_str!("../examples/one-arm.toml"),
     include_str!("../examples/two-arm.toml"),
     include_str!("../examples/dual-stack.toml"),
     include_str!("../examples/dnat.toml"),
+    include_str!("../examples/dsr.toml"),
     include_str!("../examples/every-option.toml"),
 ];
 
@@ -224,6 +225,7 @@ fn desired() -> impl Strategy<Value = Desired> {
                     backends: if set.is_some() { Vec::new() } else { inline },
                     set: set.map(|index| format!("set/{index}")),
                     target_port,
+                    reply_check: true,
                     source_ranges,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
                     on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },

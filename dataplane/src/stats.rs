@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::neighbor::reply_check::ProbeAnswer;
 use crate::verdict::{DropReason, PortId};
 
 /// A counter with one writer.
@@ -72,6 +73,8 @@ pub struct WorkerStats {
     pub latency: ArrayQueue<u64>,
     /// Addresses of ours that another host claims, for housekeeping; when full, it says so again anyway.
     pub conflicts: ArrayQueue<Conflict>,
+    /// What nodes answered to the reply check, for housekeeping; when full, they are asked again anyway.
+    pub probe_answers: ArrayQueue<ProbeAnswer>,
 }
 
 /// Another host claims an address of ours.
@@ -133,6 +136,7 @@ impl WorkerStats {
             frames_in_ports: Counter::default(),
             latency: ArrayQueue::new(256),
             conflicts: ArrayQueue::new(16),
+            probe_answers: ArrayQueue::new(1024),
         }
     }
 

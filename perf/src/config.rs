@@ -71,6 +71,7 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         set: Some(ALL_NODES.into()),
         backends: Vec::new(),
         target_port: None,
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,

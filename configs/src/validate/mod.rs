@@ -70,6 +70,7 @@ impl BoxContext {
                 node.addresses.iter().map(|address| (*address, format!("the address of node {:?}", node.name))),
             );
         }
+        bans.extend(file.the_box.reply_probe.iter().map(|address| (*address, "box.reply_probe".to_owned())));
         if let Some(host) = host {
             for (interface, net) in &host.addresses {
                 bans.extend(address::reserved_in(net).map(|(address, what)| (address, format!("{what} {interface}"))));

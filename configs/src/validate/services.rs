@@ -1,7 +1,7 @@
 //! One owner's nodes, sets and services, each looked at once: sets are summed up first, so that
 //! 10,000 services over one set of 500 nodes cost 10,500 steps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::address::{family, host_bits, martian};
@@ -53,6 +53,15 @@ struct SetFacts {
     families: Families,
     /// A backend that leaves its port to the service.
     portless: Option<usize>,
+    /// The first backend of each port that some name themselves.
+    ports: BTreeMap<u16, usize>,
+}
+
+impl SetFacts {
+    /// A port some backend names that is not the service's, and the first that does.
+    fn other_port(&self, service: &Service) -> Option<(u16, usize)> {
+        self.ports.iter().find(|(port, _)| **port != service.port).map(|(port, index)| (*port, *index))
+    }
 }
 
 struct Checker<'a> {
@@ -165,8 +174,9 @@ impl<'a> Checker<'a> {
             if backend.port == Some(0) {
                 self.fault(format!("{}.port", path()), "is 0", "write a port from 1 to 65535");
             }
-            if backend.port.is_none() {
-                facts.portless.get_or_insert(index);
+            match backend.port {
+                Some(port) => drop(facts.ports.entry(port).or_insert(index)),
+                None => drop(facts.portless.get_or_insert(index)),
             }
             let Some(families) = self.backend(&path, backend) else { continue };
             facts.families.v4 |= families.v4;
@@ -227,6 +237,10 @@ impl<'a> Checker<'a> {
         if service.target_port == Some(0) {
             self.fault(within("target_port"), "is 0", "write a port from 1 to 65535");
         }
+        if let (Mode::Dsr, Some(target)) = (service.mode, service.target_port.filter(|port| *port != service.port)) {
+            let problem = format!("is {target}, and mode \"dsr\" leaves the packet its port {}", service.port);
+            self.fault(within("target_port"), problem, "leave it out: the nodes serve the VIP's own port");
+        }
         for (place, net) in service.source_ranges.iter().enumerate() {
             if let Some((problem, remedy)) = host_bits(net) {
                 self.fault(format!("{}[{place}]", within("source_ranges")), problem, remedy);
@@ -275,7 +289,9 @@ impl<'a> Checker<'a> {
             }
             None => {
                 let facts = self.backends(path, &service.backends, Some(service.vip));
-                if let (Some(index), None) = (facts.portless, service.target_port) {
+                let backend_path = |index| format!("{}.backends[{index}].port", path());
+                self.dsr_port(&backend_path, service, facts.other_port(service));
+                if let (Some(index), None) = (facts.portless, service.backend_port()) {
                     let problem = "has no port, and the service no `target_port`";
                     self.fault(format!("{}.backends[{index}]", path()), problem, "write one of them");
                 }
@@ -293,8 +309,10 @@ impl<'a> Checker<'a> {
             };
             return self.fault(set_path(), format!("no set is named {name:?}"), remedy);
         };
-        let (portless, reachable) = (facts.portless, facts.backends == 0 || facts.families.has(service.vip));
-        if let (Some(index), None) = (portless, service.target_port) {
+        let (other, portless, reachable) =
+            (facts.other_port(service), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
+        self.dsr_port(&|_| set_path(), service, other);
+        if let (Some(index), None) = (portless, service.backend_port()) {
             let problem = format!("backend {index} of set {name:?} has no port, and the service no `target_port`");
             self.fault(set_path(), problem, "write target_port = the port of the nodes");
         }
@@ -302,6 +320,17 @@ impl<'a> Checker<'a> {
             let kind = family(service.vip);
             let problem = format!("set {name:?} has no backend with an {kind} address, as the VIP needs");
             self.fault(set_path(), problem, format!("give its nodes {kind} addresses"));
+        }
+    }
+
+    /// In `dsr` nobody translates the port.
+    fn dsr_port(&mut self, path: &dyn Fn(usize) -> String, service: &Service, other: Option<(u16, usize)>) {
+        if let (Mode::Dsr, Some((port, index))) = (service.mode, other) {
+            let problem = format!(
+                "backend {index} names port {port}, and mode \"dsr\" leaves the packet its port {}",
+                service.port
+            );
+            self.fault(path(index), problem, "leave the backends' ports out: the nodes serve the VIP's own port");
         }
     }
 

@@ -56,6 +56,7 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
         let problem = "lies in run_dir, which a reboot empties";
         faults.push(Fault::new("box.state_dir", problem, "put it on a disk, such as \"/var/lib/penstock\""));
     }
+    reply_probe(file, host, faults);
     let lockouts = lockouts(file, host);
     for (index, net) in config.vip_ranges.iter().enumerate() {
         let path = format!("box.vip_ranges[{index}]");
@@ -66,6 +67,24 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
             let problem = format!("{net} contains {address}, {what}, which would become unreachable");
             faults.push(Fault::new(&path, problem, "narrow the range to addresses that are only VIPs"));
         }
+    }
+}
+
+fn reply_probe(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>) {
+    let remedy = "write an address no host has and the nodes' routes to clients cover, such as 192.0.2.254";
+    let mut families = [false; 2];
+    let taken = lockouts(file, host);
+    for (index, address) in file.the_box.reply_probe.iter().enumerate() {
+        let problem = if let Some(why) = martian(*address) {
+            format!("{address} {why}")
+        } else if std::mem::replace(&mut families[usize::from(address.is_ipv6())], true) {
+            format!("{address} is a second {} address", super::address::family(*address))
+        } else if let Some((_, what)) = taken.iter().find(|(own, _)| own == address) {
+            format!("{address} is {what}")
+        } else {
+            continue;
+        };
+        faults.push(Fault::new(format!("box.reply_probe[{index}]"), problem, remedy));
     }
 }
 

@@ -94,7 +94,11 @@ fn ports(ports: &[PortStatus], screen: &Screen) -> String {
         let xdp = if port.xdp == "native" { Style::Plain } else { Style::Warn };
         table.row(vec![
             port.interface.as_str().into(),
-            if port.link { styled("up", Style::Good) } else { styled("down", Style::Bad) },
+            match (port.link, port.standby) {
+                (true, _) => styled("up", Style::Good),
+                (false, true) => styled("standby", Style::Warn),
+                (false, false) => styled("down", Style::Bad),
+            },
             port.queues.to_string().into(),
             styled(port.xdp.as_str(), xdp),
             if port.zero_copy { "zero-copy".into() } else { "copied".into() },
@@ -304,6 +308,7 @@ fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "nat",
         Mode::Dnat => "dnat",
+        Mode::Dsr => "dsr",
     }
 }
 

@@ -272,6 +272,7 @@ impl Builder<'_> {
                 scheduler: ask.scheduler,
                 set: Some(set.to_string()),
                 target_port: if dsr { Some(port.port) } else { port.node_port },
+                reply_check: true,
                 source_ranges: ask.source_ranges.clone(),
                 announce: Some(announce),
                 timeouts: ask.idle_timeout.map(|seconds| ServiceTimeouts {
@@ -470,6 +471,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         set: None,
         backends: Vec::new(),
         target_port: None,
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,

@@ -319,7 +319,13 @@ impl Snapshot {
         });
         gauges(encoder, "penstock_backend_up", "1 takes new flows, 0.5 draining, 0 down", up)?;
         let reachable = each().map(|(service, backend)| (backend_labels(service, backend), truth(backend.reachable)));
-        gauges(encoder, "penstock_backend_reachable", "Whether the node's link-layer address is known", reachable)
+        gauges(encoder, "penstock_backend_reachable", "Whether the node's link-layer address is known", reachable)?;
+        let checked = each().filter_map(|(service, backend)| {
+            let passed = backend.reply_check.as_deref()? == "passed";
+            Some((backend_labels(service, backend), truth(passed)))
+        });
+        let help = "Mode dnat: whether the backend's replies were seen to come back through the box";
+        gauges(encoder, "penstock_backend_reply_check", help, checked)
     }
 }
 

@@ -7,6 +7,7 @@ mod rates;
 mod snat;
 mod start;
 mod status;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,14 +17,14 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
-use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
+use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts, VlanTags};
 use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
-use crate::tables::{Compiler, Inputs, Tables, View};
+use crate::tables::{Compiler, Inputs, Tables, View, Ways};
 use network::Network;
 use rates::Rates;
 use snat::Occupancy;
@@ -38,8 +39,10 @@ pub struct Live {
     pub announce: Announce,
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
-    /// By port; 0: none.
-    pub mss_clamps: Vec<u16>,
+    pub vlan_tags: VlanTags,
+    pub reply_probe: Vec<IpAddr>,
+    /// By interface as configured; 0: none.
+    pub mss_clamps: Vec<(String, u16)>,
 }
 
 impl From<&ConfigFile> for Live {
@@ -50,7 +53,9 @@ impl From<&ConfigFile> for Live {
             announce: file.the_box.announce,
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
-            mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
+            vlan_tags: file.the_box.vlan_tags,
+            reply_probe: file.the_box.reply_probe.clone(),
+            mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
         }
     }
 }
@@ -106,6 +111,8 @@ struct Published {
     health: Health,
     tables: Arc<Tables>,
     view: u64,
+    /// What the network says against backends.
+    ways: Ways,
     /// Names of nodes by address, for people.
     names: BTreeMap<IpAddr, String>,
 }
@@ -172,9 +179,11 @@ impl Shared {
         let mut published = self.published();
         let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
         published.compiler.swept(swept.unwrap_or_default());
+        published.ways.probes.clone_from(&live.reply_probe);
         let inputs = Inputs {
             owners,
             health,
+            ways: &published.ways.clone(),
             snat: &live.snat,
             timeouts: &live.timeouts,
             announce: live.announce,
@@ -212,6 +221,32 @@ impl Shared {
             (published.live.clone(), published.owners.clone(), published.health.clone())
         };
         if before == *live { Ok(()) } else { self.compile(live, &owners, &health).map(drop) }
+    }
+
+    /// Asks nodes what is to be asked of them, hears what they answered, and compiles what follows from it.
+    fn check_ways(&self, now: Instant) {
+        let mut published = self.published();
+        let mut network = self.network();
+        let Network { ways: watch, mirror, .. } = &mut *network;
+        for worker in &self.workers {
+            while let Some(answer) = worker.stats.probe_answers.pop() {
+                watch.answered(answer, now);
+            }
+        }
+        if !watch.poll(mirror, now) {
+            return;
+        }
+        let ways = watch.ways(&published.live.reply_probe);
+        drop(network);
+        if ways == published.ways {
+            return;
+        }
+        published.ways = ways;
+        let (live, owners, health) = (published.live.clone(), published.owners.clone(), published.health.clone());
+        drop(published);
+        if let Err(faults) = self.compile(&live, &owners, &health) {
+            faults.into_iter().for_each(|fault| self.notice(fault.to_string()));
+        }
     }
 
     /// Next hops or claimed addresses changed: the same tables in a new view.

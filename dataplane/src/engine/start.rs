@@ -27,7 +27,7 @@ use crate::publish::Mailbox;
 use crate::rss::Placement;
 use crate::stats::WorkerStats;
 use crate::steer::{AttachMode, Interface, Steer};
-use crate::tables::{Compiler, Tables};
+use crate::tables::{Compiler, Tables, Ways};
 use crate::verdict::{PortId, WorkerId};
 use crate::worker::{Attached, IdlePolicy, Worker, WorkerParts};
 
@@ -59,6 +59,9 @@ impl Dataplane {
         let run_dir = &config.the_box.run_dir;
         std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
         let lock = lock(run_dir)?;
+        let ports = crate::neighbor::bond::resolve(&config.ports, config.workers.frame_size)?;
+        let configured = config;
+        let config = &ConfigFile { ports, ..config.clone() };
         let names: Vec<String> = config.ports.iter().map(|port| port.interface.clone()).collect();
         let queues = queue_counts(&config.ports)?;
         let interfaces: Vec<Interface> = config
@@ -89,6 +92,7 @@ impl Dataplane {
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
+        let network = network.with_frames(config.workers.frame_size);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
         let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 10_000_000_000, 3);
         let latency = handles.iter().map(|_| histogram()).collect::<Result<_, _>>()?;
@@ -110,11 +114,13 @@ impl Dataplane {
                 .collect(),
             published: Mutex::new(Published {
                 compiler,
-                live: Live::from(config),
+                live: Live::from(configured),
                 owners: Default::default(),
                 health: Default::default(),
                 tables: Arc::new(Tables::default()),
                 view: 0,
+                // Nothing is proved yet.
+                ways: Ways { replies: Some(Default::default()), ..Ways::default() },
                 names: Default::default(),
             }),
             network: Mutex::new(network),
@@ -232,6 +238,7 @@ fn keep_house(shared: &Shared) {
     if changed {
         shared.republish();
     }
+    shared.check_ways(now);
     for worker in &shared.workers {
         worker.mailbox.reap();
     }

@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use penstock_configs::desired::Mode;
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
     SocketCounters, Status, WorkerCounters, WorkerStatus,
 };
 
+use super::ways::WayWatch;
 use super::{PortFacts, Shared, WorkerHandle, flows};
 use crate::stats::WorkerStats;
-use crate::tables::{Service, compile::protocol_of};
+use crate::tables::{Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
 
 pub fn status(shared: &Shared) -> Status {
@@ -46,6 +48,8 @@ fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &Port
         xdp: network.steer.attached(at).map_or("detached", |mode| mode.name()).into(),
         zero_copy: port.zero_copy,
         link: link.is_some_and(|link| link.up),
+        bond: link.and_then(|link| link.bond.clone()),
+        standby: link.is_some_and(|link| link.standby),
         mtu: link.map_or(0, |link| link.mtu),
         rx_packets_per_second: rates.port_rx.get(at).copied().unwrap_or_default(),
         tx_packets_per_second: rates.port_tx.get(at).copied().unwrap_or_default(),
@@ -69,9 +73,35 @@ fn worker_status(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerSta
 /// Flows of a service by backend.
 pub type FlowCounts = HashMap<(u32, IpAddr, u16), u64>;
 
+/// What of the way to a backend, or back, is worth telling.
+struct BackendWay {
+    reply_check: Option<&'static str>,
+    why: String,
+}
+
+/// By service and backend, of modes that ask more of the way.
+fn backend_ways(tables: &Tables, watch: &WayWatch) -> HashMap<(u32, IpAddr, u16), BackendWay> {
+    let mut ways = HashMap::new();
+    for service in tables.services.iter().flatten().filter(|service| service.mode != Mode::Nat) {
+        for backend in &service.set.backends {
+            let port = service.port_of(backend);
+            let source = (backend.address, port, service.protocol);
+            let way = match service.mode {
+                Mode::Dnat if service.reply_check => watch.status(&source).map(|(word, why)| (Some(word), why)),
+                Mode::Dsr if watch.is_behind_router(backend.address) => Some((None, "behind a router".into())),
+                _ => None,
+            };
+            if let Some((reply_check, why)) = way {
+                ways.insert((service.slot, backend.address, port), BackendWay { reply_check, why });
+            }
+        }
+    }
+    ways
+}
+
 fn services(shared: &Shared) -> Vec<ServiceStatus> {
     let counts = flows::count_by_backend(shared);
-    let (tables, names, health, hops) = {
+    let (tables, names, health, hops, ways) = {
         let published = shared.published();
         let network = shared.network();
         (
@@ -79,6 +109,7 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             published.names.clone(),
             published.health.clone(),
             network.mirror.hops(),
+            backend_ways(&published.tables, &network.ways),
         )
     };
     let rates = shared.rates();
@@ -93,13 +124,18 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
         };
         let backends = service.set.backends.iter().map(|backend| {
             let port = service.port_of(backend);
+            let way = ways.get(&(service.slot, backend.address, port));
             BackendStatus {
                 name: names.get(&backend.address).cloned().unwrap_or_else(|| backend.address.to_string()),
                 address: backend.address,
                 port,
                 weight: backend.weight,
                 state: backend.state,
-                reason: reason(backend.address, port),
+                reason: match way {
+                    Some(BackendWay { why, .. }) if !why.is_empty() => why.clone(),
+                    _ => reason(backend.address, port),
+                },
+                reply_check: way.and_then(|way| way.reply_check).map(str::to_owned),
                 flows: counts.get(&(service.slot, backend.address, port)).copied().unwrap_or_default(),
                 reachable: hops.targets.get(&backend.address).is_some_and(Option::is_some),
             }

@@ -3,6 +3,7 @@
 //! Records live in memory that outlives the process ([`crate::persist`]); index, free list and
 //! embryo queue are rebuilt from them by [`FlowTable::recover`].
 
+mod dsr;
 pub mod embryo;
 pub mod index;
 pub mod record;
@@ -446,6 +447,9 @@ fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, sn
             protocol: word.protocol,
         },
         Direction::Reverse => {
+            if word.flags.has(Flags::DSR) {
+                return dsr::reverse_key::<F>(record, word);
+            }
             let (dst, dst_port) = if word.flags.has(Flags::DNAT) {
                 (record.client, record.client_port)
             } else {

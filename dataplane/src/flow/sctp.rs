@@ -47,6 +47,9 @@ impl Tags {
 
 /// The word of a record after a packet with these chunks in this direction; the record's tags follow.
 pub fn advance<A>(record: &mut Record<A>, word: Word, chunks: &Chunks, direction: Direction) -> Word {
+    if word.flags.has(Flags::DSR) {
+        return super::dsr::advance_sctp(word, chunks);
+    }
     let mut tags = Tags::of(record);
     let next = step(&mut tags, word, chunks, direction);
     record.seen = Positions { node_expects: tags.to_node, client_expects: tags.to_client };

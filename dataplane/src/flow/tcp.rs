@@ -144,6 +144,10 @@ fn within(number: u32, from: u32, most: u32) -> bool {
 /// moves nothing here: else whoever guesses four numbers could end an idle connection.
 #[must_use]
 pub fn believes_reset(word: Word, seen: Positions, reset: &Segment, direction: Direction) -> bool {
+    if word.flags.has(Flags::DSR) {
+        // What the node expects it tells the client alone.
+        return true;
+    }
     let Positions { node_expects, client_expects } = seen;
     match (word.state, direction) {
         (State::SynSent, Direction::Forward) => within(reset.seq, node_expects, FIRST_FLIGHT),
@@ -175,6 +179,9 @@ pub fn believes_reset(word: Word, seen: Positions, reset: &Segment, direction: D
 #[inline]
 #[must_use]
 pub fn advance(word: Word, seen: &mut Positions, segment: &Segment, direction: Direction) -> Word {
+    if word.flags.has(Flags::DSR) {
+        return super::dsr::advance(word, segment.flags);
+    }
     if word.protocol == PROTO_TCP { advance_tcp(word, seen, segment, direction) } else { advance_udp(word, direction) }
 }
 
@@ -234,7 +241,7 @@ fn syn(mut word: Word, seen: &mut Positions, segment: &Segment, direction: Direc
         // whether it takes it.
         (State::TimeWait | State::Reset | State::Expired, Direction::Forward) => {
             *seen = Positions { node_expects: after_syn, client_expects: 0 };
-            Word { state: State::SynSent, flags: Flags(word.flags.0 & Flags::DNAT.0), ..word }
+            Word { state: State::SynSent, flags: Flags(word.flags.0 & Flags::MODE.0), ..word }
         }
         (State::SynSent, Direction::Forward) => {
             // Another number: another attempt, to which earlier answers are none.

@@ -32,8 +32,8 @@ impl Pipeline {
         if record.epoch != self.epoch || !flows.names(entry, word, &F::tuple(bytes, &packet)) {
             return None;
         }
-        let Hop { port, dst, src, mtu } = self.express_hop::<F>(entry, bytes, from)?;
-        if len > mtu {
+        let Hop { port, dst, src, plain_mtu, .. } = self.express_hop::<F>(entry, bytes, from)?;
+        if len > u32::from(plain_mtu) {
             return None;
         }
         let side = F::side_mut(self);
@@ -64,9 +64,9 @@ impl Pipeline {
                 if same { *hop } else { None }
             }
             Direction::Reverse => {
-                let (dst, port) = self.hops.get(record.hop)?;
+                let (dst, port) = self.hops.plain(record.hop)?;
                 let view = self.view.ports.get(usize::from(port.0))?;
-                Some(Hop { port, dst, src: view.mac, mtu: view.mtu })
+                Some(Hop::new(port, dst, view.mac, view.mtu))
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::clock::Now;
 use crate::flow::Direction;
 use crate::fragment::{self, Added, Datagrams, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
 use crate::io::{Frame, PacketMemory};
-use crate::tables::{Local, Tabled};
+use crate::tables::{Hop, Local, Tabled};
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::{self, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
 
@@ -98,7 +98,7 @@ impl Pipeline {
         } else {
             match known {
                 Fate::Unknown => self.wait::<F>(at, arrival.from),
-                fate => self.follow::<F>(memory.bytes_mut(frame), packet, fate, arrival.from, arrival.now),
+                fate => self.follow::<F>(memory, frame, packet, fate, arrival.from, arrival.now),
             }
         };
         let datagrams = &mut F::side_mut(self).datagrams;
@@ -152,24 +152,24 @@ impl Pipeline {
         let came_with = wire::sctp::checksum(bytes, usize::from(packet.l4));
         let hash = F::side(self).flows.hash(&tuple);
         let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
-        let fate = match verdict {
-            Verdict::Tx(_) if is_fragment(memory.bytes(frame)) => {
+        let fate = match (verdict, fragment_in(memory.bytes(frame))) {
+            (Verdict::Tx(_), Some(sent)) => {
                 let identification = self.identifications.take(if F::V6 { 32 } else { 16 });
                 let bytes = memory.bytes_mut(frame);
-                set_identification(bytes, packet, identification);
+                set_identification(bytes, &sent, identification);
                 if whole.transport == Transport::Sctp {
                     let all = F::side(self).datagrams.total(at).map_or(0, usize::from);
                     let more = all.saturating_sub(usize::from(packet.end - packet.l4));
-                    wire::sctp::lengthen(bytes, usize::from(packet.l4), came_with, more);
+                    wire::sctp::lengthen(bytes, usize::from(sent.l4), came_with, more);
                 }
                 Fate::Flow { src_port: tuple.src_port, dst_port: tuple.dst_port, identification }
             }
             // An answer took its place.
-            Verdict::Tx(_) => Fate::Refused(self.answered),
-            Verdict::Handoff(owner) => Fate::Handoff(owner),
-            Verdict::Kernel => Fate::Kernel,
-            Verdict::Drop(reason) => Fate::Refused(reason),
-            Verdict::Held(_) => Fate::Refused(DropReason::FragmentLimit),
+            (Verdict::Tx(_), None) => Fate::Refused(self.answered),
+            (Verdict::Handoff(owner), _) => Fate::Handoff(owner),
+            (Verdict::Kernel, _) => Fate::Kernel,
+            (Verdict::Drop(reason), _) => Fate::Refused(reason),
+            (Verdict::Held(_), _) => Fate::Refused(DropReason::FragmentLimit),
         };
         self.settle_datagram::<F>(at, fate);
         verdict
@@ -220,7 +220,8 @@ impl Pipeline {
     /// A later fragment, after the first.
     fn follow<F: Sided + Tabled>(
         &mut self,
-        bytes: &mut [u8],
+        memory: &PacketMemory,
+        frame: &mut Frame,
         packet: &Packet,
         fate: Fate,
         from: PortId,
@@ -228,9 +229,10 @@ impl Pipeline {
     ) -> Verdict {
         match fate {
             Fate::Flow { src_port, dst_port, identification } => {
+                let bytes = memory.bytes_mut(frame);
                 let tuple = Tuple { src_port, dst_port, ..F::tuple(bytes, packet) };
                 match self.pass_later::<F>(bytes, packet, &tuple, identification, from, now) {
-                    Ok(port) => Verdict::Tx(port),
+                    Ok(hop) => self.leave(memory, frame, packet, &hop),
                     Err(reason) => Verdict::Drop(reason),
                 }
             }
@@ -270,7 +272,7 @@ impl Pipeline {
         identification: u32,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         let flows = &F::side(self).flows;
         let entry = flows.find(tuple, flows.hash(tuple)).ok_or(DropReason::NoFlow)?;
@@ -298,7 +300,7 @@ impl Pipeline {
         F::readdress(bytes, l3, to.src, to.dst);
         set_identification(bytes, packet, identification);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// What becomes of a datagram is known: what waits for it waits no longer.
@@ -351,7 +353,7 @@ impl Pipeline {
         let verdict = match fate {
             Fate::Sized if v6 => self.release_sized::<V6>(memory, &mut frame, from, now),
             Fate::Sized => self.release_sized::<V4>(memory, &mut frame, from, now),
-            fate => self.follow_held(memory.bytes_mut(&mut frame), fate, from, now),
+            fate => self.follow_held(memory, &mut frame, fate, from, now),
         };
         if let Verdict::Drop(reason) = verdict {
             self.stats.count_drop(reason);
@@ -359,11 +361,11 @@ impl Pipeline {
         Some(Released { frame, from, verdict })
     }
 
-    fn follow_held(&mut self, bytes: &mut [u8], fate: Fate, from: PortId, now: Now) -> Verdict {
+    fn follow_held(&mut self, memory: &PacketMemory, frame: &mut Frame, fate: Fate, from: PortId, now: Now) -> Verdict {
         // It was parsed when it came, and nobody has touched it since.
-        match wire::parse(bytes) {
-            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(bytes, &packet, fate, from, now),
-            Ok(Parsed::Ip(packet)) => self.follow::<V4>(bytes, &packet, fate, from, now),
+        match wire::parse(memory.bytes(frame)) {
+            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(memory, frame, &packet, fate, from, now),
+            Ok(Parsed::Ip(packet)) => self.follow::<V4>(memory, frame, &packet, fate, from, now),
             _ => Verdict::Drop(DropReason::FragmentMalformed),
         }
     }
@@ -405,6 +407,10 @@ fn sctp_begins(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
     Ok(Packet { transport: Transport::Sctp, ..*packet })
 }
 
-fn is_fragment(bytes: &[u8]) -> bool {
-    matches!(wire::parse(bytes), Ok(Parsed::Ip(Packet { transport: Transport::Fragment, .. })))
+/// The headers of a frame that holds a fragment: tags may have moved them.
+fn fragment_in(bytes: &[u8]) -> Option<Packet> {
+    match wire::parse(bytes) {
+        Ok(Parsed::Ip(packet)) if packet.transport == Transport::Fragment => Some(packet),
+        _ => None,
+    }
 }

@@ -5,13 +5,16 @@
 //! goes the long way ([`open`]) and comes back as a hit.
 
 mod budget;
+mod dsr;
 mod errors;
 mod express;
 mod farewell;
 mod fragments;
 pub mod hops;
+mod leave;
 mod open;
 mod refuse;
+mod reply_check;
 mod revalidate;
 mod sctp;
 mod segment;
@@ -36,7 +39,7 @@ use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
 use budget::Budget;
 use farewell::Farewells;
-use hops::LastHops;
+use hops::{LastHops, Neighbor};
 use segment::follow;
 use side::{Side, Sided};
 
@@ -265,7 +268,7 @@ impl Pipeline {
             Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
             Err(reason @ DropReason::FlowExpired) => self.refuse(memory, frame, &packet, reason, from, now),
             Err(reason) => Verdict::Drop(reason),
-            Ok(port) => Verdict::Tx(port),
+            Ok(hop) => self.leave(memory, frame, &packet, &hop),
         }
     }
 
@@ -278,7 +281,7 @@ impl Pipeline {
         entry: Entry,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
@@ -313,7 +316,7 @@ impl Pipeline {
             // Refused or given up before it began: neither end knows of it any more.
             F::side_mut(self).flows.remove(entry.record);
         }
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// Towards the node: as the kernel routes it. Towards the client: back to the neighbour its
@@ -326,9 +329,7 @@ impl Pipeline {
             let known = record.hop;
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
-            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
-                store.header_mut().hops[usize::from(at)] = hop;
-            });
+            let last = hops.intern(known, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;
             }
@@ -340,10 +341,10 @@ impl Pipeline {
     /// Back to the neighbour a client's packets come from.
     #[inline]
     fn client_hop<F: Sided>(&self, hop: u16) -> Result<Hop, DropReason> {
-        if let Some((dst, port)) = self.hops.get(hop)
+        if let Some(Neighbor { mac, port, tags }) = self.hops.get(hop)
             && let Some(view) = self.view.ports.get(usize::from(port.0))
         {
-            return Ok(Hop { port, dst, src: view.mac, mtu: view.mtu });
+            return Ok(Hop::new(port, mac, view.mac, view.mtu).in_tags(tags));
         }
         let default = if F::V6 { self.view.default_v6 } else { self.view.default_v4 };
         default.ok_or(DropReason::NoNeighbor)
@@ -363,11 +364,10 @@ impl Pipeline {
             return self.neighbor(memory, frame, from);
         }
         if crate::icmp::is_error(bytes, packet) {
-            let bytes = memory.bytes_mut(frame);
             return if packet.v6 {
-                self.icmp_error::<V6>(bytes, packet, handed)
+                self.icmp_error::<V6>(memory, frame, packet, handed)
             } else {
-                self.icmp_error::<V4>(bytes, packet, handed)
+                self.icmp_error::<V4>(memory, frame, packet, handed)
             };
         }
         match self.local_destination(bytes, packet) {

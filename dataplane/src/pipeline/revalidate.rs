@@ -1,7 +1,7 @@
 //! Flows across a change of the configuration: what a record caches belongs to one snapshot. The
 //! first packet after a change, or the sweep, looks its service and backend up again by its tuple.
 
-use penstock_configs::desired::{BackendState, Mode};
+use penstock_configs::desired::BackendState;
 
 use super::Pipeline;
 use super::side::{Parts, Sided};
@@ -35,7 +35,10 @@ impl Pipeline {
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return false };
         let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset | State::Expired);
+        let at_rest = matches!(word.state, State::TimeWait | State::Reset | State::Expired);
+        // Of a node that answers by itself no FIN is seen.
+        let closed = at_rest || word.state == State::FinWait && word.flags.has(Flags::DSR);
+        let reopens = opens && closed;
         let stands = revalidate::<F>(record, word, &view.tables, reopens) == Standing::Valid;
         if !stands {
             side.flows.remove(at);
@@ -54,9 +57,10 @@ pub(super) fn revalidate<F: Tabled>(
     let Some(service) = tables.service_at::<F>(record.vip, record.vip_port, word.protocol) else {
         return Standing::Revoked;
     };
-    let dnat = word.flags.has(Flags::DNAT);
+    let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
-    if dnat != (service.mode == Mode::Dnat) || !dnat && snat.is_none_or(|snat| snat.retired) {
+    let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;
+    if !of_mode || !keeps_client && snat.is_none_or(|snat| snat.retired) {
         return Standing::Revoked;
     }
     if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, record.client)) {

@@ -1,10 +1,11 @@
 //! What TCP packets do to their flow; and RSTs that do nothing to it.
 
 use super::Pipeline;
+use super::dsr::without_room;
 use super::side::{Side, Sided};
 use crate::flow::{Direction, Entry, Segment, State, Word, tcp};
-use crate::tables::Tabled;
-use crate::verdict::{DropReason, PortId};
+use crate::tables::{Hop, Tabled};
+use crate::verdict::DropReason;
 use crate::wire::{self, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN, Transport, be32};
 
 /// Moves a flow on by one of its packets: its word before and after.
@@ -18,7 +19,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let mut seen = record.seen;
-    let next = if packet.transport == Transport::Tcp {
+    let mut next = if packet.transport == Transport::Tcp {
         let segment = read(bytes, packet, entry.direction, word.state);
         tcp::advance(word, &mut seen, &segment, entry.direction)
     } else {
@@ -27,8 +28,10 @@ pub(super) fn follow<F: Family>(
     if next.state == State::Expired {
         return Err(DropReason::FlowExpired);
     }
-    if next != word {
-        side.flows.transition(entry.record, word, next)?;
+    if next != word
+        && let Err(full) = side.flows.transition(entry.record, word, next)
+    {
+        next = without_room(word).ok_or(full)?;
     }
     side.flows.record_mut(entry.record).seen = seen;
     Ok((word, next))
@@ -66,7 +69,7 @@ impl Pipeline {
         bytes: &mut [u8],
         packet: &Packet,
         entry: Entry,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let hop = self.known_hop::<F>(entry)?;
         if u32::from(packet.end - packet.l3) > hop.mtu {
             return Err(DropReason::TooBig);
@@ -77,6 +80,6 @@ impl Pipeline {
         wire::rewrite::<F>(bytes, packet, &to);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
         self.stats.resets_doubted.add(1);
-        Ok(hop.port)
+        Ok(hop)
     }
 }

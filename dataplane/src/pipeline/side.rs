@@ -68,12 +68,15 @@ impl<F: Family> Side<F> {
     pub fn translation(&self, entry: Entry, word: Word) -> Rewrite<F::Addr> {
         let record = self.flows.record(entry.record);
         match entry.direction {
-            Direction::Forward if word.flags.has(Flags::DNAT) => Rewrite {
-                src: record.client,
-                dst: record.node,
-                src_port: record.client_port,
-                dst_port: record.node_port,
-            },
+            Direction::Forward if word.flags.has(Flags::DNAT) => {
+                let stays = word.flags.has(Flags::DSR);
+                Rewrite {
+                    src: record.client,
+                    dst: if stays { record.vip } else { record.node },
+                    src_port: record.client_port,
+                    dst_port: if stays { record.vip_port } else { record.node_port },
+                }
+            }
             Direction::Forward => Rewrite {
                 src: self.flows.snat(record.snat),
                 dst: record.node,

@@ -41,7 +41,7 @@ impl Pipeline {
         for (complete, v6) in [(v4.1, false), (v6.1, true)] {
             if complete {
                 let Self { hops, store, .. } = self;
-                hops.end_round(v6, |at, hop| store.header_mut().hops[usize::from(at)] = hop);
+                hops.end_round(v6, |at, hop, tags| store.keep_hop(at, hop, tags));
             }
         }
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
@@ -111,7 +111,7 @@ impl Pipeline {
         }
         let Self { v4, v6, store, hops, .. } = self;
         let header = store.header();
-        hops.recover(&header.hops);
+        hops.recover(&header.hops, &header.hop_tags);
         v4.flows.set_snats(header.snat_v4.iter().copied());
         v6.flows.set_snats(header.snat_v6.iter().map(|addr| u128::from_be_bytes(*addr)));
         let used = store.used_records();

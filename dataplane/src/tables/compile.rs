@@ -15,7 +15,7 @@ use penstock_configs::file::{SnatAddress, Timeouts};
 use rustc_hash::FxHashMap;
 
 use super::snats::SnatIds;
-use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables};
+use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables, Ways};
 use crate::clock::ticks;
 use crate::flow::State;
 use crate::lpm::SourceSet;
@@ -25,6 +25,7 @@ use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 pub struct Inputs<'a> {
     pub owners: &'a BTreeMap<String, Arc<Desired>>,
     pub health: &'a Health,
+    pub ways: &'a Ways,
     pub snat: &'a [SnatAddress],
     pub timeouts: &'a Timeouts,
     pub announce: Announce,
@@ -92,7 +93,7 @@ impl Compiler {
         self.nodes.retain(&inputs.addresses());
         for (owner, desired) in inputs.owners {
             let owner: Arc<str> = owner.as_str().into();
-            let mut resolved = Resolved::new(desired, &health);
+            let mut resolved = Resolved::new(desired, &health, inputs.ways);
             for wanted in &desired.services {
                 let service = self.service(&owner, wanted, &mut resolved, &mut sets, inputs);
                 insert(&mut tables, service, wanted.announce.unwrap_or(inputs.announce));
@@ -102,6 +103,8 @@ impl Compiler {
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
         add_snats(&mut tables.v4, self.snat_v4.list());
         add_snats(&mut tables.v6, self.snat_v6.list());
+        tables.v4.probe = inputs.ways.probes.iter().find_map(|probe| V4::from_ip(*probe));
+        tables.v6.probe = inputs.ways.probes.iter().find_map(|probe| V6::from_ip(*probe));
         let tables = Arc::new(tables);
         self.previous = Arc::clone(&tables);
         Ok(tables)
@@ -132,8 +135,9 @@ impl Compiler {
             port: wanted.port,
             protocol,
             mode: wanted.mode,
+            reply_check: wanted.reply_check,
             set,
-            target_port: wanted.target_port.unwrap_or(0),
+            target_port: wanted.backend_port().unwrap_or(0),
             sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
             timeouts: timeouts(inputs.timeouts, wanted),
             on_idle: wanted.on_idle,
@@ -275,6 +279,7 @@ fn insert_family<A: Copy + Eq + Hash>(
             if let Some(addr) = number(backend.address) {
                 let key = ServiceKey { addr, port: service.port_of(backend), protocol: service.protocol };
                 family.dnat.insert(key, ());
+                family.dnat_nodes.insert(addr);
             }
         }
     }
@@ -308,13 +313,17 @@ impl HealthIndex {
     /// The worst of what the owner wants and the checks found.
     fn state(&self, address: IpAddr, port: u16, wanted: BackendState) -> BackendState {
         let found = [self.by_address.get(&address), self.by_port.get(&(address, port))];
-        let rank = |state: &BackendState| match state {
-            BackendState::Active => 0,
-            BackendState::Draining => 1,
-            BackendState::Down => 2,
-        };
-        found.into_iter().flatten().copied().chain([wanted]).max_by_key(rank).unwrap_or(wanted)
+        found.into_iter().flatten().copied().fold(wanted, worse)
     }
+}
+
+fn worse(one: BackendState, other: BackendState) -> BackendState {
+    let rank = |state: &BackendState| match state {
+        BackendState::Active => 0,
+        BackendState::Draining => 1,
+        BackendState::Down => 2,
+    };
+    std::cmp::max_by_key(one, other, rank)
 }
 
 /// One owner's names, resolved.
@@ -322,6 +331,7 @@ struct Resolved<'a> {
     nodes: FxHashMap<&'a str, &'a [IpAddr]>,
     sets: FxHashMap<&'a str, &'a [WantedBackend]>,
     health: &'a HealthIndex,
+    ways: &'a Ways,
     /// Sets compiled for earlier services of this owner.
     compiled: FxHashMap<SetUse, Arc<BackendSet>>,
 }
@@ -331,13 +341,17 @@ struct Resolved<'a> {
 type SetUse = (String, bool, u16);
 
 impl<'a> Resolved<'a> {
-    fn new(desired: &'a Desired, health: &'a HealthIndex) -> Self {
+    fn new(desired: &'a Desired, health: &'a HealthIndex, ways: &'a Ways) -> Self {
         let nodes = desired.nodes.iter().map(|node| (node.name.as_str(), node.addresses.as_slice())).collect();
         let sets = desired.sets.iter().map(|set| (set.name.as_str(), set.backends.as_slice())).collect();
-        Self { nodes, sets, health, compiled: FxHashMap::default() }
+        Self { nodes, sets, health, ways, compiled: FxHashMap::default() }
     }
 
     fn cache_key(&self, service: &WantedService) -> Option<SetUse> {
+        if service.mode != Mode::Nat {
+            // The ways there and back are the service's own.
+            return None;
+        }
         let port = if self.health.by_port.is_empty() { 0 } else { service.target_port.unwrap_or(0) };
         Some((service.set.clone()?, service.vip.is_ipv4(), port))
     }
@@ -347,7 +361,7 @@ impl<'a> Resolved<'a> {
             Some(name) => self.sets.get(name.as_str()).copied().unwrap_or_default(),
             None => &service.backends,
         };
-        let target_port = service.target_port.unwrap_or(0);
+        let target_port = service.backend_port().unwrap_or(0);
         let mut backends = Vec::with_capacity(members.len());
         for member in members {
             let of_node = || {
@@ -360,7 +374,8 @@ impl<'a> Resolved<'a> {
             }
             let port = member.port.unwrap_or(0);
             let checked = if port == 0 { target_port } else { port };
-            let state = self.health.state(address, checked, member.state);
+            let way = self.ways.state(service, (address, checked, protocol_number(service.protocol)));
+            let state = self.health.state(address, checked, worse(member.state, way));
             backends.push(Backend { address, port, weight: member.weight, state, node_slot: 0 });
         }
         backends

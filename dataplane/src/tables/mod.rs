@@ -5,16 +5,18 @@ pub mod compile;
 pub mod set;
 pub mod snats;
 pub mod view;
+pub mod ways;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_configs::desired::{Mode, NoBackend, OnIdle};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use compile::{Compiler, Inputs};
 pub use set::{Backend, BackendSet};
 pub use view::{Hop, PortView, View};
+pub use ways::Ways;
 
 use crate::flow::State;
 use crate::lpm::SourceSet;
@@ -44,6 +46,10 @@ pub struct FamilyTables<A> {
     pub locals: FxHashMap<A, Local>,
     /// Backends of `dnat` services by address, port and protocol: packets from there are replies.
     pub dnat: FxHashMap<ServiceKey<A>, ()>,
+    /// Addresses of those backends.
+    pub dnat_nodes: FxHashSet<A>,
+    /// What they answer to this address is an answer to the reply check.
+    pub probe: Option<A>,
     pub snats: Vec<Snat<A>>,
 }
 
@@ -87,6 +93,8 @@ pub struct Service {
     pub port: u16,
     pub protocol: u8,
     pub mode: Mode,
+    /// Mode `dnat`: backends wait until their replies were seen to come back.
+    pub reply_check: bool,
     pub set: Arc<BackendSet>,
     /// The port of backends that have none of their own.
     pub target_port: u16,

@@ -11,11 +11,13 @@ pub mod plain;
 pub mod reset;
 pub mod rewrite;
 pub mod sctp;
+pub mod tags;
 
 pub use family::{Family, Tuple, V4, V6};
 pub use parse::{Packet, Parsed, Transport, parse};
 pub use plain::Plain;
 pub use rewrite::{Rewrite, rewrite};
+pub use tags::Tags;
 
 pub const ETHERNET_HEADER: usize = 14;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;

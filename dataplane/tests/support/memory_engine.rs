@@ -158,6 +158,8 @@ fn port(interface: &str, queues: u16, zero_copy: bool) -> PortStatus {
         xdp: "native".into(),
         zero_copy,
         link: zero_copy,
+        bond: None,
+        standby: false,
         mtu: 1500,
         rx_packets_per_second: 1_234_567.0,
         tx_packets_per_second: 999.4,
@@ -194,6 +196,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
             state: known.map_or(BackendState::Active, |health| health.state),
             reason: known.map(|health| health.reason.clone()).unwrap_or_default(),
             flows: 411,
+            reply_check: None,
             reachable: true,
         }
     };

@@ -99,6 +99,7 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         set: Some(SET.to_owned()),
         backends: Vec::new(),
         target_port: Some(NODE_PORT),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,

@@ -180,6 +180,7 @@ impl TheBox {
         let owners: BTreeMap<String, Arc<Desired>> = [("file".to_owned(), Arc::new(desired.clone()))].into();
         self.tables = self.compiler.compile(&Inputs {
             owners: &owners,
+            ways: &Default::default(),
             health: &Health::default(),
             snat: &self.plan.snat,
             timeouts: &self.plan.timeouts,
@@ -191,7 +192,7 @@ impl TheBox {
         self.publications += 1;
         let plan = &self.plan;
         let src = plan.ports[usize::from(plan.node_port)];
-        let hop = |dst: &[u8; 6]| Hop { port: PortId(plan.node_port), dst: *dst, src, mtu: MTU };
+        let hop = |dst: &[u8; 6]| Hop::new(PortId(plan.node_port), *dst, src, MTU);
         let mut ports: Vec<_> =
             plan.ports.iter().map(|mac| PortView { mac: *mac, mtu: MTU, is_kernel: false, mss_clamp: 0 }).collect();
         ports.push(PortView { mac: [2, 0, 0, 0, 0, 0xff], mtu: MTU, is_kernel: true, mss_clamp: 0 });

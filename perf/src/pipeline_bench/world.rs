@@ -147,9 +147,9 @@ fn view(plan: Plan) -> anyhow::Result<View> {
     let tables = tables(plan)?;
     let hop = |address: &IpAddr| {
         let known = (0..NODES).any(|n| packets::node(plan.v6, n) == *address);
-        known.then_some(Hop { port: NODE_PORT, dst: NODE_MAC, src: BOX_MACS[1], mtu: MTU })
+        known.then_some(Hop::new(NODE_PORT, NODE_MAC, BOX_MACS[1], MTU))
     };
-    let default = Some(Hop { port: CLIENT_PORT, dst: CLIENT_MAC, src: BOX_MACS[0], mtu: MTU });
+    let default = Some(Hop::new(CLIENT_PORT, CLIENT_MAC, BOX_MACS[0], MTU));
     let port = |mac| PortView { mac, mtu: MTU, is_kernel: false, mss_clamp: 0 };
     Ok(View {
         number: 1,
@@ -175,6 +175,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         set: Some(set.name.clone()),
         backends: Vec::new(),
         target_port: Some(30_000 + (n % 2_767) as u16),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
@@ -192,6 +193,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
     let inputs = Inputs {
         owners: &owners,
         health: &Health::default(),
+        ways: &Default::default(),
         snat: &(0..SNATS).map(snat).collect::<Vec<_>>(),
         // The established ones stay, however far `expire` moves the clock.
         timeouts: &Timeouts { tcp_established: 10_000_000, ..Timeouts::default() },

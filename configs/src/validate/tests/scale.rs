@@ -34,6 +34,7 @@ fn large(mode: Mode) -> Desired {
         set: Some("all".into()),
         backends: Vec::new(),
         target_port: Some(30_000 + index),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,

@@ -260,3 +260,41 @@ fn ends_and_refusals() {
         &["service[0] \"web\".on_idle: is \"reset\", and UDP has no way to say so", "leave it out"],
     );
 }
+
+#[test]
+fn dsr_leaves_ports_alone() {
+    let dsr = |more: &str| format!("protocol = \"tcp\"\nmode = \"dsr\"\n{more}");
+    let (protocol, target) = ("protocol = \"tcp\"", "target_port = 31443");
+    let faults = |more: &str, to: &str| faults_of(&[(protocol, &dsr(more)), (target, to)], None);
+    assert!(faults("", "").is_empty(), "no port is needed");
+    assert!(faults("", "target_port = 443").is_empty());
+    one(
+        &[(protocol, &dsr(""))],
+        &["service[0] \"web\".target_port: is 31443, and mode \"dsr\" leaves the packet its port 443"],
+    );
+    let ports = |port: u16| format!("backends = [{{ node = \"worker-1\" }}, {{ node = \"worker-2\", port = {port} }}]");
+    let set = "backends = [{ node = \"worker-1\" }, { node = \"worker-2\" }]";
+    assert!(faults_of(&[(protocol, &dsr("")), (target, ""), (set, &ports(443))], None).is_empty());
+    one(
+        &[(protocol, &dsr("")), (target, ""), (set, &ports(8443))],
+        &["service[0] \"web\".set: backend 1 names port 8443, and mode \"dsr\""],
+    );
+    one(
+        &[(protocol, &dsr("")), (SET, &ports(8443))],
+        &["service[0] \"web\".backends[1].port: backend 1 names port 8443"],
+    );
+    // Nothing is sent from the box: no SNAT address is needed.
+    let no_v4 = ("[[snat]]\naddress = \"192.0.2.250\"\n", "");
+    assert!(faults_of(&[no_v4, (protocol, &dsr("")), (target, "")], None).is_empty());
+}
+
+#[test]
+fn a_waived_reply_check_is_warned_of() {
+    for (mode, wanted) in [("dnat", "blackholes its clients"), ("nat", "is about mode \"dnat\" only")] {
+        let more = format!("protocol = \"tcp\"\nmode = {mode:?}\nreply_check = false");
+        let found = warnings(&edited(&[("protocol = \"tcp\"", &more)]).desired(1));
+        let [found] = &found[..] else { panic!("{found:?}") };
+        let found = found.to_string();
+        assert!(found.starts_with("service[0] \"web\".reply_check: is ") && found.contains(wanted), "{found}");
+    }
+}

@@ -33,6 +33,19 @@ fn planned(reason: R, change: impl FnOnce(&mut Plan), packets: Vec<Vec<u8>>) -> 
     Case { reason, rig: Rig::new(plan), packets }
 }
 
+/// One service in `dsr`.
+fn dsr(plan: &mut Plan) {
+    let service = plan.service(WEB);
+    service.mode = Mode::Dsr;
+    service.backends[0].port = None;
+}
+
+/// What the receiver of a packet complains about to its sender.
+fn parameter_problem(about: &Pkt) -> Vec<u8> {
+    let message = [&[12, 0, 0, 0, 20, 0, 0, 0], &about.bytes()[14..]].concat();
+    Icmp::message(about.dst.ip(), about.src.ip(), &message).bytes()
+}
+
 /// A packet with bytes replaced.
 fn mangled(packet: &Pkt, at: usize, bytes: &[u8]) -> Vec<u8> {
     let mut frame = packet.bytes();
@@ -188,6 +201,28 @@ fn services() -> Vec<Case> {
         case(
             R::IcmpUnmatched,
             vec![Icmp::message("198.51.100.7".parse().unwrap(), VIP.parse().unwrap(), &[3; 8]).bytes()],
+        ),
+        planned(
+            R::NotAdjacent,
+            |plan| {
+                dsr(plan);
+                plan.routed = vec!["10.0.0.11".parse().unwrap()];
+            },
+            vec![syn()],
+        ),
+        planned(R::Hairpin, dsr, vec![Pkt::syn("10.0.0.11:5555", TO_WEB).bytes()]),
+        planned(
+            R::ReplyProbe,
+            |plan| {
+                plan.service(WEB).mode = Mode::Dnat;
+                plan.service(DNS).mode = Mode::Dnat;
+                plan.ways.probes = vec!["192.0.2.254".parse().unwrap()];
+            },
+            vec![
+                Pkt::tcp("10.0.0.11:31443", "192.0.2.254:40000", TCP_SYN | TCP_ACK).bytes(),
+                Pkt::tcp("10.0.0.11:31443", "192.0.2.254:40000", TCP_RST | TCP_ACK).bytes(),
+                parameter_problem(&Pkt::udp("192.0.2.254:40000", "10.0.0.11:31053")),
+            ],
         ),
         case(R::NeighborIgnored, vec![[&[0xff; 12][..], &[8, 6], &[0; 46]].concat()]),
     ]
