@@ -66,6 +66,10 @@ pub struct BoxConfig {
     /// Routed ranges VIPs come from: an address of them that no service uses is unreachable,
     /// instead of circling between the box and its gateway.
     pub vip_ranges: Vec<IpNet>,
+    /// Default of each service's `panic_threshold`: when the checks leave less than this percentage of a
+    /// service's backends, it is the checks that are not believed, and all are used. With 0 that happens
+    /// only when they would leave none.
+    pub panic_threshold: u8,
 }
 
 impl Default for BoxConfig {
@@ -77,6 +81,7 @@ impl Default for BoxConfig {
             announce: Announce::L2,
             probe: ProbePolicy::Full,
             vip_ranges: Vec::new(),
+            panic_threshold: 0,
         }
     }
 }
@@ -225,6 +230,8 @@ pub struct Limits {
     pub maglev_size: u32,
     /// ICMP errors the box generates, per second and worker.
     pub icmp_per_second: u32,
+    /// Pairs of service and backend, per family, whose flows are counted for the schedulers that ask.
+    pub counted_backends: u32,
 }
 
 impl Default for Limits {
@@ -237,6 +244,7 @@ impl Default for Limits {
             nodes: 8_192,
             maglev_size: 65_537,
             icmp_per_second: 1_000,
+            counted_backends: 65_536,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{BackendState, Mode, Protocol};
+use crate::desired::{BackendState, Mode, Protocol, Scheduler};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -78,6 +78,11 @@ pub struct ServiceStatus {
     /// Of the slots moved, those that surviving backends lost: Maglev's disruption.
     #[serde(default)]
     pub disrupted: u32,
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// The checks left too few backends, and are not believed.
+    #[serde(default)]
+    pub panic: bool,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -87,11 +92,18 @@ pub struct BackendStatus {
     pub address: IpAddr,
     pub port: u16,
     pub weight: u16,
+    /// Percent of its weight it takes new flows by: 100, less while it starts slowly, 0 when it takes none.
+    #[serde(default = "whole")]
+    pub effective: u8,
     pub state: BackendState,
     pub reason: String,
     pub flows: u64,
     /// The node's link-layer address is known.
     pub reachable: bool,
+}
+
+fn whole() -> u8 {
+    100
 }
 
 /// One record of `GET /v1/flows`.

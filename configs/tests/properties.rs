@@ -212,6 +212,9 @@ fn desired() -> impl Strategy<Value = Desired> {
                     source_ranges,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
                     timeouts,
+                    on_down: Default::default(),
+                    slow_start: None,
+                    panic_threshold: None,
                 }
             };
             Desired {

@@ -74,6 +74,9 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! the kernel, addresses steered and announced. Runs beside the workers, never on their cores' time.
 
 mod flows;
+mod motion;
 mod network;
 mod rates;
 mod start;
@@ -20,6 +21,7 @@ use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
+use crate::clock::Now;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View};
@@ -36,6 +38,7 @@ pub struct Live {
     pub announce: Announce,
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
+    pub panic_threshold: u8,
     /// By port; 0: none.
     pub mss_clamps: Vec<u16>,
 }
@@ -48,6 +51,7 @@ impl From<&ConfigFile> for Live {
             announce: file.the_box.announce,
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
+            panic_threshold: file.the_box.panic_threshold,
             mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
         }
     }
@@ -161,7 +165,16 @@ impl Shared {
 
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
-        let mut published = self.published();
+        self.compile_in(&mut self.published(), live, owners, health)
+    }
+
+    fn compile_in(
+        &self,
+        published: &mut Published,
+        live: &Live,
+        owners: &Snapshots,
+        health: &Health,
+    ) -> Result<u64, Vec<Fault>> {
         let inputs = Inputs {
             owners,
             health,
@@ -171,6 +184,9 @@ impl Shared {
             maglev_max: live.maglev_size,
             max_services: self.limits.services as usize,
             max_nodes: self.limits.nodes as usize,
+            max_counted: self.limits.counted_backends as usize,
+            panic_threshold: live.panic_threshold,
+            now: Now::read(),
         };
         let tables = published
             .compiler
@@ -180,10 +196,11 @@ impl Shared {
         published.live = live.clone();
         published.owners = owners.clone();
         published.health = health.clone();
+        motion::report(&published.tables, &tables);
         published.tables = Arc::clone(&tables);
         let mut network = self.network();
         network.want(&tables, live);
-        let number = self.publish(&mut published, &network);
+        let number = self.publish(published, &network);
         // The workers know new addresses before packets to them are steered here, and no longer
         // know old ones when those are steered to the kernel again.
         if let Err(error) = network.steer(&tables, live) {

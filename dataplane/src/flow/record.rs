@@ -58,6 +58,8 @@ impl Flags {
     pub const ANSWERED: Flags = Flags(8);
     /// The RST that made the state `Reset` came from the node.
     pub const RESET_BY_NODE: Flags = Flags(16);
+    /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
+    pub const COUNTED: Flags = Flags(128);
 
     #[inline]
     #[must_use]

@@ -9,6 +9,7 @@ mod express;
 mod fragments;
 pub mod hops;
 mod open;
+mod pick;
 mod revalidate;
 mod side;
 #[doc(hidden)]
@@ -25,11 +26,13 @@ use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
+use crate::schedule::Peers;
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
 use hops::LastHops;
+use revalidate::Standing;
 use side::{Side, Sided};
 
 pub use fragments::Released;
@@ -225,8 +228,12 @@ impl Pipeline {
         let bytes = memory.bytes_mut(frame);
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
+        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
         let entry = match found {
-            Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            Some(entry) if standing == Some(Standing::Valid) => entry,
+            Some(_) if standing == Some(Standing::Reset) && !packet.may_open() => {
+                return self.reset_sender(memory, frame, &packet, from, now);
+            }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
             }
@@ -415,6 +422,14 @@ impl Pipeline {
             side::adopt_snats(self);
         }
         old
+    }
+
+    /// Makes its flows' counts for schedulers known to the other workers', and reads theirs.
+    pub fn meet(&mut self, peers: &Arc<Peers>) {
+        let Self { worker, v4, v6, .. } = self;
+        peers.join(worker.0, Arc::clone(v4.flows.share()), Arc::clone(v6.flows.share()));
+        v4.scheduling.meet(Arc::clone(peers), worker.0, false);
+        v6.scheduling.meet(Arc::clone(peers), worker.0, true);
     }
 
     #[must_use]

@@ -5,7 +5,7 @@ use super::Pipeline;
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::Record;
+use crate::flow::{Flags, Record, Word};
 use crate::persist::{MAX_SNATS, Store};
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -33,6 +33,9 @@ impl Pipeline {
             return false;
         }
         self.expire_datagrams(now);
+        let Self { view, v4, v6, .. } = self;
+        v4.scheduling.exchange(view.tables.v4.counted, now);
+        v6.scheduling.exchange(view.tables.v6.counted, now);
         let v4 = self.sweep::<V4>(now, self.sweep.v4);
         let v6 = self.sweep::<V6>(now, self.sweep.v6);
         self.sweep.v4 = v4.0;
@@ -63,9 +66,14 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
-        let complete = side.flows.sweep(budget, |_, record, word| {
-            if record.epoch != tables.epoch && revalidate::<F>(record, word, tables, false) == Standing::Revoked {
-                return false;
+        let complete = side.flows.sweep(budget, |at, record, word, tally| {
+            if record.epoch != tables.epoch {
+                let (standing, load) = revalidate::<F>(record, word, tables, false);
+                if standing == Standing::Revoked {
+                    return false;
+                }
+                // One to be reset stays, uncounted and of an epoch gone by, until its next packet asks.
+                tally.assign(at, record, load);
             }
             let Some(service) = tables.service(record.service) else { return false };
             if let Some(counters) = stats.services.get(record.service as usize) {
@@ -124,10 +132,11 @@ fn tables_len<T>(services: &[T]) -> usize {
 
 fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
     let mut ports = Vec::new();
-    side.flows.recover(used, |record, _| {
+    side.flows.recover(used, |record, word| {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
+        record.commit(Word { flags: word.flags.without(Flags::COUNTED), ..word });
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
         if sane && record.snat_port != 0 {
@@ -139,7 +148,7 @@ fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
 }
 
 /// Moves a record's counters to its service's.
-fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
+pub(super) fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
     if record.packets != 0 {
         counters.packets.add(u64::from(record.packets));
         counters.forward_bytes.add(u64::from(record.forward_bytes));

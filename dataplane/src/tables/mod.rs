@@ -2,13 +2,15 @@
 //! want, the box's own config and the checks' results.
 
 pub mod compile;
+mod motion;
 pub mod set;
+mod slots;
 pub mod view;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, OnDown, Scheduler};
 use rustc_hash::FxHashMap;
 
 pub use compile::{Compiler, Inputs};
@@ -42,6 +44,8 @@ pub struct FamilyTables<A> {
     /// Backends of `dnat` services by address, port and protocol: packets from there are replies.
     pub dnat: FxHashMap<ServiceKey<A>, ()>,
     pub snats: Vec<Snat<A>>,
+    /// Slots of counted backends in use: all are below this.
+    pub counted: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,8 +95,14 @@ pub struct Service {
     pub sources: Option<SourceSet>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
-    /// What the set's last change moved.
+    /// What the set's last change moved; of schedulers other than Maglev nothing is known.
     pub moved: Option<Moved>,
+    pub scheduler: Scheduler,
+    /// Where each backend's flows are counted, in the set's order; empty: the scheduler does not ask.
+    pub loads: Box<[u32]>,
+    pub on_down: OnDown,
+    /// The checks left too few backends, and are not believed.
+    pub panic: bool,
 }
 
 impl Service {
@@ -101,6 +111,15 @@ impl Service {
     #[inline]
     pub fn port_of(&self, backend: &Backend) -> u16 {
         if backend.port == 0 { self.target_port } else { backend.port }
+    }
+}
+
+impl Service {
+    /// Where flows to this backend, by its place in the set, are counted; 0: nowhere.
+    #[must_use]
+    #[inline]
+    pub fn load_of(&self, backend: u16) -> u32 {
+        self.loads.get(usize::from(backend)).copied().unwrap_or(0)
     }
 }
 

@@ -8,6 +8,7 @@ pub mod family;
 pub mod icmp;
 pub mod parse;
 pub mod plain;
+pub mod reset;
 pub mod rewrite;
 
 pub use family::{Family, Tuple, V4, V6};

@@ -100,6 +100,9 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
     };
     let vips: [IpAddr; 2] = [VIP_V4.into(), VIP_V6.into()];
     let node_of =

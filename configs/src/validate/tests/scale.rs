@@ -35,6 +35,9 @@ fn large(mode: Mode) -> Desired {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
     };
     Desired {
         generation: 1,

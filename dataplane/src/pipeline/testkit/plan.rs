@@ -10,6 +10,7 @@ use penstock_configs::desired::{
 use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
+use crate::clock::Now;
 use crate::tables::compile::CompileError;
 use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
 
@@ -30,6 +31,8 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// What the compiler takes for now.
+    pub now: Now,
 }
 
 impl Default for Plan {
@@ -45,6 +48,7 @@ impl Default for Plan {
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            now: Now::default(),
         }
     }
 }
@@ -72,6 +76,9 @@ impl Plan {
             source_ranges: Vec::new(),
             announce: None,
             timeouts: None,
+            on_down: Default::default(),
+            slow_start: None,
+            panic_threshold: None,
         });
         self.services.last_mut().expect("just added")
     }
@@ -115,6 +122,9 @@ impl Plan {
             maglev_max: self.maglev_max,
             max_services: 64,
             max_nodes: 64,
+            max_counted: 64,
+            panic_threshold: 0,
+            now: self.now,
         })
     }
 
