@@ -56,8 +56,8 @@ impl Motion {
         self.next_step
     }
 
-    /// Sets how much of its weight each backend takes: tenths, one more with every tenth of `seconds`
-    /// since it came. Where no backend was there before, or none is beside those that came, there is
+    /// Sets how much of its weight each backend takes: a tenth when it comes, all after `seconds`, a tenth
+    /// more at a time. Where no backend was there before, or none is beside those that came, there is
     /// nobody to spare them: they take all.
     pub fn ramp(&mut self, service: ServiceAt, seconds: u32, before: Option<&Service>, backends: &mut [Backend]) {
         let Some(before) = before else { return };
@@ -84,12 +84,14 @@ impl Motion {
             return;
         }
         for (at, key, since) in came {
-            let step = period / u64::from(WHOLE);
+            let step = period / u64::from(WHOLE - 1);
             let taken = self.now.ns.saturating_sub(since.ns) / step;
             backends[at].ramp = (taken + 1).min(u64::from(WHOLE)) as u8;
             let next = Now { ns: since.ns + (taken + 1) * step };
-            self.next_step = Some(self.next_step.map_or(next, |due| due.min(next)));
-            self.since.insert(key, since);
+            if backends[at].ramp < WHOLE {
+                self.next_step = Some(self.next_step.map_or(next, |due| due.min(next)));
+                self.since.insert(key, since);
+            }
         }
     }
 }

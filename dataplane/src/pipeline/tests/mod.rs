@@ -8,6 +8,7 @@ mod flows;
 mod fragments;
 mod icmp;
 mod malformed;
+mod motion;
 mod nat;
 mod simulation;
 
