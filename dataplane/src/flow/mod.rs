@@ -346,7 +346,9 @@ impl<F: Family> FlowTable<F> {
             return Err(DropReason::FlowTableFull);
         }
         self.count(flow.word.state, at);
-        self.recount(at, flow.load);
+        if flow.load != 0 {
+            self.recount(at, flow.load);
+        }
         self.high_water = self.high_water.max(at + 1);
         Ok(at)
     }

@@ -549,3 +549,80 @@ fn more_to_count_than_there_is_room_for_is_refused() {
     assert!(refused.to_string().contains("limits.counted_backends"));
     assert_eq!(compile(29), Ok(()));
 }
+
+/// The next process counts the flows it finds, once each, in one round of its sweep.
+#[test]
+fn counts_outlive_the_process() {
+    use crate::persist::Store;
+    let dir = tempfile::tempdir().unwrap();
+    let config = testkit::config(0, 1);
+    let open = || Store::open(&dir.path().join("flows.0"), config.shape(), [7; 16], [1, 2]).unwrap();
+    let mut plan = three();
+    plan.service(WEB).scheduler = Scheduler::Wlc;
+    let counts = |rig: &Rig| {
+        let share = rig.pipeline.v4.flows.share();
+        service_named(rig, WEB).loads.iter().map(|slot| share.load(*slot)).collect::<Vec<_>>()
+    };
+    let mut rig = Rig::over(plan.clone(), &config, open());
+    let conns: Vec<Conn> = (0..30).map(|n| Conn::open(&mut rig, &TCP[0].2(n), TO_WEB)).collect();
+    conns.iter().take(6).for_each(|conn| conn.close(&mut rig));
+    let before = counts(&rig);
+    assert_eq!(
+        before.iter().map(|load| (load.active, load.inactive)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
+        (24, 6)
+    );
+    drop(rig);
+    let mut rig = Rig::over(plan, &config, open());
+    conns[7].to_node(&mut rig, TCP_ACK);
+    rig.check();
+    rig.sweep();
+    assert_eq!(counts(&rig), before);
+    rig.check();
+}
+
+/// Two whole workers, packets coming in by either: each service's flows even out over both, though each
+/// worker chooses for itself.
+#[test]
+fn workers_see_each_others_flows() {
+    use crate::pipeline::testkit::{Farm, FarmConfig};
+    for scheduler in [Scheduler::Wlc, Scheduler::Lc, Scheduler::Sed, Scheduler::Nq, Scheduler::RandomTwoChoices] {
+        let mut plan = three();
+        for service in &mut plan.services {
+            service.scheduler = scheduler;
+            draining(&mut service.backends[0]);
+        }
+        let mut farm = Farm::new(plan, &FarmConfig { workers: 2, ..FarmConfig::default() });
+        let open = |farm: &mut Farm, first: usize, count: usize| {
+            let mut nodes = BTreeMap::<String, usize>::new();
+            for n in first..first + count {
+                let (client, vip) = if n % 2 == 0 {
+                    (format!("198.51.100.7:{}", 2000 + n), TO_WEB)
+                } else {
+                    (format!("[2001:db8:2::7]:{}", 2000 + n), TO_WEB6)
+                };
+                farm.fronts[n % 2].inject(&Pkt::syn(&client, vip).bytes());
+                farm.now.ns += 3_000_000;
+                farm.round();
+                farm.round();
+                for frame in farm.backs.iter_mut().flat_map(|back| back.take_all()) {
+                    let Ok(seen) = testkit::look(&frame) else { continue };
+                    if seen.flags == TCP_SYN {
+                        *nodes.entry(seen.dst.ip().to_string()).or_default() += 1;
+                    }
+                }
+                farm.fronts.iter_mut().for_each(|front| drop(front.take_all()));
+            }
+            nodes
+        };
+        let before = open(&mut farm, 0, 80);
+        assert!(before.values().all(|count| count.abs_diff(20) <= 4) && before.len() == 4, "{scheduler:?}: {before:?}");
+        // What comes new gets what comes, whichever worker it comes to.
+        farm.plan.services.iter_mut().for_each(|service| service.backends[0].state = BackendState::Active);
+        farm.publish();
+        farm.round();
+        let after = open(&mut farm, 80, 36);
+        let new = after.get("10.0.0.11").unwrap_or(&0) + after.get("fd00::11").unwrap_or(&0);
+        let least = if scheduler == Scheduler::RandomTwoChoices { 17 } else { 34 };
+        assert!(new >= least, "{scheduler:?}: {after:?}");
+    }
+}
