@@ -280,5 +280,5 @@ fn backends_in_motion() {
     let udp = [("protocol = \"tcp\"", "protocol = \"udp\"\non_down = \"reset\"")];
     one(&udp, &["service[0] \"web\".on_down: is about TCP connections"]);
     one(&[("\"lb1\"", "\"lb1\"\npanic_threshold = 200")], &["box.panic_threshold: is 200, more than all"]);
-    one(&[("[[set]]", "[limits]\ncounted_backends = 0\n[[set]]")], &["limits.counted_backends: is 0"]);
+    one(&[("[limits]", "[limits]\ncounted_backends = 0")], &["limits.counted_backends: is 0"]);
 }
