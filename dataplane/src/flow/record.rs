@@ -59,7 +59,7 @@ impl Flags {
     /// The RST that made the state `Reset` came from the node.
     pub const RESET_BY_NODE: Flags = Flags(16);
     /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
-    pub const COUNTED: Flags = Flags(128);
+    pub const COUNTED: Flags = Flags(32);
 
     #[inline]
     #[must_use]

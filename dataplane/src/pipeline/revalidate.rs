@@ -18,6 +18,7 @@ use super::Pipeline;
 use super::side::{Parts, Sided};
 use crate::clock::Now;
 use crate::flow::{Flags, Record, State, Word};
+use crate::icmp;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::{Backend, Service, Tabled, Tables};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -83,7 +84,7 @@ impl Pipeline {
         now: Now,
     ) -> Verdict {
         let reason = DropReason::FlowRevoked;
-        if packet.protocol != PROTO_TCP || packet.tcp_flags & TCP_RST != 0 {
+        if !icmp::may_complain(memory.bytes(frame), packet) || packet.tcp_flags & TCP_RST != 0 {
             return Verdict::Drop(reason);
         }
         if !self.icmp.allows(now) {
@@ -91,7 +92,7 @@ impl Pipeline {
             self.stats.generated.add(1);
             return Verdict::Drop(reason);
         }
-        let len = wire::reset::answer(memory.room_mut(frame), packet);
+        let Some(len) = wire::reset::answer(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
         memory.resize(frame, len);
         self.stats.count_drop(reason);
         self.stats.generated.add(1);
@@ -142,5 +143,6 @@ fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool)
     if service.on_down == OnDown::Keep && backend.is_some_and(|backend| !backend.unwanted) {
         return Standing::Valid;
     }
-    if matches!(word.state, State::TimeWait | State::Reset) { Standing::Revoked } else { Standing::Reset }
+    let is_open = matches!(word.state, State::SynSent | State::Established | State::FinWait);
+    if is_open { Standing::Reset } else { Standing::Revoked }
 }

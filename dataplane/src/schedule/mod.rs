@@ -139,7 +139,7 @@ impl Random {
 
     /// A number below `limit`, by multiply-shift: off from even by less than `limit` in 2^64.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (u128::from(self.draw()) * u128::from(limit) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(limit)) >> 64) as u64
     }
 }
 

@@ -45,7 +45,7 @@ pub struct Load {
 /// IPVS's `tcp_state_active_table`: half-open ones are active, closing ones are not. UDP always is.
 #[must_use]
 pub fn is_active(state: State) -> bool {
-    !matches!(state, State::FinWait | State::TimeWait | State::Reset)
+    matches!(state, State::SynSent | State::Established | State::UdpOneWay | State::UdpStream)
 }
 
 #[derive(Debug, Default)]

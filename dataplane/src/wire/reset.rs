@@ -11,8 +11,11 @@ const HEADER: usize = 20;
 /// Turns a TCP packet in `room` (a whole frame) into the RST that a host without its connection would
 /// send (RFC 9293 section 3.10.7.1): of the sequence number the packet acknowledges, or, if it
 /// acknowledges none, of number 0 and acknowledging all of it. Options and extension headers are left
-/// out. Returns the frame's length.
-pub fn answer(room: &mut [u8], headers: &Packet) -> usize {
+/// out. Returns the frame's length; `None`: it is a RST itself.
+pub fn answer(room: &mut [u8], headers: &Packet) -> Option<usize> {
+    if headers.protocol != PROTO_TCP || headers.tcp_flags & TCP_RST != 0 {
+        return None;
+    }
     let (l3, l4) = (usize::from(headers.l3), usize::from(headers.l4));
     let [from, to]: [[u8; 2]; 2] = [bytes_at(room, l4), bytes_at(room, l4 + 2)];
     let (seq, ack) = (be32(room, l4 + 4), be32(room, l4 + 8));
@@ -53,5 +56,5 @@ pub fn answer(room: &mut [u8], headers: &Packet) -> usize {
     put(room, tcp + 12, [5 << 4, flags, 0, 0, 0, 0, 0, 0]);
     let sum = sum.add(&room[tcp..tcp + HEADER]);
     put(room, tcp + 16, sum.checksum());
-    tcp + HEADER
+    Some(tcp + HEADER)
 }
