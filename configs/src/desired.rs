@@ -108,6 +108,12 @@ pub struct Service {
     /// Percent; default: `box.panic_threshold`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<u8>,
+    /// What becomes of a TCP connection that is idle for too long.
+    #[serde(default, skip_serializing_if = "OnIdle::is_default")]
+    pub on_idle: OnIdle,
+    /// What a client hears when there is no backend for it, or no SNAT port.
+    #[serde(default, skip_serializing_if = "NoBackend::is_default")]
+    pub no_backend: NoBackend,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -221,14 +227,81 @@ pub enum Announce {
     None,
 }
 
-/// Seconds; a missing field takes the box's `[timeouts]`.
+/// At the end of `tcp_established` or `tcp_fin` seconds without a packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnIdle {
+    /// The box forgets it in silence, as a router that reboots would: what either end still sends is
+    /// dropped. Linux NAT and IPVS do this; an end that never speaks again need not know.
+    #[default]
+    Forget,
+    /// Both ends are sent a RST, and who speaks later is answered with one: an application finds out at
+    /// once instead of by its own timeout. What F5 and HAProxy do, and cloud balancers on request.
+    Reset,
+}
+
+/// A new TCP connection or UDP packet that no backend can take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoBackend {
+    /// A RST, or ICMP port unreachable for UDP, within `limits.icmp_per_second`. The default: the client
+    /// fails at once and may try its next address, where silence would cost it a minute or more of SYNs
+    /// (RFC 1122 section 4.2.3.5). kube-proxy answers so for a Service without endpoints, and IPVS with
+    /// ICMP port unreachable.
+    #[default]
+    Reject,
+    /// Silence: scanners learn nothing, and a client's own retries bridge a short outage.
+    Drop,
+}
+
+impl OnIdle {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl NoBackend {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Seconds; a missing field takes the box's `[timeouts]`, where each is explained.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceTimeouts {
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_syn: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_established: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_fin: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_time_wait: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_rst: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_one_way: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<u32>,
+}
+
+impl ServiceTimeouts {
+    /// Each by its key, as written.
+    #[must_use]
+    pub fn by_key(&self) -> [(&'static str, Option<u32>); 7] {
+        [
+            ("tcp_syn", self.tcp_syn),
+            ("tcp_established", self.tcp_established),
+            ("tcp_fin", self.tcp_fin),
+            ("tcp_time_wait", self.tcp_time_wait),
+            ("tcp_rst", self.tcp_rst),
+            ("udp_one_way", self.udp_one_way),
+            ("udp", self.udp),
+        ]
+    }
 }
 
 /// `PUT /v1/health`: what the checker knows, for every owner's backends. A backend not named is up.

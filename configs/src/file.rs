@@ -249,20 +249,24 @@ impl Default for Limits {
     }
 }
 
-/// Seconds without a packet until a flow is forgotten.
+/// Seconds without a packet until a flow is forgotten; each may be another for a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// SYN seen, no answer yet.
+    /// SYN seen, the client's ACK of the node's answer not yet.
     pub tcp_syn: u32,
+    /// Open, and silent; see a service's `on_idle`.
     pub tcp_established: u32,
-    /// One side has sent FIN.
+    /// One side has sent FIN, or both, and one of them is not acknowledged yet.
     pub tcp_fin: u32,
-    /// Both have, or a RST was seen: the SNAT port rests this long.
+    /// Both ends have closed: the SNAT port rests this long.
     pub tcp_time_wait: u32,
+    /// A RST was believed, or the box sent one at the end of an idle connection: late packets of it are
+    /// still known for what they are.
     pub tcp_rst: u32,
-    /// Only the client has spoken.
+    /// Only the client has spoken, or the node answered its first packet.
     pub udp_one_way: u32,
+    /// Both have, the client twice.
     pub udp: u32,
 }
 

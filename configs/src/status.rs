@@ -229,6 +229,10 @@ pub struct FlowCounters {
     pub expired: u64,
     /// Embryos pushed out by newer ones: a flood, or `limits.embryonic` too small.
     pub evicted: u64,
+    /// RSTs out of their receiver's window: delivered, but no flow ended by them.
+    pub resets_doubted: u64,
+    /// Idle connections whose ends were sent RSTs (`on_idle = "reset"`).
+    pub idle_resets: u64,
 }
 
 /// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Scheduler, Service, ServiceTimeouts,
+    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+    ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};
@@ -148,7 +149,18 @@ fn mutated_snapshots_never_panic() {
 
 fn timeouts() -> impl Strategy<Value = ServiceTimeouts> {
     let seconds = || prop::option::of(1u32..2_592_000);
-    (seconds(), seconds()).prop_map(|(tcp_established, udp)| ServiceTimeouts { tcp_established, udp })
+    let tcp = (seconds(), seconds(), seconds(), seconds(), seconds());
+    (tcp, seconds(), seconds()).prop_map(
+        |((tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst), udp_one_way, udp)| ServiceTimeouts {
+            tcp_syn,
+            tcp_established,
+            tcp_fin,
+            tcp_time_wait,
+            tcp_rst,
+            udp_one_way,
+            udp,
+        },
+    )
 }
 
 fn range() -> impl Strategy<Value = IpNet> {
@@ -211,6 +223,8 @@ fn desired() -> impl Strategy<Value = Desired> {
                     target_port,
                     source_ranges,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
+                    on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },
+                    no_backend: if v4 { NoBackend::Reject } else { NoBackend::Drop },
                     timeouts,
                     on_down: Default::default(),
                     slow_start: None,

@@ -52,6 +52,10 @@ pub struct WorkerStats {
     pub flows_established: Counter,
     pub flows_embryonic: Counter,
     pub embryos_evicted: Counter,
+    /// RSTs out of their receiver's window: delivered, but not believed.
+    pub resets_doubted: Counter,
+    /// Connections that were idle too long, and whose ends were sent RSTs.
+    pub idle_resets: Counter,
     pub turns: Counter,
     pub busy_turns: Counter,
     /// The publication this worker runs.
@@ -114,6 +118,8 @@ impl WorkerStats {
             flows_established: Counter::default(),
             flows_embryonic: Counter::default(),
             embryos_evicted: Counter::default(),
+            resets_doubted: Counter::default(),
+            idle_resets: Counter::default(),
             turns: Counter::default(),
             busy_turns: Counter::default(),
             view: Counter::default(),

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_configs::desired::{Backend, BackendSet, Node, Protocol, Service};
+use penstock_configs::desired::{Backend, BackendSet, NoBackend, Node, OnIdle, Protocol, Service};
 use penstock_configs::file::{
     BoxConfig, ConfigFile, Limits, PortConfig, ProbePolicy, SCHEMA_VERSION, SnatAddress, WorkersConfig,
 };
@@ -77,6 +77,8 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         on_down: Default::default(),
         slow_start: None,
         panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     }
 }
 

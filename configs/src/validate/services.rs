@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::address::{family, host_bits, martian};
 use super::{BoxContext, FILE_OWNER, item_path, names};
-use crate::desired::{Backend, Desired, Mode, Node, OnDown, Protocol, Scheduler, Service};
+use crate::desired::{Backend, Desired, Mode, Node, OnDown, OnIdle, Protocol, Scheduler, Service};
 use crate::fault::Fault;
 use crate::nearest::Suggester;
 
@@ -236,13 +236,18 @@ impl<'a> Checker<'a> {
             }
         }
         if let Some(timeouts) = &service.timeouts {
-            for (key, seconds) in [("tcp_established", timeouts.tcp_established), ("udp", timeouts.udp)] {
+            for (key, seconds) in timeouts.by_key() {
                 if let Some((problem, remedy)) = seconds.and_then(super::the_box::timeout_problem) {
                     self.fault(format!("{}.{key}", within("timeouts")), problem, remedy);
                 }
             }
         }
         self.motion(&within, service);
+        if service.on_idle == OnIdle::Reset && service.protocol != Protocol::Tcp {
+            let problem =
+                format!("is \"reset\", and {} has no way to say so", service.protocol.as_str().to_uppercase());
+            self.fault(within("on_idle"), problem, "leave it out: only TCP connections can be reset");
+        }
         self.targets(&path, service);
     }
 

@@ -274,9 +274,11 @@ impl Builder<'_> {
                 target_port: if dsr { Some(port.port) } else { port.node_port },
                 source_ranges: ask.source_ranges.clone(),
                 announce: Some(announce),
-                timeouts: ask
-                    .idle_timeout
-                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds) }),
+                timeouts: ask.idle_timeout.map(|seconds| ServiceTimeouts {
+                    tcp_established: Some(seconds),
+                    udp: Some(seconds),
+                    ..ServiceTimeouts::default()
+                }),
                 ..blank(vip, protocol)
             });
         }
@@ -473,5 +475,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         on_down: Default::default(),
         slow_start: None,
         panic_threshold: None,
+        on_idle: Default::default(),
+        no_backend: Default::default(),
     }
 }

@@ -173,10 +173,21 @@ impl Snapshot {
         gauges(encoder, "penstock_flow_capacity", "Flows the worker's tables can hold", capacity)?;
         let events = self.per_worker(|worker| {
             let flows = &worker.flows;
-            [("created", flows.created), ("expired", flows.expired), ("evicted", flows.evicted)]
-                .map(|(event, count)| (Some(label("event", event)), count))
+            [
+                ("created", flows.created),
+                ("expired", flows.expired),
+                ("evicted", flows.evicted),
+                ("idle_reset", flows.idle_resets),
+                ("reset_doubted", flows.resets_doubted),
+            ]
+            .map(|(event, count)| (Some(label("event", event)), count))
         });
-        counters(encoder, "penstock_flow_events", "Flows created, expired, and embryos evicted by newer ones", events)?;
+        counters(
+            encoder,
+            "penstock_flow_events",
+            "Flows created, expired, evicted as embryos, reset when idle; RSTs out of window, which ended none",
+            events,
+        )?;
         let frames = self.per_worker(|worker| {
             let frames = &worker.frames;
             [("free", frames.free), ("kernel", frames.kernel), ("held", frames.held), ("total", frames.total)]

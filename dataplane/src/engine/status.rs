@@ -222,6 +222,8 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             created: stats.flows_created.get(),
             expired: 0,
             evicted: stats.embryos_evicted.get(),
+            resets_doubted: stats.resets_doubted.get(),
+            idle_resets: stats.idle_resets.get(),
         },
         sockets: sockets.collect(),
         latency: latency(shared, at),

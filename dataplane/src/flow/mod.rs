@@ -10,7 +10,7 @@ pub mod tcp;
 
 pub use index::{Direction, Entry};
 pub use record::{Flags, Record, Word};
-pub use tcp::{State, SynInfo};
+pub use tcp::{Positions, Segment, State, SynInfo};
 
 use std::sync::Arc;
 
@@ -222,7 +222,7 @@ impl<F: Family> FlowTable<F> {
         prefetch(record);
         if F::V6 {
             // 96 bytes from a multiple of 32: the addresses are in the first line, the rest in the next.
-            prefetch(&record.last_timestamp);
+            prefetch(&record.seen);
         }
         Some(entry)
     }
@@ -335,8 +335,7 @@ impl<F: Family> FlowTable<F> {
         record.packets = 0;
         record.forward_bytes = 0;
         record.reverse_bytes = 0;
-        record.last_seq = 0;
-        record.last_timestamp = 0;
+        record.seen = Positions::default();
         record.commit(flow.word);
         let record = &self.records[at as usize];
         let hashes = self.keys(record, flow.word).map(|key| F::hash(&self.hasher, &key));

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
-use super::tcp::State;
+use super::tcp::{Positions, State};
 use crate::clock::Tick;
 use crate::wire::PROTO_TCP;
 
@@ -37,10 +37,7 @@ pub struct Record<A> {
     pub packets: u32,
     pub forward_bytes: u32,
     pub reverse_bytes: u32,
-    /// End of the client's stream as the node saw it when the flow closed, for RFC 6191.
-    pub last_seq: u32,
-    /// The client's last timestamp then; 0: it sent none.
-    pub last_timestamp: u32,
+    pub seen: Positions,
 }
 
 const _: () = assert!(size_of::<Record<u32>>() == 64 && size_of::<Record<u128>>() == 96);
@@ -60,6 +57,10 @@ impl Flags {
     pub const RESET_BY_NODE: Flags = Flags(16);
     /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
     pub const COUNTED: Flags = Flags(32);
+    /// The client's FIN is acknowledged.
+    pub const ACKED_CLIENT: Flags = Flags(64);
+    /// The node's is.
+    pub const ACKED_NODE: Flags = Flags(128);
 
     #[inline]
     #[must_use]

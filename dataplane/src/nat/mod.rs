@@ -7,6 +7,7 @@
 pub mod partition;
 
 pub use partition::Partition;
+use penstock_configs::desired::OnIdle;
 
 use crate::clock::Now;
 use crate::flow::tcp::reopens;
@@ -179,9 +180,10 @@ fn candidate<F: Family>(
         flows.remove(entry.record);
         return Candidate::Free;
     }
-    let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP && record.last_seq != 0;
+    // Not before both FINs are acknowledged, or the node would still be closing and refuse the SYN.
+    let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP;
     match towards.syn {
-        Some(syn) if reusable && reopens(record.last_seq, record.last_timestamp, syn) => {
+        Some(syn) if reusable && reopens(record.seen.node_expects, record.seen.client_expects, syn) => {
             Candidate::Resting(entry.record)
         }
         _ => Candidate::Taken,
@@ -193,9 +195,11 @@ fn candidate<F: Family>(
 pub fn timed_out<A>(now: Now, tables: &Tables) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
     move |record, state| {
         record.epoch == tables.epoch
-            && tables
-                .service(record.service)
-                .is_some_and(|service| now.tick().since(record.last_seen()) > service.timeouts[state as usize])
+            && tables.service(record.service).is_some_and(|service| {
+                // Ends that are to be told of it are the sweep's.
+                let told = service.on_idle == OnIdle::Reset && matches!(state, State::Established | State::FinWait);
+                !told && now.tick().since(record.last_seen()) > service.timeouts[state as usize]
+            })
     }
 }
 

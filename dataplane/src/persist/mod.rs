@@ -18,7 +18,7 @@ use crate::flow::Record;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"penstock");
 /// Grows with every change of `Header` or `Record`.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// SNAT addresses per family, last hops: what records name by number.
 pub const MAX_SNATS: usize = 256;
 pub const MAX_HOPS: usize = 8192;

@@ -111,7 +111,7 @@ impl Pipeline {
 
     /// The next hop of a flow's packets in this direction, nothing learnt: an error may come from
     /// another neighbour than its client's packets do.
-    fn known_hop<F: Sided>(&self, entry: Entry) -> Result<Hop, DropReason> {
+    pub(super) fn known_hop<F: Sided>(&self, entry: Entry) -> Result<Hop, DropReason> {
         let record = F::side(self).flows.record(entry.record);
         match entry.direction {
             Direction::Forward => {
@@ -152,7 +152,7 @@ impl Pipeline {
 
     /// Drops a packet, and makes of it an error to its sender if rules and rate allow.
     #[allow(clippy::too_many_arguments, reason = "what a verdict needs, and what the error says")]
-    fn complain(
+    pub(super) fn complain(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
@@ -174,6 +174,7 @@ impl Pipeline {
             return Verdict::Drop(reason);
         };
         memory.resize(frame, len);
+        self.answered = reason;
         self.stats.count_drop(reason);
         self.stats.generated.add(1);
         Verdict::Tx(from)

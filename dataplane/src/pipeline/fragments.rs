@@ -143,7 +143,6 @@ impl Pipeline {
             Err(reason) => return Verdict::Drop(self.give_up::<F>(at, reason)),
         };
         let tuple = F::tuple(bytes, &whole);
-        let dies = F::ttl(bytes, usize::from(packet.l3)) <= 1;
         let hash = F::side(self).flows.hash(&tuple);
         let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
         let fate = match verdict {
@@ -152,8 +151,8 @@ impl Pipeline {
                 set_identification(memory.bytes_mut(frame), packet, identification);
                 Fate::Flow { src_port: tuple.src_port, dst_port: tuple.dst_port, identification }
             }
-            // An error took its place.
-            Verdict::Tx(_) => Fate::Refused(if dies { DropReason::TtlExceeded } else { DropReason::TooBig }),
+            // An answer took its place.
+            Verdict::Tx(_) => Fate::Refused(self.answered),
             Verdict::Handoff(owner) => Fate::Handoff(owner),
             Verdict::Kernel => Fate::Kernel,
             Verdict::Drop(reason) => Fate::Refused(reason),

@@ -4,13 +4,17 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod budget;
 mod errors;
 mod express;
+mod farewell;
 mod fragments;
 pub mod hops;
 mod open;
 mod pick;
+mod refuse;
 mod revalidate;
+mod segment;
 mod side;
 #[doc(hidden)]
 pub mod testkit;
@@ -21,7 +25,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
+use crate::flow::{Direction, Entry, FlowTable, State};
 use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
@@ -30,9 +34,12 @@ use crate::schedule::Peers;
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use budget::Budget;
+use farewell::Farewells;
 use hops::LastHops;
 use revalidate::Standing;
+use segment::follow;
 use side::{Side, Sided};
 
 pub use fragments::Released;
@@ -69,10 +76,14 @@ pub struct Pipeline {
     hops: LastHops,
     store: Store,
     stats: Arc<WorkerStats>,
-    icmp: IcmpBudget,
+    /// Of ICMP errors and refusals.
+    icmp: Budget,
+    /// Why the last packet that was answered in place was dropped.
+    answered: DropReason,
     holding: Holding,
     identifications: Identifications,
     sweep: upkeep::SweepClock,
+    farewells: Farewells,
 }
 
 impl Pipeline {
@@ -93,10 +104,12 @@ impl Pipeline {
             hops: LastHops::default(),
             store,
             stats,
-            icmp: IcmpBudget::new(config.icmp_per_second),
+            icmp: Budget::new(config.icmp_per_second),
+            answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
             sweep: upkeep::SweepClock::default(),
+            farewells: Farewells::default(),
         };
         pipeline.recover();
         Ok(pipeline)
@@ -231,16 +244,16 @@ impl Pipeline {
         let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
         let entry = match found {
             Some(entry) if standing == Some(Standing::Valid) => entry,
-            Some(_) if standing == Some(Standing::Reset) && !packet.may_open() => {
-                return self.reset_sender(memory, frame, &packet, from, now);
+            Some(_) if matches!(standing, Some(Standing::Reset | Standing::Rehome)) && !packet.may_open() => {
+                return self.refuse(memory, frame, &packet, DropReason::FlowRevoked, from, now);
             }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
             }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
-                Err(Verdict::Drop(DropReason::TtlExceeded)) => {
-                    return self.time_exceeded(memory, frame, &packet, from, now);
+                Err(Verdict::Drop(reason)) => {
+                    return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
                 }
                 Err(verdict) => return verdict,
             },
@@ -248,6 +261,7 @@ impl Pipeline {
         match self.pass::<F>(bytes, &packet, entry, from, now) {
             Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
             Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
+            Err(reason @ DropReason::FlowExpired) => self.refuse(memory, frame, &packet, reason, from, now),
             Err(reason) => Verdict::Drop(reason),
             Ok(port) => Verdict::Tx(port),
         }
@@ -267,37 +281,32 @@ impl Pipeline {
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
         }
-        let forward = entry.direction == Direction::Forward;
+        if packet.tcp_flags & TCP_RST != 0 && !self.believes_reset::<F>(bytes, packet, entry) {
+            return self.pass_doubted::<F>(bytes, packet, entry);
+        }
         let hop = self.next_hop::<F>(entry, bytes, from)?;
         if u32::from(packet.end - packet.l3) > hop.mtu {
             return Err(DropReason::TooBig);
         }
         let side = F::side_mut(self);
-        let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
-        let next = tcp::advance(word, packet.tcp_flags, entry.direction);
-        if next != word {
-            side.flows.transition(entry.record, word, next)?;
-        }
+        let (word, next) = follow(side, bytes, packet, entry)?;
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);
         let len = u32::from(packet.end - packet.l3);
-        if forward {
-            record.forward_bytes = record.forward_bytes.saturating_add(len);
-            if packet.transport == Transport::Tcp
-                && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0)
-            {
-                let end = stream_end(bytes, packet);
-                (record.last_seq, record.last_timestamp) = (end.seq, end.timestamp);
-            }
-        } else {
-            record.reverse_bytes = record.reverse_bytes.saturating_add(len);
+        match entry.direction {
+            Direction::Forward => record.forward_bytes = record.forward_bytes.saturating_add(len),
+            Direction::Reverse => record.reverse_bytes = record.reverse_bytes.saturating_add(len),
         }
         let to = side.translation(entry, next);
         wire::rewrite::<F>(bytes, packet, &to);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
         if packet.tcp_flags & TCP_SYN != 0 {
             self.clamp_mss(bytes, packet, from, hop.port);
+        }
+        if word.state == State::SynSent && packet.tcp_flags & TCP_RST != 0 {
+            // Refused or given up before it began: neither end knows of it any more.
+            F::side_mut(self).flows.remove(entry.record);
         }
         Ok(hop.port)
     }
@@ -467,44 +476,6 @@ impl Pipeline {
     #[must_use]
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
-    }
-}
-
-/// Where a TCP packet's data ends, and its timestamp: what a node in TIME_WAIT will compare a new
-/// SYN with.
-fn stream_end(bytes: &[u8], packet: &Packet) -> SynInfo {
-    let l4 = usize::from(packet.l4);
-    let header = usize::from(wire::bytes_at::<1>(bytes, l4 + 12)[0] >> 4) * 4;
-    let data = usize::from(packet.end).saturating_sub(l4 + header) as u32;
-    let phantom = u32::from(packet.tcp_flags & TCP_FIN != 0);
-    SynInfo {
-        seq: be32(bytes, l4 + 4).wrapping_add(data).wrapping_add(phantom),
-        timestamp: wire::parse::tcp_timestamp(bytes, packet),
-    }
-}
-
-/// A budget of ICMP errors: so many per second, spent at most a tenth of a second's worth at once.
-struct IcmpBudget {
-    per_second: u64,
-    tokens_ns: u64,
-    last: Now,
-}
-
-impl IcmpBudget {
-    fn new(per_second: u32) -> Self {
-        Self { per_second: u64::from(per_second), tokens_ns: 100_000_000, last: Now::default() }
-    }
-
-    fn allows(&mut self, now: Now) -> bool {
-        let Some(cost) = 1_000_000_000_u64.checked_div(self.per_second) else { return false };
-        let burst = 100_000_000.max(cost);
-        self.tokens_ns = (self.tokens_ns + now.ns.saturating_sub(self.last.ns)).min(burst);
-        self.last = now;
-        if self.tokens_ns < cost {
-            return false;
-        }
-        self.tokens_ns -= cost;
-        true
     }
 }
 

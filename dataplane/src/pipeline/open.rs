@@ -101,7 +101,7 @@ impl Pipeline {
         from: PortId,
         now: Now,
     ) -> Result<u32, DropReason> {
-        let Parts { side, view, hops, store, stats } = F::parts(self);
+        let Parts { side, view, hops, store, stats, .. } = F::parts(self);
         let tables = &view.tables;
         let family = F::tables(tables);
         check_source_of::<F>(tables, tuple.src)?;

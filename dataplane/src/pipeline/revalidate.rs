@@ -6,8 +6,8 @@
 //! | backend | TCP, `keep` | TCP, `reset` | TCP, `rehome` | UDP |
 //! | --- | --- | --- | --- | --- |
 //! | draining, or of weight 0 | goes on | goes on | goes on | goes on |
-//! | down by its checks | goes on | RST | RST to who sends next | another backend |
-//! | down by its owner, or removed | RST | RST | RST to who sends next | another backend |
+//! | down by its checks | goes on | RST to both ends | RST to who sends next | another backend |
+//! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend |
 //!
 //! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
 //! RST: the client's next SYN finds another backend.
@@ -16,13 +16,12 @@ use penstock_configs::desired::{BackendState, Mode, OnDown};
 
 use super::Pipeline;
 use super::side::{Parts, Sided};
-use crate::clock::Now;
 use crate::flow::{Flags, Record, State, Word};
-use crate::icmp;
-use crate::io::{Frame, PacketMemory};
 use crate::tables::{Backend, Service, Tabled, Tables};
-use crate::verdict::{DropReason, PortId, Verdict};
-use crate::wire::{self, PROTO_TCP, Packet, TCP_ACK, TCP_RST, TCP_SYN};
+use crate::wire::{PROTO_TCP, TCP_ACK, TCP_SYN};
+
+/// In place of a node's slot, when the backend is no longer one: no next hop is ever known.
+pub(super) const NO_NODE: u16 = u16::MAX;
 
 /// What became of a flow under the running snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +30,10 @@ pub(super) enum Standing {
     /// Its service or SNAT address is gone, or its client no longer allowed; or its backend is, and
     /// another may take its place.
     Revoked,
-    /// A connection whose backend is gone: whoever goes on with it is told.
+    /// A connection whose backend is gone: both ends are told.
     Reset,
+    /// One of which only who goes on with it is told.
+    Rehome,
 }
 
 impl Pipeline {
@@ -59,10 +60,15 @@ impl Pipeline {
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return Standing::Revoked };
         let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset);
+        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset | State::Expired);
         let (standing, load) = revalidate::<F>(record, word, &view.tables, reopens);
         if standing == Standing::Valid {
             side.flows.recount(at, load);
+            return standing;
+        }
+        if standing == Standing::Reset && !opens {
+            // It stays for the sweep to tell both ends.
+            side.flows.recount(at, 0);
             return standing;
         }
         // Its bytes are its service's, whoever goes on with the client.
@@ -71,32 +77,6 @@ impl Pipeline {
         }
         side.flows.remove(at);
         standing
-    }
-
-    /// Answers a packet of a connection whose backend is gone with a RST to its sender.
-    #[inline(never)]
-    pub(super) fn reset_sender(
-        &mut self,
-        memory: &PacketMemory,
-        frame: &mut Frame,
-        packet: &Packet,
-        from: PortId,
-        now: Now,
-    ) -> Verdict {
-        let reason = DropReason::FlowRevoked;
-        if !icmp::may_complain(memory.bytes(frame), packet) || packet.tcp_flags & TCP_RST != 0 {
-            return Verdict::Drop(reason);
-        }
-        if !self.icmp.allows(now) {
-            self.stats.count_drop(DropReason::RateLimited);
-            self.stats.generated.add(1);
-            return Verdict::Drop(reason);
-        }
-        let Some(len) = wire::reset::answer(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
-        memory.resize(frame, len);
-        self.stats.count_drop(reason);
-        self.stats.generated.add(1);
-        Verdict::Tx(from)
     }
 }
 
@@ -122,16 +102,23 @@ pub(super) fn revalidate<F: Tabled>(
     let place = service.set.place(F::to_ip(record.node), record.node_port, service.target_port);
     let backend = place.and_then(|place| service.set.backends.get(usize::from(place)));
     let standing = judge(word, service, backend, as_new);
-    let (Some(place), Some(backend), Standing::Valid) = (place, backend, standing) else { return (standing, 0) };
-    record.node_slot = backend.node_slot;
+    // Where a RST to the node goes; none, if the node may be gone too.
+    record.node_slot = backend.map_or(NO_NODE, |backend| backend.node_slot);
+    let (Some(place), Standing::Valid) = (place, standing) else { return (standing, 0) };
     record.epoch = tables.epoch;
     (Standing::Valid, service.load_of(place))
 }
 
 /// By the state of a flow's backend; `None`: it is removed.
 fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool) -> Standing {
+    if as_new && !backend.is_some_and(Backend::takes_new) {
+        return Standing::Revoked;
+    }
     match backend {
-        Some(backend) if as_new && !backend.takes_new() => return Standing::Revoked,
+        // Its ends have been told; it stays to answer those who ask again, if need be without a way to the node.
+        _ if word.state == State::Expired => {
+            return if backend.is_some() { Standing::Valid } else { Standing::Reset };
+        }
         Some(backend) if backend.state != BackendState::Down => return Standing::Valid,
         _ => {}
     }
@@ -143,6 +130,9 @@ fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool)
     if service.on_down == OnDown::Keep && backend.is_some_and(|backend| !backend.unwanted) {
         return Standing::Valid;
     }
-    let is_open = matches!(word.state, State::SynSent | State::Established | State::FinWait);
-    if is_open { Standing::Reset } else { Standing::Revoked }
+    match word.state {
+        State::SynSent | State::Established | State::FinWait if service.on_down == OnDown::Rehome => Standing::Rehome,
+        State::SynSent | State::Established | State::FinWait => Standing::Reset,
+        _ => Standing::Revoked,
+    }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Pipeline;
+use super::farewell::Farewells;
 use super::hops::LastHops;
 use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
 use crate::fragment::{DATAGRAMS, Datagrams, Holding};
@@ -95,6 +96,7 @@ pub struct Parts<'a, F: Family> {
     pub hops: &'a mut LastHops,
     pub store: &'a mut Store,
     pub stats: &'a WorkerStats,
+    pub farewells: &'a mut Farewells,
 }
 
 /// Picks a family's side of a pipeline.
@@ -121,8 +123,8 @@ macro_rules! sided {
 
             #[inline]
             fn parts(pipeline: &mut Pipeline) -> Parts<'_, Self> {
-                let Pipeline { $field: side, view, hops, store, stats, .. } = pipeline;
-                Parts { side, view, hops, store, stats }
+                let Pipeline { $field: side, view, hops, store, stats, farewells, .. } = pipeline;
+                Parts { side, view, hops, store, stats, farewells }
             }
 
             fn held(pipeline: &mut Pipeline) -> (&mut Holding, &mut Datagrams<Self::Addr>) {

@@ -2,10 +2,11 @@
 //! and the taking up of an earlier process's flows.
 
 use super::Pipeline;
-use super::revalidate::{Standing, revalidate};
+use super::farewell;
+use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{Flags, Record, Word};
+use crate::flow::{Flags, Record, State, Word};
 use crate::persist::{MAX_SNATS, Store};
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -56,7 +57,7 @@ impl Pipeline {
     /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a
     /// round was completed, and whether more is due.
     fn sweep<F: Sided + Tabled>(&mut self, now: Now, last: Now) -> (Now, bool, bool) {
-        let Parts { side, view, hops, stats, .. } = F::parts(self);
+        let Parts { side, view, hops, stats, farewells, .. } = F::parts(self);
         let records = u64::from(side.flows.swept_records().max(LEAST));
         let elapsed = now.ns.saturating_sub(last.ns).min(ROUND_NS);
         let due = (records * elapsed / ROUND_NS) as u32;
@@ -72,8 +73,15 @@ impl Pipeline {
                 if standing == Standing::Revoked {
                     return false;
                 }
-                // One to be reset stays, uncounted and of an epoch gone by, until its next packet asks.
+                // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
                 tally.assign(at, record, load);
+                if standing == Standing::Reset
+                    && word.state != State::Expired
+                    && farewells.bid(at, F::V6, record, tally, now)
+                    && record.node_slot != NO_NODE
+                {
+                    record.epoch = tables.epoch;
+                }
             }
             let Some(service) = tables.service(record.service) else { return false };
             if let Some(counters) = stats.services.get(record.service as usize) {
@@ -83,7 +91,15 @@ impl Pipeline {
                 *count += 1;
             }
             hops.mark(record.hop);
-            now.tick().since(record.last_seen()) <= service.timeouts[word.state as usize]
+            let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
+            match overdue {
+                None => true,
+                Some(overdue) if farewell::is_due(word, service, overdue) => {
+                    farewells.bid(at, F::V6, record, tally, now);
+                    true
+                }
+                Some(_) => false,
+            }
         });
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);

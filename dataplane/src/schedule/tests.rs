@@ -45,6 +45,8 @@ fn service(scheduler: Scheduler, backends: Vec<Backend>) -> Service {
         loads,
         on_down: OnDown::Keep,
         panic: false,
+        on_idle: Default::default(),
+        no_backend: Default::default(),
     }
 }
 

@@ -160,6 +160,8 @@ impl Compiler {
             target_port: wanted.target_port.unwrap_or(0),
             sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
             timeouts: timeouts(inputs.timeouts, wanted),
+            on_idle: wanted.on_idle,
+            no_backend: wanted.no_backend,
             moved,
             scheduler: wanted.scheduler,
             loads: Box::default(),
@@ -293,12 +295,13 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
 fn timeouts(defaults: &Timeouts, service: &WantedService) -> [u32; State::COUNT] {
     let own = service.timeouts.clone().unwrap_or_default();
     let mut by_state = [0; State::COUNT];
-    by_state[State::SynSent as usize] = ticks(defaults.tcp_syn);
+    by_state[State::SynSent as usize] = ticks(own.tcp_syn.unwrap_or(defaults.tcp_syn));
     by_state[State::Established as usize] = ticks(own.tcp_established.unwrap_or(defaults.tcp_established));
-    by_state[State::FinWait as usize] = ticks(defaults.tcp_fin);
-    by_state[State::TimeWait as usize] = ticks(defaults.tcp_time_wait);
-    by_state[State::Reset as usize] = ticks(defaults.tcp_rst);
-    by_state[State::UdpOneWay as usize] = ticks(defaults.udp_one_way);
+    by_state[State::FinWait as usize] = ticks(own.tcp_fin.unwrap_or(defaults.tcp_fin));
+    by_state[State::TimeWait as usize] = ticks(own.tcp_time_wait.unwrap_or(defaults.tcp_time_wait));
+    by_state[State::Reset as usize] = ticks(own.tcp_rst.unwrap_or(defaults.tcp_rst));
+    by_state[State::Expired as usize] = by_state[State::Reset as usize];
+    by_state[State::UdpOneWay as usize] = ticks(own.udp_one_way.unwrap_or(defaults.udp_one_way));
     by_state[State::UdpStream as usize] = ticks(own.udp.unwrap_or(defaults.udp));
     by_state
 }

@@ -10,7 +10,7 @@ pub mod view;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Mode, OnDown, Scheduler};
+use penstock_configs::desired::{Mode, NoBackend, OnDown, OnIdle, Scheduler};
 use rustc_hash::FxHashMap;
 
 pub use compile::{Compiler, Inputs};
@@ -95,6 +95,8 @@ pub struct Service {
     pub sources: Option<SourceSet>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
+    pub on_idle: OnIdle,
+    pub no_backend: NoBackend,
     /// What the set's last change moved; of schedulers other than Maglev nothing is known.
     pub moved: Option<Moved>,
     pub scheduler: Scheduler,

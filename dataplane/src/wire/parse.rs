@@ -236,19 +236,27 @@ fn check_ports(ports: [u8; 4]) -> Result<(), DropReason> {
 /// The value of a TCP timestamp option (RFC 7323); 0: there is none.
 #[must_use]
 pub fn tcp_timestamp(frame: &[u8], packet: &Packet) -> u32 {
+    tcp_timestamps(frame, packet)[0]
+}
+
+/// The value of a TCP timestamp option, and the one it echoes; zeros: there is none.
+#[must_use]
+pub fn tcp_timestamps(frame: &[u8], packet: &Packet) -> [u32; 2] {
     let l4 = usize::from(packet.l4);
     let end = l4 + usize::from(frame.get(l4 + 12).copied().unwrap_or(0) >> 4) * 4;
-    let Some(options) = frame.get(l4 + 20..end) else { return 0 };
+    let Some(options) = frame.get(l4 + 20..end) else { return [0; 2] };
     let mut rest = options;
     // Each turn takes at least one byte, so a loop of options ends.
     while let [kind, tail @ ..] = rest {
         rest = match (kind, tail) {
-            (0, _) => return 0,
+            (0, _) => return [0; 2],
             (1, tail) => tail,
-            (8, [10, a, b, c, d, _, _, _, _, ..]) => return u32::from_be_bytes([*a, *b, *c, *d]),
+            (8, [10, a, b, c, d, e, f, g, h, ..]) => {
+                return [u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])];
+            }
             (_, [len, ..]) if *len >= 2 => rest.get(usize::from(*len)..).unwrap_or_default(),
-            _ => return 0,
+            _ => return [0; 2],
         };
     }
-    0
+    [0; 2]
 }

@@ -111,6 +111,9 @@ impl<P: Port, K: Port> Worker<P, K> {
             // Only the time-outs of fragments: they wake nobody.
             self.release(&mut None, now);
         }
+        while let Some((frame, port)) = self.pipeline.next_farewell(&mut self.pool) {
+            self.conclude(port, frame, Verdict::Tx(port), &mut None);
+        }
         self.count(worked);
         worked || due
     }

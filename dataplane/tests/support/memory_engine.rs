@@ -119,6 +119,7 @@ impl Engine for MemoryEngine {
                 created: 90_000,
                 expired: 88_721,
                 evicted: 0,
+                ..FlowCounters::default()
             },
             sockets: vec![SocketCounters {
                 interface: "eth0".into(),

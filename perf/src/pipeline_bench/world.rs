@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use arrayvec::ArrayVec;
-use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, NoBackend, OnIdle, Protocol};
 use penstock_configs::desired::{Scheduler, Service};
 use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;
@@ -182,6 +182,8 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         on_down: Default::default(),
         slow_start: None,
         panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     let desired = Desired {
         generation: 1,

@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Scheduler, Service};
+use crate::desired::{
+    Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+};
 use crate::file::SnatAddress;
 use crate::resolve::Resolver;
 use crate::validate::{BoxContext, desired, warnings};
@@ -38,6 +40,8 @@ fn large(mode: Mode) -> Desired {
         on_down: Default::default(),
         slow_start: None,
         panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     Desired {
         generation: 1,

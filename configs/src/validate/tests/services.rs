@@ -183,7 +183,10 @@ fn source_ranges_and_timeouts() {
         &[("port = 443", &more("source_ranges = [\"10.0.0.0/8\", \"192.0.2.77/24\"]"))],
         &["service[0] \"web\".source_ranges[1]: 192.0.2.77/24", "write \"192.0.2.0/24\""],
     );
-    one(&[("port = 443", &more("timeouts = { udp = 0 }"))], &["service[0] \"web\".timeouts.udp: is 0"]);
+    for key in ["tcp_syn", "tcp_established", "tcp_fin", "tcp_time_wait", "tcp_rst", "udp_one_way", "udp"] {
+        let text = format!("timeouts = {{ {key} = 0 }}");
+        one(&[("port = 443", &more(&text))], &[&format!("service[0] \"web\".timeouts.{key}: is 0")]);
+    }
     one(
         &[("port = 443", &more("timeouts = { tcp_established = 4000000000 }"))],
         &["service[0] \"web\".timeouts.tcp_established: is 4000000000 seconds"],
@@ -281,4 +284,13 @@ fn backends_in_motion() {
     one(&udp, &["service[0] \"web\".on_down: is about TCP connections"]);
     one(&[("\"lb1\"", "\"lb1\"\npanic_threshold = 200")], &["box.panic_threshold: is 200, more than all"]);
     one(&[("[limits]", "[limits]\ncounted_backends = 0")], &["limits.counted_backends: is 0"]);
+}
+
+#[test]
+fn ends_and_refusals() {
+    let more = |text: &str| format!("port = 443\n{text}");
+    one(
+        &[("port = 443", &more("on_idle = \"reset\"")), ("protocol = \"tcp\"", "protocol = \"udp\"")],
+        &["service[0] \"web\".on_idle: is \"reset\", and UDP has no way to say so", "leave it out"],
+    );
 }

@@ -58,8 +58,9 @@ impl Pkt {
             dst,
             protocol,
             flags,
-            seq: 1000,
-            ack: 0,
+            // Both ends begin with 1000, and nobody has said anything yet.
+            seq: if flags & TCP_SYN != 0 { 1000 } else { 1001 },
+            ack: if flags & TCP_ACK != 0 { 1001 } else { 0 },
             timestamp: None,
             ttl: 64,
             payload: Vec::new(),
@@ -71,10 +72,13 @@ impl Pkt {
 
     /// What a node answers to a packet it got.
     pub fn answer(to: &Seen, flags: u8) -> Self {
+        let phantom = u32::from(to.flags & (TCP_SYN | TCP_FIN) != 0);
+        let end = to.seq.wrapping_add(to.payload.len() as u32).wrapping_add(phantom);
         Self {
             smac: node_mac(to.dst.ip()),
             dmac: BOX_MACS[usize::from(BACK.0)],
             vlans: to.vlans.clone(),
+            ack: if flags & TCP_ACK != 0 { end } else { 0 },
             ..Self::between(to.dst, to.src, to.protocol, flags)
         }
     }
@@ -271,6 +275,8 @@ pub struct Seen {
     pub dst: SocketAddr,
     pub protocol: u8,
     pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
     pub ttl: u8,
     /// Of TCP and UDP the data, of ICMP the message.
     pub payload: Vec<u8>,
@@ -336,6 +342,10 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
         }
         _ => ([0, 0], 0, sliced.ip_payload().map_or(&[][..], |payload| payload.payload)),
     };
+    let (seq, ack) = match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.sequence_number(), tcp.acknowledgment_number()),
+        _ => (0, 0),
+    };
     Ok(Seen {
         smac: ethernet.source(),
         dmac: ethernet.destination(),
@@ -344,6 +354,8 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
         dst: SocketAddr::new(dst, ports[1]),
         protocol,
         flags,
+        seq,
+        ack,
         ttl,
         payload: payload.to_vec(),
         wrong,

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_configs::desired::{
-    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, Protocol, Scheduler, Service,
+    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
+    Service,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
 
@@ -79,6 +80,9 @@ impl Plan {
             on_down: Default::default(),
             slow_start: None,
             panic_threshold: None,
+            on_idle: OnIdle::default(),
+            // A drop is what most tables look for; those of the answer ask for it.
+            no_backend: NoBackend::Drop,
         });
         self.services.last_mut().expect("just added")
     }

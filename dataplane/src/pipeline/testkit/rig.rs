@@ -38,6 +38,8 @@ pub struct Rig {
     pub pipeline: Pipeline,
     pub pool: FramePool,
     pub now: Now,
+    /// What the box said of its own accord during sweeps.
+    pub said: Vec<Out>,
     views: u64,
 }
 
@@ -91,7 +93,7 @@ impl Rig {
         let stats = Arc::new(WorkerStats::new(3, config.max_services));
         let pipeline = Pipeline::new(config, store, stats).expect("memory");
         let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
-        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), views: 0 };
+        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), said: Vec::new(), views: 0 };
         rig.apply();
         rig
     }
@@ -118,11 +120,22 @@ impl Rig {
     pub fn sweep(&mut self) {
         let mut quarters = 0;
         while quarters < 10 {
-            if !self.pipeline.upkeep(self.now) {
+            if !self.upkeep() {
                 self.now.ns += 250_000_000;
                 quarters += 1;
             }
         }
+    }
+
+    /// One step of upkeep, and what is said because of it.
+    pub fn upkeep(&mut self) -> bool {
+        let due = self.pipeline.upkeep(self.now);
+        while let Some((frame, port)) = self.pipeline.next_farewell(&mut self.pool) {
+            let bytes = self.pool.memory().bytes(&frame).to_vec();
+            self.pool.give(frame);
+            self.said.push(Out { verdict: Verdict::Tx(port), bytes });
+        }
+        due
     }
 
     pub fn front(&mut self, packet: &[u8]) -> Out {

@@ -43,7 +43,7 @@ fn only_its_flows_suffer(rig: &mut Rig, conns: &[Conn], gone: &str) {
                 assert_eq!((told.src, told.dst, told.flags), (conn.at_node.src, conn.at_node.dst, TCP_RST));
             }
             assert_eq!(rig.pipeline.stats().drops[DropReason::FlowRevoked as usize].get(), before + 1);
-            conn.out(rig, TCP_ACK).dropped(DropReason::OutOfState);
+            assert_eq!(conn.out(rig, TCP_ACK).to_client().flags, TCP_RST);
             let anew = rig.front(&Pkt::syn(&conn.client, &conn.vip).bytes()).to_node();
             assert_ne!(anew.dst.ip().to_string(), gone);
         } else {

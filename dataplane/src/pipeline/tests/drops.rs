@@ -253,13 +253,19 @@ fn every_reason_is_reached_and_named() {
         case.rig.check();
         reached.insert(case.reason);
     }
-    // These two come with a packet sent, or instead of one: `icmp` tests them.
+    // These come with a packet sent, or instead of one: `icmp` and `tcp` test them.
     let mut rig = rig();
     let spent = Pkt::syn(CLIENT, TO_WEB).with(|pkt| pkt.ttl = 1).bytes();
     for _ in 0..11 {
         rig.front(&spent);
     }
-    reached.extend([R::TtlExceeded, R::RateLimited].iter().filter(|reason| rig.drops(**reason) > 0));
+    rig.wait(1);
+    rig.change(|plan| plan.service(WEB).on_idle = penstock_configs::desired::OnIdle::Reset);
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    rig.wait(7440);
+    rig.sweep();
+    conn.out(&mut rig, TCP_ACK);
+    reached.extend([R::TtlExceeded, R::RateLimited, R::FlowExpired].iter().filter(|reason| rig.drops(**reason) > 0));
     let missing: Vec<&str> = R::ALL
         .iter()
         .filter(|r| !reached.contains(r) && !NOT_THE_PIPELINES.contains(r) && !OF_FRAGMENTS.contains(r))

@@ -118,8 +118,8 @@ fn a_resting_port_serves_a_syn_its_node_will_take() {
         let mut rig = one_port();
         let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
         rig.front(&conn.request(TCP_FIN | TCP_ACK).with(|pkt| pkt.timestamp = closing).bytes()).to_node();
-        conn.to_client(&mut rig, TCP_FIN | TCP_ACK);
-        let last = conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.timestamp) = (1002, closing));
+        rig.back(&conn.reply(TCP_FIN | TCP_ACK).with(|pkt| pkt.ack = 1002).bytes()).to_client();
+        let last = conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.ack, pkt.timestamp) = (1002, 1002, closing));
         rig.front(&last.bytes()).to_node();
         let syn = Pkt::syn(OTHER, TO_WEB).with(|pkt| (pkt.seq, pkt.timestamp) = (syn_seq, syn_stamp));
         let out = rig.front(&syn.bytes());

@@ -371,6 +371,24 @@ fn too_big_and_time_exceeded_for_the_first_only() {
     }
 }
 
+/// The answer to who cannot be served is about the first one too, and the rest are named for the same reason.
+#[test]
+fn no_backend_is_said_of_the_first_only() {
+    let mut plan = plan();
+    for service in &mut plan.services {
+        service.backends.clear();
+        service.no_backend = penstock_configs::desired::NoBackend::Reject;
+    }
+    let mut rig = Rig::new(plan);
+    for (client, vip, kind) in [(CLIENT, TO_DNS, [3, 3]), (CLIENT6, TO_DNS6, [1, 4])] {
+        let pieces = split(&Pkt::udp(client, vip).payload(&datagram(4000)).bytes(), &every(1400), 9);
+        let outs: Vec<Out> = [1, 0, 2].iter().flat_map(|at| pass(&mut rig, FRONT, &pieces[*at])).collect();
+        let (answers, drops): (Vec<&Out>, Vec<&Out>) = outs.iter().partition(|out| out.verdict == Verdict::Tx(FRONT));
+        assert_eq!(answers.iter().map(|out| valid(&out.bytes).payload[..2].to_vec()).collect::<Vec<_>>(), [kind]);
+        assert!(drops.len() == 2 && drops.iter().all(|out| out.verdict == Verdict::Drop(DropReason::NoBackend)));
+    }
+}
+
 /// Frames between two workers, with the ports they came in by.
 type Lane = VecDeque<(PortId, Vec<u8>)>;
 

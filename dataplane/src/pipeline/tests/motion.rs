@@ -102,7 +102,11 @@ fn tcp_of_a_backend_that_goes_by_policy() {
                         let told = rig.back(&conn.reply(TCP_ACK).payload(b"late").bytes()).to_node();
                         assert_eq!((told.src, told.dst, told.flags), (conn.at_node.src, conn.at_node.dst, TCP_RST));
                     }
-                    conn.out(&mut rig, TCP_ACK).dropped(DropReason::OutOfState);
+                    if *policy == OnDown::Rehome {
+                        conn.out(&mut rig, TCP_ACK).dropped(DropReason::OutOfState);
+                    } else {
+                        assert_eq!(conn.out(&mut rig, TCP_ACK).to_client().flags, TCP_RST, "as often as asked");
+                    }
                     assert_ne!(node(&Conn::open(&mut rig, &conn.client, vip)), first, "a SYN finds another");
                 }
                 rig.check();
@@ -624,5 +628,51 @@ fn workers_see_each_others_flows() {
         let new = after.get("10.0.0.11").unwrap_or(&0) + after.get("fd00::11").unwrap_or(&0);
         let least = if scheduler == Scheduler::RandomTwoChoices { 17 } else { 34 };
         assert!(new >= least, "{scheduler:?}: {after:?}");
+    }
+}
+
+/// Nobody speaks, and both ends hear of it all the same; of a node that is removed only the clients.
+#[test]
+fn both_ends_of_an_idle_connection_are_told() {
+    for (how, goes, node_told) in
+        [("by its checks", BY_CHECKS, true), ("by its owner", BY_OWNER, true), ("removed", REMOVED, false)]
+    {
+        for (vip, service, client, first) in TCP {
+            let mut rig = outspoken();
+            rig.change(|plan| {
+                plan.service(service).on_down = OnDown::Reset;
+                plan.service(service).scheduler = Scheduler::Wlc;
+            });
+            let conns: Vec<Conn> = (0..60).map(|n| Conn::open(&mut rig, &client(n), vip)).collect();
+            rig.change(|plan| goes(plan, service, first));
+            rig.sweep();
+            let mut expected: Vec<(String, String)> = Vec::new();
+            for conn in conns.iter().filter(|conn| node(conn) == first) {
+                expected.push((conn.vip.clone(), conn.client.clone()));
+                if node_told {
+                    expected.push((conn.at_node.src.to_string(), conn.at_node.dst.to_string()));
+                }
+            }
+            let said = std::mem::take(&mut rig.said);
+            let mut told: Vec<(String, String)> = said
+                .iter()
+                .map(|out| testkit::valid(&out.bytes))
+                .map(|seen| {
+                    assert_ne!(seen.flags & TCP_RST, 0);
+                    (seen.src.to_string(), seen.dst.to_string())
+                })
+                .collect();
+            expected.sort();
+            told.sort();
+            assert!(expected.len() >= 20);
+            assert_eq!(told, expected, "{how}: each end once");
+            rig.sweep();
+            assert!(rig.said.is_empty(), "{how}: once is enough");
+            rig.check();
+            rig.wait(100);
+            rig.sweep();
+            let left = [rig.pipeline.v4.flows.counts().established, rig.pipeline.v6.flows.counts().established];
+            assert_eq!(left.iter().sum::<u32>() as usize, 60 - conns.iter().filter(|c| node(c) == first).count());
+        }
     }
 }
