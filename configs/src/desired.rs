@@ -66,7 +66,7 @@ pub enum BackendState {
     Active,
     /// Keeps its flows, takes no new ones.
     Draining,
-    /// Takes no new flows; flows it had are dropped.
+    /// Takes no new flows; for those it had see [`OnDown`].
     Down,
 }
 
@@ -103,6 +103,15 @@ pub struct Service {
     /// Overrides of `[timeouts]` for this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<ServiceTimeouts>,
+    /// What becomes of the TCP connections of a backend that its checks find down.
+    #[serde(default, skip_serializing_if = "OnDown::is_default")]
+    pub on_down: OnDown,
+    /// Seconds in which a backend that comes (new, or back from down) gets to its whole weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<u32>,
+    /// Percent; default: `box.panic_threshold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<u8>,
     /// What becomes of a TCP connection that is idle for too long.
     #[serde(default, skip_serializing_if = "OnIdle::is_default")]
     pub on_idle: OnIdle,
@@ -160,6 +169,70 @@ pub enum Scheduler {
     /// Weighted Maglev (NSDI'16): every box with the same snapshot makes the same choice.
     #[default]
     Maglev,
+    /// Each in turn, weights aside (0 takes none), as in IPVS.
+    Rr,
+    /// Each in turn, as often as its weight says.
+    Wrr,
+    /// The fewest connections: 256 times the active ones plus the closing ones.
+    Lc,
+    /// The fewest connections for its weight.
+    Wlc,
+    /// By the client's address.
+    Sh,
+    /// By the VIP.
+    Dh,
+    /// The shortest expected delay: active connections, the new one included, for its weight.
+    Sed,
+    /// One that has no active connection, else as `sed`.
+    Nq,
+    /// The less loaded of two, drawn by weight.
+    RandomTwoChoices,
+}
+
+impl Scheduler {
+    /// As in the document.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::Rr => "rr",
+            Self::Wrr => "wrr",
+            Self::Lc => "lc",
+            Self::Wlc => "wlc",
+            Self::Sh => "sh",
+            Self::Dh => "dh",
+            Self::Sed => "sed",
+            Self::Nq => "nq",
+            Self::RandomTwoChoices => "random-two-choices",
+        }
+    }
+
+    /// Whether it asks how many flows each backend has.
+    #[must_use]
+    pub fn counts(self) -> bool {
+        matches!(self, Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::RandomTwoChoices)
+    }
+}
+
+/// What becomes of the TCP connections of a backend that is down. UDP flows always go to another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// They go on, in case the check is wrong or only new work must stay away (a node whose pods
+    /// finish what they have). A backend that its owner calls down, or takes away, has them reset.
+    #[default]
+    Keep,
+    /// Both ends get a RST.
+    Reset,
+    /// They are forgotten: the client's next packet is answered with a RST, its next SYN goes elsewhere.
+    Rehome,
+}
+
+impl OnDown {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -71,6 +71,10 @@ pub struct BoxConfig {
     /// Mode `dnat`: the addresses nodes are asked from whether their replies come back through the box, one of each
     /// family at most. They stand for clients everywhere: no host has them, the nodes' routes to clients cover them.
     pub reply_probe: Vec<IpAddr>,
+    /// Default of each service's `panic_threshold`: when the checks leave less than this percentage of a
+    /// service's backends, it is the checks that are not believed, and all are used. With 0 that happens
+    /// only when they would leave none.
+    pub panic_threshold: u8,
 }
 
 impl Default for BoxConfig {
@@ -88,6 +92,7 @@ impl Default for BoxConfig {
                 Ipv4Addr::new(192, 0, 2, 254).into(),
                 Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into(),
             ],
+            panic_threshold: 0,
         }
     }
 }
@@ -249,6 +254,8 @@ pub struct Limits {
     pub maglev_size: u32,
     /// ICMP errors the box generates, per second and worker.
     pub icmp_per_second: u32,
+    /// Pairs of service and backend, per family, whose flows are counted for the schedulers that ask.
+    pub counted_backends: u32,
 }
 
 impl Default for Limits {
@@ -261,6 +268,7 @@ impl Default for Limits {
             nodes: 8_192,
             maglev_size: 65_537,
             icmp_per_second: 1_000,
+            counted_backends: 65_536,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{BackendState, Mode, Protocol};
+use crate::desired::{BackendState, Mode, Protocol, Scheduler};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -87,6 +87,11 @@ pub struct ServiceStatus {
     /// Of the slots moved, those that surviving backends lost: Maglev's disruption.
     #[serde(default)]
     pub disrupted: u32,
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// The checks left too few backends, and are not believed.
+    #[serde(default)]
+    pub panic: bool,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -96,6 +101,9 @@ pub struct BackendStatus {
     pub address: IpAddr,
     pub port: u16,
     pub weight: u16,
+    /// Percent of its weight it takes new flows by: 100, less while it starts slowly, 0 when it takes none.
+    #[serde(default = "whole")]
+    pub effective: u8,
     pub state: BackendState,
     pub reason: String,
     /// Mode `dnat`, where it is checked: `unchecked`, `passed` or `failed`.
@@ -124,6 +132,10 @@ pub struct SnatStatus {
     /// At that rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full_in_seconds: Option<f64>,
+}
+
+fn whole() -> u8 {
+    100
 }
 
 /// One record of `GET /v1/flows`.

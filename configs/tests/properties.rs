@@ -231,6 +231,9 @@ fn desired() -> impl Strategy<Value = Desired> {
                     on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },
                     no_backend: if v4 { NoBackend::Reject } else { NoBackend::Drop },
                     timeouts,
+                    on_down: Default::default(),
+                    slow_start: None,
+                    panic_threshold: None,
                 }
             };
             Desired {

@@ -75,6 +75,9 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
     }

@@ -99,8 +99,9 @@ fn a_fault_of_form_hides_no_fault_of_meaning_but_its_own() {
     // A value no other hangs on, and unknown keys: the rest of the service is looked at.
     let service = "[[service]]\nname = \"a\"\nvip = \"127.0.0.1\"\nport = 1\nprotocol = \"tcp\"\nset = \"x\"\n\
                    mode = \"dnat\"\n";
-    let found =
-        faults_with(&format!("{service}scheduler = \"rr\"\nfoo = 1\ntimeouts = {{ udp = -1, tcp_established = 0 }}\n"));
+    let found = faults_with(&format!(
+        "{service}scheduler = \"fastest\"\nfoo = 1\ntimeouts = {{ udp = -1, tcp_established = 0 }}\n"
+    ));
     let paths: Vec<&str> = found.iter().map(|fault| fault.split(": ").nth(1).expect("a path")).collect();
     let wanted = ["vip", "set", "scheduler", "foo", "timeouts.udp", "timeouts.tcp_established"];
     assert_eq!(paths, wanted.map(|key| format!("service[0] \"a\".{key}")), "{found:#?}");

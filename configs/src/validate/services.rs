@@ -6,9 +6,12 @@ use std::net::IpAddr;
 
 use super::address::{family, host_bits, martian};
 use super::{BoxContext, FILE_OWNER, item_path, names};
-use crate::desired::{Backend, Desired, Mode, Node, OnIdle, Protocol, Service};
+use crate::desired::{Backend, Desired, Mode, Node, OnDown, OnIdle, Protocol, Scheduler, Service};
 use crate::fault::Fault;
 use crate::nearest::Suggester;
+
+/// A backend that takes longer to warm up is better given its weight by hand.
+const MOST_SLOW_START: u32 = 3600;
 
 const DISTINCT: &str = "choose an address nothing else uses";
 
@@ -253,12 +256,35 @@ impl<'a> Checker<'a> {
                 }
             }
         }
+        self.motion(&within, service);
         if service.on_idle == OnIdle::Reset && service.protocol != Protocol::Tcp {
             let problem =
                 format!("is \"reset\", and {} has no way to say so", service.protocol.as_str().to_uppercase());
             self.fault(within("on_idle"), problem, "leave it out: only TCP connections can be reset");
         }
         self.targets(&path, service);
+    }
+
+    /// Backends that come and go.
+    fn motion(&mut self, within: &dyn Fn(&str) -> String, service: &'a Service) {
+        if let Some(seconds) = service.slow_start.filter(|seconds| !(1..=MOST_SLOW_START).contains(seconds)) {
+            let remedy = format!("write 1 to {MOST_SLOW_START} seconds, or leave it out");
+            self.fault(within("slow_start"), format!("is {seconds}"), remedy);
+        }
+        if let Some(percent) = service.panic_threshold.filter(|percent| *percent > 100) {
+            let problem = format!("is {percent}, more than all");
+            self.fault(within("panic_threshold"), problem, "write a percentage from 0 to 100");
+        }
+        if service.on_down != OnDown::Keep && service.protocol == Protocol::Udp {
+            let remedy = "leave it out: UDP flows go to another backend at once";
+            self.fault(within("on_down"), "is about TCP connections", remedy);
+        }
+        if service.slow_start.is_some()
+            && matches!(service.scheduler, Scheduler::Rr | Scheduler::Lc | Scheduler::Sh | Scheduler::Dh)
+        {
+            let problem = format!("has no effect with the scheduler {:?}", service.scheduler.as_str());
+            self.fault(within("slow_start"), problem, "choose maglev, wrr, wlc, sed, nq or random-two-choices");
+        }
     }
 
     fn vip(&mut self, path: &dyn Fn() -> String, vip: IpAddr) {

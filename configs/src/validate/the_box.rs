@@ -19,6 +19,8 @@ const MOST_FLOWS: u32 = 1 << 28;
 const MOST_SERVICES: u32 = 1 << 20;
 /// Backends are numbered in 16 bits.
 const MOST_NODES: u32 = 65_535;
+/// 128 MiB a worker and family.
+const LARGEST_COUNT: u32 = 1 << 24;
 /// Ten times the largest table the Maglev paper measures (655373), rounded up to a prime.
 const LARGEST_TABLE: u32 = 5_000_011;
 /// What every IPv4 host takes: 576 bytes less headers (RFC 9293 section 3.7.1).
@@ -288,6 +290,10 @@ fn snat(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>) {
 
 fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
     let limits = &file.limits;
+    if file.the_box.panic_threshold > 100 {
+        let problem = format!("is {}, more than all", file.the_box.panic_threshold);
+        faults.push(Fault::new("box.panic_threshold", problem, "write a percentage from 0 to 100"));
+    }
     for (key, value, most) in [
         ("flows_ipv4", limits.flows_ipv4, MOST_FLOWS),
         ("flows_ipv6", limits.flows_ipv6, MOST_FLOWS),
@@ -296,6 +302,7 @@ fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("nodes", limits.nodes, MOST_NODES),
         ("maglev_size", limits.maglev_size, LARGEST_TABLE),
         ("icmp_per_second", limits.icmp_per_second, u32::MAX),
+        ("counted_backends", limits.counted_backends, LARGEST_COUNT),
     ] {
         let path = format!("limits.{key}");
         if value == 0 {

@@ -156,7 +156,12 @@ fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         ("BACKENDS", Column::Right),
     ];
     if wide {
-        columns.extend([("PACKETS", Column::Right), ("BYTES", Column::Right), ("MOVED", Column::Right)]);
+        columns.extend([
+            ("SCHEDULER", Column::Left),
+            ("PACKETS", Column::Right),
+            ("BYTES", Column::Right),
+            ("MOVED", Column::Right),
+        ]);
     }
     let mut table = Table::new(&columns);
     for service in &order[..shown] {
@@ -171,6 +176,7 @@ fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         ];
         if wide {
             let moved = share(service.moved.into(), service.table_size.into());
+            cells.push(service.scheduler.as_str().into());
             cells.extend([grouped(service.packets).into(), bytes(service.bytes).into(), moved.into()]);
         }
         table.row(cells);
@@ -210,7 +216,7 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
             socket(backend.address, backend.port).into(),
             grouped(backend.flows).into(),
             share(backend.flows, service.backends.iter().map(|backend| backend.flows).sum()).into(),
-            state(backend),
+            state(service, backend),
         ];
         if wide {
             cells.insert(3, backend.weight.to_string().into());
@@ -293,14 +299,17 @@ fn health(service: &ServiceStatus) -> Cell {
     styled(format!("{well}/{}", service.backends.len()), style)
 }
 
-fn state(backend: &BackendStatus) -> Cell {
+fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {
     let (word, style) = match backend.state {
+        BackendState::Down if service.panic && backend.effective > 0 => ("down, used all the same", Style::Bad),
         BackendState::Down => ("down", Style::Bad),
         BackendState::Draining => ("draining", Style::Warn),
         BackendState::Active if !backend.reachable => ("no neighbour", Style::Bad),
         BackendState::Active => ("active", Style::Good),
     };
-    let text = if backend.reason.is_empty() { word.to_owned() } else { format!("{word}: {}", backend.reason) };
+    let starts = backend.state == BackendState::Active && (1..100).contains(&backend.effective);
+    let word = if starts { format!("{word}, {}% of its weight", backend.effective) } else { word.to_owned() };
+    let text = if backend.reason.is_empty() { word } else { format!("{word}: {}", backend.reason) };
     styled(text, style)
 }
 

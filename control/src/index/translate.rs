@@ -475,6 +475,9 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
         on_idle: Default::default(),
         no_backend: Default::default(),
     }

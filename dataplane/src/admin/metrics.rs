@@ -289,7 +289,14 @@ impl Snapshot {
             };
             (service_labels(service), level(service.backends.iter().filter(takes_new).count() as u64))
         });
-        gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)
+        gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)?;
+        let panic = services.iter().map(|service| (service_labels(service), truth(service.panic)));
+        let help = "1 while its checks leave too few backends to be believed, and all are used";
+        gauges(encoder, "penstock_service_panic", help, panic)?;
+        let hashed = services.iter().filter(|service| service.table_size > 0);
+        let moved =
+            hashed.map(|service| (service_labels(service), f64::from(service.moved) / f64::from(service.table_size)));
+        gauges(encoder, "penstock_service_moved_ratio", "Share of the Maglev table its last change moved", moved)
     }
 
     fn backends(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -318,6 +325,16 @@ impl Snapshot {
             (backend_labels(service, backend), value)
         });
         gauges(encoder, "penstock_backend_up", "1 takes new flows, 0.5 draining, 0 down", up)?;
+        let weight = each().map(|(service, backend)| {
+            let effective = f64::from(backend.weight) * f64::from(backend.effective) / 100.0;
+            (backend_labels(service, backend), effective)
+        });
+        gauges(
+            encoder,
+            "penstock_backend_weight",
+            "What it weighs now, its slow start included; 0 takes none",
+            weight,
+        )?;
         let reachable = each().map(|(service, backend)| (backend_labels(service, backend), truth(backend.reachable)));
         gauges(encoder, "penstock_backend_reachable", "Whether the node's link-layer address is known", reachable)?;
         let checked = each().filter_map(|(service, backend)| {

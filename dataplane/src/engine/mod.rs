@@ -2,6 +2,7 @@
 //! the kernel, addresses steered and announced. Runs beside the workers, never on their cores' time.
 
 mod flows;
+mod motion;
 mod network;
 mod rates;
 mod snat;
@@ -22,6 +23,7 @@ use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
+use crate::clock::Now;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View, Ways};
@@ -43,6 +45,7 @@ pub struct Live {
     pub reply_probe: Vec<IpAddr>,
     /// By interface as configured; 0: none.
     pub mss_clamps: Vec<(String, u16)>,
+    pub panic_threshold: u8,
 }
 
 impl From<&ConfigFile> for Live {
@@ -56,6 +59,7 @@ impl From<&ConfigFile> for Live {
             vlan_tags: file.the_box.vlan_tags,
             reply_probe: file.the_box.reply_probe.clone(),
             mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
+            panic_threshold: file.the_box.panic_threshold,
         }
     }
 }
@@ -176,7 +180,16 @@ impl Shared {
 
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
-        let mut published = self.published();
+        self.compile_in(&mut self.published(), live, owners, health)
+    }
+
+    fn compile_in(
+        &self,
+        published: &mut Published,
+        live: &Live,
+        owners: &Snapshots,
+        health: &Health,
+    ) -> Result<u64, Vec<Fault>> {
         let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
         published.compiler.swept(swept.unwrap_or_default());
         published.ways.probes.clone_from(&live.reply_probe);
@@ -190,6 +203,9 @@ impl Shared {
             maglev_max: live.maglev_size,
             max_services: self.limits.services as usize,
             max_nodes: self.limits.nodes as usize,
+            max_counted: self.limits.counted_backends as usize,
+            panic_threshold: live.panic_threshold,
+            now: Now::read(),
         };
         let tables = published
             .compiler
@@ -199,10 +215,11 @@ impl Shared {
         published.live = live.clone();
         published.owners = owners.clone();
         published.health = health.clone();
+        motion::report(&published.tables, &tables);
         published.tables = Arc::clone(&tables);
         let mut network = self.network();
         network.want(&tables, live);
-        let number = self.publish(&mut published, &network);
+        let number = self.publish(published, &network);
         // The workers know new addresses before packets to them are steered here, and no longer
         // know old ones when those are steered to the kernel again.
         if let Err(error) = network.steer(&tables, live) {

@@ -15,6 +15,7 @@ use super::network::Network;
 use super::rates::{Rates, Sample};
 use super::snat::Occupancy;
 use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
+use crate::clock::Now;
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
 use crate::io::tap::{self, TapDevice, TapPort};
@@ -242,6 +243,7 @@ fn keep_house(shared: &Shared) {
     for worker in &shared.workers {
         worker.mailbox.reap();
     }
+    shared.step_slow_starts(Now::read());
     shared.collect_latency();
     if shared.rates().is_due(now) {
         let sample = Sample::take(shared, now);
@@ -363,6 +365,7 @@ impl<'a> Setup<'a> {
             max_nodes: limits.nodes as usize,
             max_services: limits.services as usize,
             icmp_per_second: limits.icmp_per_second,
+            max_counted: limits.counted_backends as usize,
         };
         let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
         if let Some(why) = &store.discarded {

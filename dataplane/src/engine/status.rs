@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, Scheduler};
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
     SocketCounters, Status, WorkerCounters, WorkerStatus,
 };
 
 use super::ways::WayWatch;
-use super::{PortFacts, Shared, WorkerHandle, flows};
+use super::{PortFacts, Shared, WorkerHandle, flows, motion};
 use crate::stats::WorkerStats;
 use crate::tables::{Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
@@ -21,6 +21,10 @@ pub fn status(shared: &Shared) -> Status {
     let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     notices.extend(network.notices());
     drop(network);
+    let tables = std::sync::Arc::clone(&shared.published().tables);
+    notices.extend(
+        tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
+    );
     let snat = {
         let occupancy = shared.occupancy();
         notices.extend(occupancy.warnings.iter().cloned());
@@ -130,7 +134,8 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
                 address: backend.address,
                 port,
                 weight: backend.weight,
-                state: backend.state,
+                effective: if backend.takes_new() { backend.ramp * 10 } else { 0 },
+                state: backend.checked,
                 reason: match way {
                     Some(BackendWay { why, .. }) if !why.is_empty() => why.clone(),
                     _ => reason(backend.address, port),
@@ -152,8 +157,10 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             packets: sum(|counters| counters.packets.get()),
             bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
             moved: service.moved.map_or(0, |moved| moved.slots),
-            table_size: service.set.maglev.size(),
+            table_size: if service.scheduler == Scheduler::Maglev { service.set.maglev.size() } else { 0 },
             disrupted: service.moved.map_or(0, |moved| moved.excess()),
+            scheduler: service.scheduler,
+            panic: service.panic,
             backends: backends.collect(),
         }
     };

@@ -14,9 +14,13 @@ pub use index::{Direction, Entry};
 pub use record::{Flags, Record, Word};
 pub use tcp::{Positions, Segment, State, SynInfo};
 
+use std::sync::Arc;
+
 use crate::clock::Now;
 use crate::hash::FlowHasher;
 use crate::persist::{MAX_SNATS, Records};
+use crate::schedule::share::{Load, is_active};
+use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Tuple};
@@ -56,6 +60,8 @@ pub struct NewFlow<A> {
     pub hop: u16,
     pub node_slot: u16,
     pub service: u32,
+    /// Where it is counted for a scheduler; 0: nowhere.
+    pub load: u32,
 }
 
 pub struct FlowTable<F: Family> {
@@ -67,6 +73,7 @@ pub struct FlowTable<F: Family> {
     hasher: FlowHasher,
     capacity: Capacity,
     counts: Counts,
+    tally: Tally,
     /// SNAT addresses by the number records name them with.
     snats: Vec<F::Addr>,
     /// Records beyond this one were never used.
@@ -87,7 +94,12 @@ impl<F: Family> FlowTable<F> {
     ///
     /// # Errors
     /// The index does not fit in memory.
-    pub fn new(records: Records<F::Addr>, capacity: Capacity, hasher: FlowHasher) -> std::io::Result<Self> {
+    pub fn new(
+        records: Records<F::Addr>,
+        capacity: Capacity,
+        hasher: FlowHasher,
+        share: Arc<Share>,
+    ) -> std::io::Result<Self> {
         let count = capacity.records();
         assert!(records.len() >= count as usize, "the mapping was made for this capacity");
         Ok(Self {
@@ -98,6 +110,7 @@ impl<F: Family> FlowTable<F> {
             hasher,
             capacity,
             counts: Counts::default(),
+            tally: Tally::new(count as usize, share),
             snats: Vec::with_capacity(MAX_SNATS),
             high_water: 0,
             sweep_at: 0,
@@ -281,8 +294,19 @@ impl<F: Family> FlowTable<F> {
             }
             _ => {}
         }
-        self.records[at as usize].commit(to);
+        self.records[at as usize].commit(self.tally.moves(at, from, to));
         Ok(())
+    }
+
+    /// Counts a flow in another place for its scheduler; 0: nowhere.
+    pub fn recount(&mut self, at: u32, load: u32) {
+        self.tally.assign(at, &self.records[at as usize], load);
+    }
+
+    /// The counts for schedulers.
+    #[must_use]
+    pub fn share(&self) -> &Arc<Share> {
+        self.tally.share()
     }
 
     /// Adds a flow, in an embryonic state; the oldest embryo makes room if need be.
@@ -323,6 +347,9 @@ impl<F: Family> FlowTable<F> {
             return Err(DropReason::FlowTableFull);
         }
         self.count(flow.word.state, at);
+        if flow.load != 0 {
+            self.recount(at, flow.load);
+        }
         self.high_water = self.high_water.max(at + 1);
         Ok(at)
     }
@@ -345,6 +372,7 @@ impl<F: Family> FlowTable<F> {
             let hash = F::hash(&self.hasher, key);
             self.index.remove(hash, Entry { record: at, direction });
         }
+        self.tally.leave(at, word);
         self.records[at as usize].clear();
         self.free.push(at);
         if word.state.is_embryonic() {
@@ -357,12 +385,16 @@ impl<F: Family> FlowTable<F> {
 
     /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets
     /// those it answers `false` for. True: the round through the table is complete.
-    pub fn sweep(&mut self, budget: u32, mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word) -> bool) -> bool {
+    pub fn sweep(
+        &mut self,
+        budget: u32,
+        mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> bool,
+    ) -> bool {
         let end = (self.sweep_at + budget).min(self.high_water);
         for at in self.sweep_at..end {
             let record = &mut self.records[at as usize];
             if let Some(word) = record.word()
-                && !visit(at, record, word)
+                && !visit(at, record, word, &mut self.tally)
             {
                 self.remove(at);
             }
@@ -428,8 +460,28 @@ impl<F: Family> FlowTable<F> {
         if self.index.used() != 2 * live {
             return Err(format!("{live} flows have {} index entries", self.index.used()));
         }
+        self.check_shares()?;
         if self.free.len() + live != self.capacity.records() as usize {
             return Err(format!("{live} flows and {} free records", self.free.len()));
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> FlowTable<F> {
+    /// What is counted for schedulers is what there is.
+    fn check_shares(&self) -> Result<(), String> {
+        let mut loads = std::collections::BTreeMap::<u32, Load>::new();
+        for at in 0..self.capacity.records() {
+            let Some(word) = self.records[at as usize].word() else { continue };
+            let load = loads.entry(self.tally.slot(at, word)).or_default();
+            *(if is_active(word.state) { &mut load.active } else { &mut load.inactive }) += 1;
+        }
+        for slot in 1..=self.share().slots() {
+            let (kept, counted) = (self.share().load(slot), loads.get(&slot).copied().unwrap_or_default());
+            if kept != counted {
+                return Err(format!("slot {slot}: {counted:?} flows, {kept:?} kept"));
+            }
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ impl Flags {
     pub const ANSWERED: Flags = Flags(8);
     /// The RST that made the state `Reset` came from the node.
     pub const RESET_BY_NODE: Flags = Flags(16);
+    /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
+    pub const COUNTED: Flags = Flags(32);
     /// The client's FIN is acknowledged.
     pub const ACKED_CLIENT: Flags = Flags(64);
     /// The node's is.

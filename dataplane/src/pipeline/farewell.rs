@@ -13,18 +13,22 @@ use super::Pipeline;
 use super::budget::Budget;
 use super::side::Sided;
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, Record, State, Word};
+use crate::flow::{Direction, Entry, Flags, Record, State, Word};
 use crate::io::{Frame, FramePool};
+use crate::schedule::Tally;
 use crate::tables::{Hop, Service, Tabled};
 use crate::verdict::{DropReason, PortId};
 use crate::wire::reset::{LONGEST, Reset, frame};
-use crate::wire::{Rewrite, V4, V6};
+use crate::wire::{self, Rewrite, V4, V6};
 
 /// Connections ended per turn of the worker: two frames each, half a burst.
 const AT_ONCE: usize = 16;
 /// Ticks (a minute) after which a connection that found no turn is forgotten in silence: a table must not
 /// stay full of them when very many end together.
 const PATIENCE: u32 = 894;
+
+/// Bytes of two VLAN tags.
+const MOST_TAGS: usize = 8;
 
 /// Connections ended per second and worker.
 const PER_SECOND: u32 = 5_000;
@@ -50,19 +54,27 @@ struct Farewell {
     to_node: bool,
 }
 
-/// Whether an idle flow's end is to be said, not kept quiet.
+/// Whether an idle flow's end is to be said, not kept quiet. Numbers of a flow in `dsr` are not known: the node's
+/// half is not seen.
 pub(super) fn is_due(word: Word, service: &Service, overdue: u32) -> bool {
-    service.on_idle == OnIdle::Reset && matches!(word.state, State::Established | State::FinWait) && overdue <= PATIENCE
+    !word.flags.has(Flags::DSR)
+        && service.on_idle == OnIdle::Reset
+        && matches!(word.state, State::Established | State::FinWait)
+        && overdue <= PATIENCE
 }
 
 impl Farewells {
     /// Notes that this connection ends. Beyond turn and rate it goes on until the sweep comes again.
-    pub fn bid<A>(&mut self, at: u32, v6: bool, record: &mut Record<A>, word: Word, now: Now) {
-        if !self.waiting.is_full() && self.budget.allows(now) {
+    /// False: it must wait, or do without.
+    pub fn bid<A>(&mut self, at: u32, v6: bool, record: &mut Record<A>, tally: &Tally, now: Now) -> bool {
+        let Some(word) = record.word() else { return false };
+        let bids = !self.waiting.is_full() && self.budget.allows(now);
+        if bids {
             self.waiting.push(Farewell { record: at, v6, to_client: true, to_node: true });
             record.last_seen = now.tick().0;
-            record.commit(Word { state: State::Expired, ..word });
+            record.commit(tally.moves(at, word, Word { state: State::Expired, ..word }));
         }
+        bids
     }
 }
 
@@ -90,8 +102,13 @@ impl Pipeline {
             let entry = Entry { record: last.record, direction };
             let made = if last.v6 { self.farewell::<V6>(entry) } else { self.farewell::<V4>(entry) };
             let Some((reset, hop)) = made else { continue };
-            let mut room = [0; LONGEST];
+            let mut room = [0; LONGEST + MOST_TAGS];
             let Some(len) = frame(&mut room, hop.dst, hop.src, &reset) else { continue };
+            let tagged = match hop.tags {
+                Some(tags) => wire::tags::retag(&mut room, len, tags),
+                None => Some(len),
+            };
+            let Some(len) = tagged else { continue };
             self.stats.generated.add(1);
             match pool.take_with(&room[..len]) {
                 Some(frame) => return Some((frame, hop.port)),

@@ -13,6 +13,7 @@ mod fragments;
 pub mod hops;
 mod leave;
 mod open;
+mod pick;
 mod refuse;
 mod reply_check;
 mod revalidate;
@@ -33,6 +34,7 @@ use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
+use crate::schedule::Peers;
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
@@ -40,6 +42,7 @@ use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, 
 use budget::Budget;
 use farewell::Farewells;
 use hops::{LastHops, Neighbor};
+use revalidate::Standing;
 use segment::follow;
 use side::{Side, Sided};
 
@@ -247,8 +250,12 @@ impl Pipeline {
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
         let found = if packet.transport == Transport::Sctp { self.unless_reopened::<F>(found, &packet) } else { found };
+        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
         let entry = match found {
-            Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            Some(entry) if standing == Some(Standing::Valid) => entry,
+            Some(_) if matches!(standing, Some(Standing::Reset | Standing::Rehome)) && !packet.may_open() => {
+                return self.refuse(memory, frame, &packet, DropReason::FlowRevoked, from, now);
+            }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
             }
@@ -436,6 +443,14 @@ impl Pipeline {
             side::adopt_snats(self);
         }
         old
+    }
+
+    /// Makes its flows' counts for schedulers known to the other workers', and reads theirs.
+    pub fn meet(&mut self, peers: &Arc<Peers>) {
+        let Self { worker, v4, v6, .. } = self;
+        peers.join(worker.0, Arc::clone(v4.flows.share()), Arc::clone(v6.flows.share()));
+        v4.scheduling.meet(Arc::clone(peers), worker.0, false);
+        v6.scheduling.meet(Arc::clone(peers), worker.0, true);
     }
 
     #[must_use]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Pipeline;
 use super::dsr;
 use super::hops::Neighbor;
+use super::pick::pick;
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided, check_source_of, node_addr};
 use crate::clock::Now;
@@ -124,8 +125,7 @@ impl Pipeline {
             return Err(DropReason::TtlExceeded);
         }
         let tcp = packet.transport == Transport::Tcp;
-        let pick = F::pick_hash(tuple);
-        let backend = service.set.pick(pick).ok_or(DropReason::NoBackend)?;
+        let (backend, load) = pick::<F>(side, service, tuple, now).ok_or(DropReason::NoBackend)?;
         let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
         let hop = hop.ok_or(DropReason::NoNeighbor)?;
         let node = node_addr::<F>(backend.address);
@@ -150,6 +150,7 @@ impl Pipeline {
             hop: 0,
             node_slot: backend.node_slot,
             service: service.slot,
+            load,
         };
         flow.word.flags = Flags::of_mode(service.mode);
         if service.mode == Mode::Dnat {
@@ -194,7 +195,7 @@ fn make_way<F: Tabled>(side: &mut Side<F>, tables: &Tables, flow: &NewFlow<F::Ad
     let Some(entry) = side.flows.find(&reply, side.flows.hash(&reply)) else { return Ok(()) };
     let record = side.flows.record_mut(entry.record);
     let Some(word) = record.word() else { return Ok(()) };
-    if revalidate::<F>(record, word, tables, false) == Standing::Valid {
+    if revalidate::<F>(record, word, tables, false).0 == Standing::Valid {
         return Err(DropReason::TupleTaken);
     }
     side.flows.remove(entry.record);

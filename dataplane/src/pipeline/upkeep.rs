@@ -3,10 +3,10 @@
 
 use super::Pipeline;
 use super::farewell;
-use super::revalidate::{Standing, revalidate};
+use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{Flags, Record};
+use crate::flow::{Flags, Record, State, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -34,6 +34,9 @@ impl Pipeline {
             return false;
         }
         self.expire_datagrams(now);
+        let Self { view, v4, v6, .. } = self;
+        v4.scheduling.exchange(view.tables.v4.counted, now);
+        v6.scheduling.exchange(view.tables.v6.counted, now);
         let v4 = self.sweep::<V4>(now, self.sweep.v4);
         let v6 = self.sweep::<V6>(now, self.sweep.v6);
         self.sweep.v4 = v4.0;
@@ -65,9 +68,21 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
-        let complete = side.flows.sweep(budget, |at, record, word| {
-            if record.epoch != tables.epoch && revalidate::<F>(record, word, tables, false) == Standing::Revoked {
-                return false;
+        let complete = side.flows.sweep(budget, |at, record, word, tally| {
+            if record.epoch != tables.epoch {
+                let (standing, load) = revalidate::<F>(record, word, tables, false);
+                if standing == Standing::Revoked {
+                    return false;
+                }
+                // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
+                tally.assign(at, record, load);
+                if standing == Standing::Reset
+                    && word.state != State::Expired
+                    && farewells.bid(at, F::V6, record, tally, now)
+                    && record.node_slot != NO_NODE
+                {
+                    record.epoch = tables.epoch;
+                }
             }
             let Some(service) = tables.service(record.service) else { return false };
             if let Some(counters) = stats.services.get(record.service as usize) {
@@ -81,7 +96,7 @@ impl Pipeline {
             match overdue {
                 None => true,
                 Some(overdue) if farewell::is_due(word, service, overdue) => {
-                    farewells.bid(at, F::V6, record, word, now);
+                    farewells.bid(at, F::V6, record, tally, now);
                     true
                 }
                 Some(_) => false,
@@ -144,10 +159,11 @@ fn tables_len<T>(services: &[T]) -> usize {
 
 fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
     let mut ports = Vec::new();
-    side.flows.recover(used, |record, _| {
+    side.flows.recover(used, |record, word| {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
+        record.commit(Word { flags: word.flags.without(Flags::COUNTED), ..word });
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
         if sane && record.snat_port != 0 {
@@ -159,7 +175,7 @@ fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
 }
 
 /// Moves a record's counters to its service's.
-fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
+pub(super) fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
     if record.packets != 0 {
         counters.packets.add(u64::from(record.packets));
         counters.forward_bytes.add(u64::from(record.forward_bytes));

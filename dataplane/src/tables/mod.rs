@@ -2,7 +2,9 @@
 //! want, the box's own config and the checks' results.
 
 pub mod compile;
+mod motion;
 pub mod set;
+mod slots;
 pub mod snats;
 pub mod view;
 pub mod ways;
@@ -10,7 +12,7 @@ pub mod ways;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Mode, NoBackend, OnIdle};
+use penstock_configs::desired::{Mode, NoBackend, OnDown, OnIdle, Scheduler};
 use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use compile::{Compiler, Inputs};
@@ -51,6 +53,8 @@ pub struct FamilyTables<A> {
     /// What they answer to this address is an answer to the reply check.
     pub probe: Option<A>,
     pub snats: Vec<Snat<A>>,
+    /// Slots of counted backends in use: all are below this.
+    pub counted: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,8 +108,14 @@ pub struct Service {
     pub timeouts: [u32; State::COUNT],
     pub on_idle: OnIdle,
     pub no_backend: NoBackend,
-    /// What the set's last change moved.
+    /// What the set's last change moved; of schedulers other than Maglev nothing is known.
     pub moved: Option<Moved>,
+    pub scheduler: Scheduler,
+    /// Where each backend's flows are counted, in the set's order; empty: the scheduler does not ask.
+    pub loads: Box<[u32]>,
+    pub on_down: OnDown,
+    /// The checks left too few backends, and are not believed.
+    pub panic: bool,
 }
 
 impl Service {
@@ -114,6 +124,15 @@ impl Service {
     #[inline]
     pub fn port_of(&self, backend: &Backend) -> u16 {
         if backend.port == 0 { self.target_port } else { backend.port }
+    }
+}
+
+impl Service {
+    /// Where flows to this backend, by its place in the set, are counted; 0: nowhere.
+    #[must_use]
+    #[inline]
+    pub fn load_of(&self, backend: u16) -> u32 {
+        self.loads.get(usize::from(backend)).copied().unwrap_or(0)
     }
 }
 

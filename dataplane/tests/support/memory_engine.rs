@@ -193,6 +193,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
             address,
             port,
             weight: backend.weight,
+            effective: 100,
             state: known.map_or(BackendState::Active, |health| health.state),
             reason: known.map(|health| health.reason.clone()).unwrap_or_default(),
             flows: 411,
@@ -214,6 +215,8 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         moved: 12,
         table_size: 65_537,
         disrupted: 0,
+        scheduler: service.scheduler,
+        panic: false,
         backends: backends.iter().map(status).collect(),
     }
 }

@@ -103,6 +103,9 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
     };

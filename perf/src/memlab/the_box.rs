@@ -135,6 +135,7 @@ impl TheBox {
             max_nodes: MAX_NODES,
             max_services: MAX_SERVICES,
             icmp_per_second: 1000,
+            max_counted: 64,
         };
         let seed = self.plan.seed ^ u64::from(worker);
         let store = Store::open(&self.store_path(usize::from(worker)), config.shape(), BOOT, [seed, !seed])?;
@@ -188,6 +189,9 @@ impl TheBox {
             maglev_max: self.plan.maglev_max,
             max_services: MAX_SERVICES,
             max_nodes: MAX_NODES,
+            max_counted: 64,
+            panic_threshold: 0,
+            now: Now::default(),
         })?;
         self.publications += 1;
         let plan = &self.plan;

@@ -63,6 +63,7 @@ impl World {
             max_nodes: NODES as usize,
             max_services: plan.services as usize,
             icmp_per_second: 1000,
+            max_counted: 64,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
@@ -179,6 +180,9 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
     };
@@ -201,6 +205,9 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         maglev_max: 65_537,
         max_services: plan.services as usize,
         max_nodes: NODES as usize,
+        max_counted: 64,
+        panic_threshold: 0,
+        now: Now::default(),
     };
     Compiler::default().compile(&inputs).context("the benchmark's own tables")
 }

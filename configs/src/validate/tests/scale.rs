@@ -38,6 +38,9 @@ fn large(mode: Mode) -> Desired {
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
     };

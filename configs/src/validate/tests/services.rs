@@ -253,6 +253,40 @@ fn warnings_of_what_is_seldom_meant() {
 }
 
 #[test]
+fn backends_in_motion() {
+    let with = |line: &str| [("target_port = 31443", format!("target_port = 31443\n{line}"))];
+    let faults = |line: &str| {
+        let edits = with(line);
+        let edits: Vec<(&str, &str)> = edits.iter().map(|(from, to)| (*from, to.as_str())).collect();
+        faults_of(&edits, None)
+    };
+    for good in [
+        "scheduler = \"random-two-choices\"\nslow_start = 30",
+        "scheduler = \"nq\"",
+        "on_down = \"rehome\"\npanic_threshold = 100",
+        "panic_threshold = 0",
+    ] {
+        assert_eq!(faults(good), Vec::<String>::new(), "{good}");
+    }
+    for (bad, says) in [
+        ("slow_start = 0", "service[0] \"web\".slow_start: is 0; write 1 to 3600 seconds"),
+        ("slow_start = 3601", "service[0] \"web\".slow_start: is 3601"),
+        ("panic_threshold = 101", "service[0] \"web\".panic_threshold: is 101, more than all"),
+        (
+            "scheduler = \"rr\"\nslow_start = 5",
+            "service[0] \"web\".slow_start: has no effect with the scheduler \"rr\"",
+        ),
+    ] {
+        let found = faults(bad);
+        assert!(found.len() == 1 && found[0].contains(says), "{bad}: {found:?}");
+    }
+    let udp = [("protocol = \"tcp\"", "protocol = \"udp\"\non_down = \"reset\"")];
+    one(&udp, &["service[0] \"web\".on_down: is about TCP connections"]);
+    one(&[("\"lb1\"", "\"lb1\"\npanic_threshold = 200")], &["box.panic_threshold: is 200, more than all"]);
+    one(&[("[limits]", "[limits]\ncounted_backends = 0")], &["limits.counted_backends: is 0"]);
+}
+
+#[test]
 fn ends_and_refusals() {
     let more = |text: &str| format!("port = 443\n{text}");
     one(

@@ -11,6 +11,7 @@ use penstock_configs::desired::{
 use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
+use crate::clock::Now;
 use crate::tables::compile::CompileError;
 use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View, Ways};
 use crate::wire::Tags;
@@ -37,6 +38,8 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// What the compiler takes for now.
+    pub now: Now,
 }
 
 impl Default for Plan {
@@ -55,6 +58,7 @@ impl Default for Plan {
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            now: Now::default(),
         }
     }
 }
@@ -84,6 +88,9 @@ impl Plan {
             source_ranges: Vec::new(),
             announce: None,
             timeouts: None,
+            on_down: Default::default(),
+            slow_start: None,
+            panic_threshold: None,
             on_idle: OnIdle::default(),
             // A drop is what most tables look for; those of the answer ask for it.
             no_backend: NoBackend::Drop,
@@ -131,6 +138,9 @@ impl Plan {
             maglev_max: self.maglev_max,
             max_services: 64,
             max_nodes: 64,
+            max_counted: 64,
+            panic_threshold: 0,
+            now: self.now,
         })
     }
 

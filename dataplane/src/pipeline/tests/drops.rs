@@ -6,7 +6,7 @@ use penstock_configs::desired::{BackendState, Mode};
 
 use super::*;
 use crate::flow::Capacity;
-use crate::pipeline::testkit::{FRONT, Icmp, config};
+use crate::pipeline::testkit::{FRONT, Icmp, config, down};
 use crate::verdict::DropReason as R;
 use crate::wire::{TCP_RST, TCP_SYN};
 
@@ -181,7 +181,8 @@ fn services() -> Vec<Case> {
             R::NoService,
             vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()],
         ),
-        planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Down), vec![syn()]),
+        planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Draining), vec![syn()]),
+        planned(R::NoBackend, |plan| down(&mut plan.service(WEB).backends[0]), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends.clear(), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends[0].weight = 0, vec![syn()]),
         case(

@@ -10,6 +10,7 @@ mod headers;
 mod icmp;
 mod malformed;
 mod modes;
+mod motion;
 mod nat;
 mod refuse;
 mod sctp;

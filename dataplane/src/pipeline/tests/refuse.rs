@@ -94,12 +94,12 @@ fn exhausted_ports_refuse_too() {
     conn.to_node(&mut rig, TCP_ACK);
 }
 
-/// Every backend down is no backend.
+/// Every backend draining is no backend; down by its checks the last ones are used all the same (panic).
 #[test]
-fn backends_that_are_down_count_as_none() {
+fn backends_that_drain_count_as_none() {
     let mut plan = plan();
     plan.service(WEB).no_backend = NoBackend::Reject;
-    plan.health("10.0.0.11", penstock_configs::desired::BackendState::Down);
+    plan.health("10.0.0.11", penstock_configs::desired::BackendState::Draining);
     let mut rig = Rig::new(plan);
     let out = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes());
     assert_eq!(out.verdict, Verdict::Tx(FRONT));
