@@ -6,7 +6,7 @@ use super::side::{Side, Sided};
 use crate::flow::{Direction, Entry, Segment, State, Word, tcp};
 use crate::tables::{Hop, Tabled};
 use crate::verdict::DropReason;
-use crate::wire::{self, Family, Packet, TCP_FIN, TCP_RST, TCP_SYN, Transport, be32};
+use crate::wire::{self, Family, Packet, TCP_FIN, TCP_RST, Transport, be32};
 
 /// Moves a flow on by one of its packets: its word before and after.
 #[inline]
@@ -37,12 +37,12 @@ pub(super) fn follow<F: Family>(
     Ok((word, next))
 }
 
-/// A TCP packet's numbers. Options are read only where they count: while a connection opens or closes.
+/// A TCP packet's numbers. Options are read only where they count: while a connection closes.
 fn read(bytes: &[u8], packet: &Packet, direction: Direction, state: State) -> Segment {
     let l4 = usize::from(packet.l4);
     let mut segment =
         Segment { flags: packet.tcp_flags, seq: be32(bytes, l4 + 4), ack: be32(bytes, l4 + 8), ..Segment::default() };
-    if state == State::Established && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 {
+    if matches!(state, State::SynSent | State::Established) && packet.tcp_flags & (TCP_FIN | TCP_RST) == 0 {
         return segment;
     }
     segment.end = wire::reset::end_of(bytes, packet);
