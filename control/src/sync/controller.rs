@@ -161,16 +161,21 @@ impl Controller {
 
     fn on_update(&mut self, update: Update) {
         let service = match &update {
-            Update::Service(Change::Seen(key, _) | Change::Put(key, _) | Change::Gone(key, _)) => Some(key.clone()),
+            Update::Service(
+                Change::Seen(key, _) | Change::Put(key, _) | Change::Wrote(key, _) | Change::Gone(key, _),
+            ) => Some(key.clone()),
             _ => None,
         };
         let capacity = matches!(&update, Update::Pool(_) | Update::Record(_) | Update::Namespace(_));
         // Whose claim comes or goes has a next step, whether or not its plan changes.
-        if let Update::Record(Change::Seen(address, _) | Change::Put(address, _) | Change::Gone(address, _)) = &update {
+        if let Update::Record(
+            Change::Seen(address, _) | Change::Put(address, _) | Change::Wrote(address, _) | Change::Gone(address, _),
+        ) = &update
+        {
             let known = self.index.records.get(address);
             self.touched.extend(known.into_iter().flat_map(RecordInfo::services));
         }
-        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record)) = &update {
+        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record) | Change::Wrote(_, record)) = &update {
             self.touched.extend(record.services());
         }
         if let Update::Record(Change::End) = &update {
@@ -187,11 +192,7 @@ impl Controller {
         }
         // An address that a status no longer shows is free as well.
         if capacity || !before.is_empty() && shown(self) != before {
-            self.pools_dirty = true;
-            // Somebody who found nothing may find something now.
-            for work in self.work.values_mut() {
-                work.allocate_after = None;
-            }
+            self.capacity_changed();
         }
         if let Some(key) = service {
             // A mended Service is tried again at once.
@@ -206,6 +207,14 @@ impl Controller {
             self.touched.insert(key);
         }
         self.translate_wanted |= changed == Changed::Desired;
+    }
+
+    /// Somebody who found nothing may find something now.
+    fn capacity_changed(&mut self) {
+        self.pools_dirty = true;
+        for work in self.work.values_mut() {
+            work.allocate_after = None;
+        }
     }
 
     pub fn on_role(&mut self, role: Role) {
@@ -284,10 +293,7 @@ impl Controller {
                         }
                         notes.extend(job.notes);
                         if let Some(object) = object {
-                            self.on_update(index::on_service(
-                                kube::runtime::watcher::Event::Apply(*object),
-                                &self.kubernetes,
-                            ));
+                            self.on_update(index::wrote_service(*object, &self.kubernetes));
                         }
                     }
                     Err(error) => {
@@ -309,7 +315,8 @@ impl Controller {
             }
             Done::Record { job, result } => {
                 self.records_in_flight.remove(&job.address);
-                self.pools_dirty = true;
+                // Whatever came of it: while it was under way, its address counted as taken.
+                self.capacity_changed();
                 if let Some(key) = &job.service {
                     let work = self.work.entry(key.clone()).or_default();
                     work.in_flight = work.in_flight.saturating_sub(1);
@@ -321,7 +328,7 @@ impl Controller {
                         notes.extend(job.notes);
                         let change = match (object, &job.write) {
                             (Some(object), _) => match extract::record(&object) {
-                                Some(record) => Change::Put(job.address, record),
+                                Some(record) => Change::Wrote(job.address, record),
                                 None => return,
                             },
                             (None, RecordWrite::Delete { resource_version, .. }) => {
