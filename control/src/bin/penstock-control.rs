@@ -161,11 +161,12 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let client = match cluster::client(&context.kubernetes).await {
             Ok(client) => client,
             Err(problem) => {
-                warn!("{problem}; trying again in {} s", CREDENTIALS.as_secs());
-                tokio::select! {
-                    () = tokio::time::sleep(CREDENTIALS) => continue,
-                    _ = shutdown.changed() => return,
+                let trouble = format!("{problem}; trying again in {} s", CREDENTIALS.as_secs());
+                warn!("{trouble}");
+                if !wait_answering(&mut queries, &context.kubernetes.owner, &trouble, &mut shutdown).await {
+                    return;
                 }
+                continue;
             }
         };
         let (ask, asked) = mpsc::channel(16);
@@ -184,6 +185,23 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
                 },
                 _ = shutdown.changed() => { end.send_replace(true); }
             }
+        }
+    }
+}
+
+/// Whoever asks meanwhile hears why there is no answer; `false`: it is the end.
+async fn wait_answering(
+    queries: &mut mpsc::Receiver<Query>,
+    owner: &str,
+    trouble: &str,
+    shutdown: &mut watch::Receiver<bool>,
+) -> bool {
+    let until = tokio::time::Instant::now() + CREDENTIALS;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return true,
+            Some(query) = queries.recv() => query.unanswered(owner, trouble),
+            _ = shutdown.changed() => return false,
         }
     }
 }

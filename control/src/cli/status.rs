@@ -7,6 +7,7 @@ use clap::Args;
 use penstock_configs::desired::{BackendState, Mode};
 use penstock_configs::status::{BackendStatus, OwnerStatus, PortStatus, ServiceStatus, Status, WorkerStatus};
 
+use super::control::{Control, ControlError};
 use super::failure::Outcome;
 use super::screen::{Screen, Style};
 use super::table::{Cell, Column, Table, styled};
@@ -34,7 +35,7 @@ pub(super) struct Arguments {
     all: bool,
 }
 
-pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Arguments) -> Outcome {
+pub(super) async fn run(dataplane: &Dataplane, control: &Control, screen: &Screen, arguments: &Arguments) -> Outcome {
     loop {
         let mut status = dataplane.status().await?;
         if let Some(text) = &arguments.only {
@@ -45,7 +46,8 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
         } else {
             let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
             let all = arguments.all || arguments.only.is_some();
-            screen.print(&format!("{clear}{}", render(&status, screen, all)))?;
+            let cluster = cluster(control, &status, screen).await;
+            screen.print(&format!("{clear}{}", render(&status, &cluster, screen, all)))?;
         }
         let Some(period) = arguments.watch else { return Ok(()) };
         tokio::time::sleep(period).await;
@@ -56,7 +58,18 @@ fn is_about(service: &ServiceStatus, text: &str) -> bool {
     service.name.contains(text) || service.owner.contains(text) || service.vip.to_string().contains(text)
 }
 
-fn render(status: &Status, screen: &Screen, all: bool) -> String {
+/// What control says of its cluster; its silence is worth a word only where it has something to say.
+async fn cluster(control: &Control, status: &Status, screen: &Screen) -> String {
+    match control.status().await {
+        Ok(cluster) => super::why::summary(&cluster, screen),
+        Err(ControlError::NoKubernetes) => String::new(),
+        // Only a control that leads writes with a term.
+        Err(ControlError::Absent(_)) if status.owners.iter().all(|owner| owner.term.is_none()) => String::new(),
+        Err(error) => screen.paint(&screen.wrap("- ", &error.to_string()), Style::Warn) + "\n",
+    }
+}
+
+fn render(status: &Status, cluster: &str, screen: &Screen, all: bool) -> String {
     let mut out = format!(
         "{}  penstock {}, up {}\n",
         screen.paint(&status.name, Style::Bold),
@@ -72,6 +85,7 @@ fn render(status: &Status, screen: &Screen, all: bool) -> String {
     section("Workers", workers(&status.workers, screen));
     section("Services", services(&status.services, screen, all));
     section("Owners", owners(&status.owners, screen));
+    section("Kubernetes", cluster.to_owned());
     section("Notices", notices(&status.notices, screen));
     out
 }

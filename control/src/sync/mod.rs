@@ -55,8 +55,21 @@ pub enum Query {
     Status { reply: oneshot::Sender<Status> },
 }
 
+impl Query {
+    /// While nothing runs that could answer: why not.
+    pub fn unanswered(self, owner: &str, problem: &str) {
+        match self {
+            Self::Why { key, reply } => drop(reply.send(Why::unknown(&key, problem))),
+            Self::Status { reply } => {
+                let notices = vec![problem.to_owned()];
+                drop(reply.send(Status { owner: owner.to_owned(), notices, ..Status::default() }));
+            }
+        }
+    }
+}
+
 /// `GET /v1/status` of control.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     pub owner: String,
     pub leader: bool,
@@ -68,10 +81,13 @@ pub struct Status {
     pub notices: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ServiceLine {
     pub service: String,
     pub stage: String,
+    /// Of type NodePort, with an address by annotation: `kubectl get services` does not show it.
+    #[serde(default)]
+    pub exposed: bool,
     pub vips: Vec<std::net::IpAddr>,
 }
 
@@ -153,6 +169,9 @@ pub async fn run<D: Dataplane>(
     while elector.join_next().await.is_some() {}
     Ok(())
 }
+
+/// Kinds that are watched.
+pub(crate) const FEEDS: usize = 6;
 
 fn spawn_feeds(
     tasks: &mut JoinSet<()>,
@@ -477,6 +496,7 @@ impl Loop {
         let line = |(key, plan): (&index::ServiceKey, &index::translate::Plan)| ServiceLine {
             service: key.to_string(),
             stage: stage_name(&plan.stage).to_owned(),
+            exposed: plan.exposed,
             vips: plan.vips.clone(),
         };
         Status {
