@@ -1,0 +1,272 @@
+//! What kube-proxy and the pods are on a node, from outside: a NodePort answers where the Service's traffic policy has
+//! it answer, with the name of a pod; `healthCheckNodePort` and kube-proxy's own healthz say how the node is.
+//!
+//! One thread follows the API server's store and tells each node's thread (inside the node's namespace) what to listen
+//! on. Open connections outlive a change, as a pod's do when the rules for new ones change.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::{SLICES, V1};
+use crate::apiserver::ApiServer;
+use crate::lab::Host;
+use crate::servers::http::{self, Node};
+
+/// kube-proxy's own.
+const HEALTHZ: u16 = 10_256;
+/// On a Node object of the lab: `503` or `off` instead of a healthy answer there.
+pub const HEALTHZ_ANNOTATION: &str = "lab.penstock.dev/healthz";
+const LOOK: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// What a node listens on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wanted {
+    /// With the name it answers by.
+    ports: BTreeMap<(Transport, u16), String>,
+    health: BTreeMap<u16, bool>,
+}
+
+/// All nodes of a lab, until dropped.
+pub struct Proxies {
+    ending: Arc<AtomicBool>,
+    /// The API server's revision that every node follows.
+    applied: Vec<Arc<AtomicU64>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+type Told = Arc<(u64, Wanted)>;
+
+impl Proxies {
+    pub fn start(server: Arc<ApiServer>, hosts: &[Host]) -> Result<Self> {
+        let ending = Arc::new(AtomicBool::new(false));
+        let (mut senders, mut applied, mut threads) = (Vec::new(), Vec::new(), Vec::new());
+        for host in hosts {
+            let (sender, told) = watch::channel::<Told>(Arc::default());
+            let done = Arc::new(AtomicU64::new(0));
+            let (namespace, reached) = (host.ns.clone(), done.clone());
+            threads.push(std::thread::Builder::new().name(format!("proxy-{}", host.name)).spawn(move || {
+                if let Err(error) = namespace.enter().and_then(|()| serve(told, &reached)) {
+                    eprintln!("the stand-in for kube-proxy ended: {error}");
+                }
+            })?);
+            senders.push((host.name.clone(), sender));
+            applied.push(done);
+        }
+        let stop = ending.clone();
+        threads.push(std::thread::Builder::new().name("proxies".into()).spawn(move || {
+            let mut seen = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let revision = server.revision();
+                if revision != seen {
+                    seen = revision;
+                    for (name, sender) in &senders {
+                        sender.send_replace(Arc::new((revision, wanted(&server, name))));
+                    }
+                }
+                std::thread::sleep(LOOK);
+            }
+        })?);
+        Ok(Self { ending, applied, threads })
+    }
+
+    /// The oldest revision of the API server that some node still follows.
+    #[must_use]
+    pub fn reached(&self) -> u64 {
+        self.applied.iter().map(|revision| revision.load(Ordering::Acquire)).min().unwrap_or(0)
+    }
+}
+
+impl Drop for Proxies {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::Relaxed);
+        // The nodes' threads end with their senders, which the last thread holds.
+        for thread in self.threads.drain(..).rev() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn wanted(server: &ApiServer, node: &str) -> Wanted {
+    let mut wanted = Wanted::default();
+    let object = server.get(V1, "Node", node).unwrap_or_default();
+    match object["metadata"]["annotations"][HEALTHZ_ANNOTATION].as_str() {
+        Some("off") => None,
+        Some(_) => wanted.health.insert(HEALTHZ, false),
+        None => wanted.health.insert(HEALTHZ, true),
+    };
+    let slices = server.list(SLICES, "EndpointSlice");
+    for service in server.list(V1, "Service") {
+        let spec = &service["spec"];
+        let local = spec["externalTrafficPolicy"] == "Local";
+        let (usable, ready_here) = endpoints(&slices, &service, node, local);
+        for port in spec["ports"].as_array().into_iter().flatten() {
+            let transport = if port["protocol"] == "UDP" { Transport::Udp } else { Transport::Tcp };
+            if let (Some(pod), Some(number)) = (&usable, number(&port["nodePort"])) {
+                wanted.ports.insert((transport, number), format!("{pod}@{node}"));
+            }
+        }
+        if let Some(port) = number(&spec["healthCheckNodePort"]).filter(|_| local) {
+            wanted.health.insert(port, ready_here);
+        }
+    }
+    wanted
+}
+
+/// The pod a new connection at this node gets, if any, and whether one is ready on the node itself (KEP-1669: where
+/// none is ready, those that terminate and still serve).
+fn endpoints(slices: &[Value], service: &Value, node: &str, local: bool) -> (Option<String>, bool) {
+    let of = |slice: &&Value| {
+        slice["metadata"]["namespace"] == service["metadata"]["namespace"]
+            && slice["metadata"]["labels"]["kubernetes.io/service-name"] == service["metadata"]["name"]
+    };
+    let all: Vec<&Value> =
+        slices.iter().filter(of).flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten()).collect();
+    let ready = |e: &&&Value| e["conditions"]["ready"] != false;
+    let lingers = |e: &&&Value| e["conditions"]["serving"] == true && e["conditions"]["terminating"] == true;
+    let here = |e: &&&Value| e["nodeName"] == node;
+    let pick = |among: &dyn Fn(&&&Value) -> bool| {
+        let nearby = all.iter().filter(among).find(here);
+        nearby.or_else(|| all.iter().find(among).filter(|_| !local))
+    };
+    let chosen = pick(&ready).or_else(|| pick(&lingers));
+    let name = |e: &&Value| e["targetRef"]["name"].as_str().unwrap_or("pod").to_owned();
+    (chosen.map(name), all.iter().filter(ready).any(|e| here(&e)))
+}
+
+fn number(value: &Value) -> Option<u16> {
+    u16::try_from(value.as_u64()?).ok().filter(|port| *port > 0)
+}
+
+/// A bound port, and who serves it now.
+enum Listening {
+    Tcp(std::net::TcpListener, Option<Serving>),
+    Udp(std::net::UdpSocket, Option<Serving>),
+}
+
+struct Serving {
+    by: String,
+    task: AbortHandle,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut ports: BTreeMap<(Transport, u16), Listening> = BTreeMap::new();
+        while told.changed().await.is_ok() {
+            let now = told.borrow_and_update().clone();
+            let (revision, wanted) = &*now;
+            let mut names = wanted.ports.clone();
+            names.extend(wanted.health.iter().map(|(port, ok)| {
+                let name = if *ok { HEALTHY } else { UNHEALTHY };
+                ((Transport::Tcp, *port), name.to_owned())
+            }));
+            ports.retain(|key, _| names.contains_key(key));
+            for (key, name) in names {
+                if !ports.contains_key(&key) {
+                    // A port may rest for a moment with the one who had it before.
+                    if let Some(bound) = bind(key).await {
+                        ports.insert(key, bound);
+                    }
+                }
+                if let Some(listening) = ports.get_mut(&key) {
+                    listening.serve(&name)?;
+                }
+            }
+            reached.store(*revision, Ordering::Release);
+        }
+        Ok(())
+    })
+}
+
+/// No pod has such a name.
+const HEALTHY: &str = "/healthy";
+const UNHEALTHY: &str = "/unhealthy";
+
+async fn bind((transport, port): (Transport, u16)) -> Option<Listening> {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    for _ in 0..50 {
+        let bound = match transport {
+            Transport::Tcp => std::net::TcpListener::bind(any).map(|socket| Listening::Tcp(socket, None)),
+            Transport::Udp => std::net::UdpSocket::bind(any).map(|socket| Listening::Udp(socket, None)),
+        };
+        match bound {
+            Ok(bound) => return Some(bound),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+    None
+}
+
+impl Listening {
+    /// New connections and datagrams are answered by this name from now on.
+    fn serve(&mut self, name: &str) -> io::Result<()> {
+        let (Self::Tcp(_, serving) | Self::Udp(_, serving)) = self;
+        if serving.as_ref().is_some_and(|now| now.by == name) {
+            return Ok(());
+        }
+        *serving = None;
+        let task = match self {
+            Self::Tcp(listener, _) => {
+                let listener = listener.try_clone()?;
+                listener.set_nonblocking(true)?;
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let service = router(name).into_make_service_with_connect_info::<SocketAddr>();
+                tokio::spawn(async move { drop(axum::serve(listener, service).await) }).abort_handle()
+            }
+            Self::Udp(socket, _) => {
+                let socket = socket.try_clone()?;
+                socket.set_nonblocking(true)?;
+                let socket = tokio::net::UdpSocket::from_std(socket)?;
+                tokio::spawn(echo(socket, name.to_owned())).abort_handle()
+            }
+        };
+        let (Self::Tcp(_, serving) | Self::Udp(_, serving)) = self;
+        *serving = Some(Serving { by: name.to_owned(), task });
+        Ok(())
+    }
+}
+
+fn router(name: &str) -> Router {
+    let code = match name {
+        HEALTHY => StatusCode::OK,
+        UNHEALTHY => StatusCode::SERVICE_UNAVAILABLE,
+        pod => return http::router(Arc::new(Node { name: pod.to_owned(), requests: AtomicU64::new(0) })),
+    };
+    Router::new().fallback(get(move || async move { code }))
+}
+
+async fn echo(socket: tokio::net::UdpSocket, name: String) {
+    let prefix = format!("{name} ").into_bytes();
+    let mut buffer = vec![0_u8; 65_536];
+    buffer[..prefix.len()].copy_from_slice(&prefix);
+    loop {
+        // An error here is an ICMP error about an earlier answer: the client went away.
+        let Ok((length, peer)) = socket.recv_from(&mut buffer[prefix.len()..]).await else { continue };
+        let _ = socket.send_to(&buffer[..prefix.len() + length], peer).await;
+    }
+}
