@@ -191,9 +191,10 @@ impl Cluster {
         let prefix = format!("default/{name}:");
         let status = self.dataplane.status()?;
         let service = status.services.iter().find(|s| s.name.starts_with(&prefix));
-        let active = service.into_iter().flat_map(|s| &s.backends).filter(|b| {
-            b.state == penstock_configs::desired::BackendState::Active && b.weight > 0
-        });
+        let active = service
+            .into_iter()
+            .flat_map(|s| &s.backends)
+            .filter(|b| b.state == penstock_configs::desired::BackendState::Active && b.weight > 0);
         let names = active.filter_map(|b| self.lab.nodes.iter().find(|n| b.address == n.addr.ip(b.address.is_ipv6())));
         let mut names: Vec<String> = names.map(|host| host.name.clone()).collect();
         names.sort();

@@ -7,23 +7,28 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Result;
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::extract::connect_info::Connected;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::serve::IncomingStream;
 use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::{SLICES, V1};
 use crate::apiserver::ApiServer;
 use crate::lab::Host;
-use crate::servers::http::{self, Node};
+use crate::servers::http::NODE_HEADER;
 
 /// kube-proxy's own.
 const HEALTHZ: u16 = 10_256;
@@ -156,18 +161,15 @@ fn number(value: &Value) -> Option<u16> {
     u16::try_from(value.as_u64()?).ok().filter(|port| *port > 0)
 }
 
-/// A bound port, and who serves it now.
-enum Listening {
-    Tcp(std::net::TcpListener, Option<Serving>),
-    Udp(std::net::UdpSocket, Option<Serving>),
-}
-
-struct Serving {
-    by: String,
+/// A bound port, and the name it answers new connections and datagrams by.
+struct Listening {
+    name: Name,
     task: AbortHandle,
 }
 
-impl Drop for Serving {
+type Name = Arc<Mutex<Arc<str>>>;
+
+impl Drop for Listening {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -187,14 +189,10 @@ fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()>
             }));
             ports.retain(|key, _| names.contains_key(key));
             for (key, name) in names {
-                if !ports.contains_key(&key) {
-                    // A port may rest for a moment with the one who had it before.
-                    if let Some(bound) = bind(key).await {
-                        ports.insert(key, bound);
-                    }
-                }
                 if let Some(listening) = ports.get_mut(&key) {
-                    listening.serve(&name)?;
+                    *lock(&listening.name) = name.into();
+                } else if let Some(listening) = listen(key, &name).await {
+                    ports.insert(key, listening);
                 }
             }
             reached.store(*revision, Ordering::Release);
@@ -207,66 +205,81 @@ fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()>
 const HEALTHY: &str = "/healthy";
 const UNHEALTHY: &str = "/unhealthy";
 
-async fn bind((transport, port): (Transport, u16)) -> Option<Listening> {
+fn lock(name: &Name) -> std::sync::MutexGuard<'_, Arc<str>> {
+    name.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn listen((transport, port): (Transport, u16), name: &str) -> Option<Listening> {
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let name: Name = Arc::new(Mutex::new(name.into()));
+    // A port may rest for a moment with the one who had it before.
     for _ in 0..50 {
-        let bound = match transport {
-            Transport::Tcp => std::net::TcpListener::bind(any).map(|socket| Listening::Tcp(socket, None)),
-            Transport::Udp => std::net::UdpSocket::bind(any).map(|socket| Listening::Udp(socket, None)),
+        let task = match transport {
+            Transport::Tcp => TcpListener::bind(any).await.map(|listener| {
+                let listener = Named { listener, name: name.clone() };
+                let service = router().into_make_service_with_connect_info::<Opened>();
+                tokio::spawn(async move { drop(axum::serve(listener, service).await) }).abort_handle()
+            }),
+            Transport::Udp => {
+                UdpSocket::bind(any).await.map(|socket| tokio::spawn(echo(socket, name.clone())).abort_handle())
+            }
         };
-        match bound {
-            Ok(bound) => return Some(bound),
+        match task {
+            Ok(task) => return Some(Listening { name, task }),
             Err(_) => tokio::time::sleep(LOOK).await,
         }
     }
     None
 }
 
-impl Listening {
-    /// New connections and datagrams are answered by this name from now on.
-    fn serve(&mut self, name: &str) -> io::Result<()> {
-        let (Self::Tcp(_, serving) | Self::Udp(_, serving)) = self;
-        if serving.as_ref().is_some_and(|now| now.by == name) {
-            return Ok(());
-        }
-        *serving = None;
-        let task = match self {
-            Self::Tcp(listener, _) => {
-                let listener = listener.try_clone()?;
-                listener.set_nonblocking(true)?;
-                let listener = tokio::net::TcpListener::from_std(listener)?;
-                let service = router(name).into_make_service_with_connect_info::<SocketAddr>();
-                tokio::spawn(async move { drop(axum::serve(listener, service).await) }).abort_handle()
-            }
-            Self::Udp(socket, _) => {
-                let socket = socket.try_clone()?;
-                socket.set_nonblocking(true)?;
-                let socket = tokio::net::UdpSocket::from_std(socket)?;
-                tokio::spawn(echo(socket, name.to_owned())).abort_handle()
-            }
-        };
-        let (Self::Tcp(_, serving) | Self::Udp(_, serving)) = self;
-        *serving = Some(Serving { by: name.to_owned(), task });
-        Ok(())
+/// A listener whose connections keep the name they were accepted under: an open one stays with its pod.
+struct Named {
+    listener: TcpListener,
+    name: Name,
+}
+
+#[derive(Debug, Clone)]
+struct Opened {
+    by: Arc<str>,
+    peer: SocketAddr,
+}
+
+impl axum::serve::Listener for Named {
+    type Io = TcpStream;
+    type Addr = Opened;
+
+    async fn accept(&mut self) -> (TcpStream, Opened) {
+        let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
+        let by = lock(&self.name).clone();
+        (stream, Opened { by, peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()) })
+    }
+
+    fn local_addr(&self) -> io::Result<Opened> {
+        Ok(Opened { by: lock(&self.name).clone(), peer: self.listener.local_addr()? })
     }
 }
 
-fn router(name: &str) -> Router {
-    let code = match name {
-        HEALTHY => StatusCode::OK,
-        UNHEALTHY => StatusCode::SERVICE_UNAVAILABLE,
-        pod => return http::router(Arc::new(Node { name: pod.to_owned(), requests: AtomicU64::new(0) })),
-    };
-    Router::new().fallback(get(move || async move { code }))
+impl Connected<IncomingStream<'_, Named>> for Opened {
+    fn connect_info(stream: IncomingStream<'_, Named>) -> Self {
+        stream.remote_addr().clone()
+    }
 }
 
-async fn echo(socket: tokio::net::UdpSocket, name: String) {
-    let prefix = format!("{name} ").into_bytes();
+fn router() -> Router {
+    Router::new().fallback(get(async |ConnectInfo(opened): ConnectInfo<Opened>| match &*opened.by {
+        HEALTHY => StatusCode::OK.into_response(),
+        UNHEALTHY => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        pod => ([(NODE_HEADER, pod.to_owned())], format!("{pod} sees {}\n", opened.peer)).into_response(),
+    }))
+}
+
+async fn echo(socket: UdpSocket, name: Name) {
     let mut buffer = vec![0_u8; 65_536];
-    buffer[..prefix.len()].copy_from_slice(&prefix);
     loop {
         // An error here is an ICMP error about an earlier answer: the client went away.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer[prefix.len()..]).await else { continue };
-        let _ = socket.send_to(&buffer[..prefix.len() + length], peer).await;
+        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let mut answer = format!("{} ", lock(&name)).into_bytes();
+        answer.extend_from_slice(&buffer[..length]);
+        let _ = socket.send_to(&answer, peer).await;
     }
 }
