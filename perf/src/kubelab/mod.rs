@@ -5,6 +5,7 @@ mod control;
 mod proxy;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 pub use self::control::Control;
 pub use self::proxy::{HEALTHZ_ANNOTATION, Proxies};
-use crate::apiserver::{ApiError, ApiServer, Grant, Settings};
+use crate::apiserver::{ADMIN_TOKEN, ApiError, ApiServer, Grant, Settings};
 use crate::clients::http::{self, Volley};
 use crate::clients::udp::UdpVolley;
 use crate::clients::{Failure, Tally};
@@ -215,6 +216,20 @@ impl Cluster {
 
     pub fn udp(&self, target: SocketAddr, flows: u64) -> Tally {
         UdpVolley { timeout: Duration::from_secs(1), ..UdpVolley::new(target, flows) }.run(self.client(), |_| {})
+    }
+
+    /// Whether nobody answers there any more.
+    #[must_use]
+    pub fn silent(&self, target: SocketAddr) -> bool {
+        let volley = Volley { timeout: Duration::from_millis(500), ..Volley::new(target, 1) };
+        volley.run(self.client(), |_| {}).answered() == 0
+    }
+
+    /// For kubectl inside the box's namespace, with every right.
+    pub fn admin_kubeconfig(&self) -> Result<PathBuf> {
+        let path = self.lab.path("admin.yaml")?;
+        std::fs::write(&path, self.server.kubeconfig(ADMIN_TOKEN))?;
+        Ok(path)
     }
 
     /// The operator's CLI on this box: what it prints, well or badly ended.
