@@ -216,8 +216,8 @@ impl AdminHandle {
     }
 
     /// `DELETE /v1/desired/{owner}`. A `term`, if given, fences off an old leader; without one the
-    /// operator has the last word. The owner's history goes too: a leader that only wants nothing
-    /// served sends an empty snapshot instead.
+    /// operator has the last word. The owner's history goes too, but for its term: a leader of before
+    /// can't bring it back. A leader that only wants nothing served sends an empty snapshot instead.
     ///
     /// # Errors
     /// The owner is unknown or the config file's, the term is over, or the rest can't be published.
