@@ -8,7 +8,7 @@ use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary, Refused};
 use penstock_configs::desired::{Desired, Health};
-use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Reason, Status};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Reason, Status, StatusQuery};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -81,7 +81,18 @@ impl Dataplane {
     /// # Errors
     /// As every call here: no dataplane, no permission, or a refusal with its reasons.
     pub async fn status(&self) -> Answer<Status> {
-        self.get("/v1/status").await
+        self.status_of(&StatusQuery::default()).await
+    }
+
+    /// # Errors
+    /// See [`status`](Self::status).
+    pub async fn status_of(&self, query: &StatusQuery) -> Answer<Status> {
+        let only = query.only.as_ref().map(|text| format!("only={}", encoded(text)));
+        let services = query.services.map(|most| format!("services={most}"));
+        let backends = query.backends.map(|most| format!("backends={most}"));
+        let query: Vec<String> = [only, services, backends].into_iter().flatten().collect();
+        let question = if query.is_empty() { "" } else { "?" };
+        self.get(&format!("/v1/status{question}{}", query.join("&"))).await
     }
 
     /// # Errors

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
 use penstock_configs::desired::{Desired, Health};
 use penstock_configs::file::ConfigFile;
-use penstock_configs::status::Status;
+use penstock_configs::status::{Status, StatusQuery};
 use penstock_configs::validate::{BoxContext, FILE_OWNER};
 
 use super::engine::{Engine, Snapshots};
@@ -363,8 +363,8 @@ impl AdminHandle {
 
     /// The engine's status with what only the API knows: owners, and the notices of both.
     #[must_use]
-    pub fn status(&self) -> Status {
-        let mut status = self.0.engine.status();
+    pub fn status(&self, query: &StatusQuery) -> Status {
+        let mut status = self.0.engine.status(query);
         let acknowledged = self.0.engine.acknowledged();
         let mut state = self.write();
         state.owners.settle(acknowledged);

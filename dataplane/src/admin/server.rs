@@ -13,7 +13,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use penstock_configs::api::{Accepted, Drain};
 use penstock_configs::fault::Fault;
-use penstock_configs::status::{Endpoint, FlowQuery, Reason};
+use penstock_configs::status::{Endpoint, FlowQuery, Reason, StatusQuery};
 use serde::Deserialize;
 
 use super::handle::AdminHandle;
@@ -230,8 +230,12 @@ async fn delete_drain(
     change(admin, options.wait, move |admin| admin.undrain(&target)).await
 }
 
-async fn get_status(State(admin): State<AdminHandle>) -> Answer<impl IntoResponse> {
-    look(admin, |admin| Json(admin.status())).await
+async fn get_status(
+    State(admin): State<AdminHandle>,
+    options: Result<Query<StatusQuery>, QueryRejection>,
+) -> Answer<impl IntoResponse> {
+    let wanted = query(options)?;
+    look(admin, move |admin| Json(admin.status(&wanted))).await
 }
 
 async fn get_counters(State(admin): State<AdminHandle>) -> Answer<impl IntoResponse> {

@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
 use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
-use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQuery};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
@@ -248,8 +248,8 @@ impl Engine for Shared {
         self.workers.iter().map(|worker| worker.stats.view.get()).min().unwrap_or(0)
     }
 
-    fn status(&self) -> Status {
-        status::status(self)
+    fn status(&self, query: &StatusQuery) -> Status {
+        status::status(self, query)
     }
 
     fn flows(&self, query: &FlowQuery, limit: usize) -> Vec<FlowStatus> {
