@@ -130,11 +130,13 @@ pub async fn run<D: Dataplane>(
     let election = kubernetes.leader_election.clone();
     let first = if election.enabled { Role::default() } else { Role::alone(&name) };
     let (role_tx, roles) = watch::channel(first.clone());
+    let (fit, is_fit) = watch::channel(true);
     // A set of its own: it ends after the rest, and with `run` if that is dropped.
     let mut elector = JoinSet::new();
     if election.enabled {
         let lease_in = kubernetes.namespace.clone();
-        elector.spawn(elect(client.clone(), lease_in, election, name.clone(), role_tx.clone(), shutdown.clone()));
+        let (roles, ending) = (role_tx.clone(), shutdown.clone());
+        elector.spawn(elect(client.clone(), lease_in, election, name.clone(), roles, is_fit, ending));
     }
 
     let (parcel_tx, parcels) = watch::channel(Parcel::default());
@@ -154,6 +156,7 @@ pub async fn run<D: Dataplane>(
         inputs,
         roles,
         role_tx,
+        fit,
         parcel_tx,
         progress,
         notes,
@@ -215,6 +218,8 @@ struct Loop {
     /// Kept so that `roles` never closes where there is no election.
     #[allow(dead_code, reason = "held, not used")]
     role_tx: watch::Sender<Role>,
+    /// Whether this box should lead; for the elector.
+    fit: watch::Sender<bool>,
     parcel_tx: watch::Sender<Parcel>,
     progress: watch::Receiver<Progress>,
     notes: mpsc::Sender<events::Note>,
@@ -378,6 +383,7 @@ impl Loop {
             self.spawn(job);
         }
         self.tell(turn.notes);
+        self.judge_fitness(now);
         self.publish_box(now);
         self.publish_metrics(now);
         // Never at once: whatever the reason, this loop must not spin.
@@ -396,6 +402,13 @@ impl Loop {
             };
             let _ = done.send(result).await;
         });
+    }
+
+    /// A dataplane that is started anew is back in seconds; one that stays away serves nobody.
+    fn judge_fitness(&self, now: Instant) {
+        let patience = Duration::from_secs_f64(self.kubernetes.leader_election.renew_deadline);
+        let absent = self.controller.progress.absent_since.is_some_and(|since| now.duration_since(since) >= patience);
+        self.fit.send_if_modified(|fit| std::mem::replace(fit, !absent) == absent);
     }
 
     fn publish_box(&mut self, now: Instant) {
