@@ -169,10 +169,12 @@ impl Dataplane {
         self.get("/v1/health").await
     }
 
+    /// In the place of what this source said before.
+    ///
     /// # Errors
     /// See [`status`](Self::status).
-    pub async fn put_health(&self, health: &Health) -> Answer<Accepted> {
-        self.put("/v1/health", health, None).await
+    pub async fn put_health(&self, source: &str, health: &Health) -> Answer<Accepted> {
+        self.put(&format!("/v1/health?source={}", encoded(source)), health, None).await
     }
 
     /// # Errors

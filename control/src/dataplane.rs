@@ -51,7 +51,8 @@ pub trait Dataplane: Send + Sync + 'static {
     /// it is asked every few seconds.
     fn generation(&self, owner: &str) -> impl Future<Output = Result<Option<u64>, DataplaneError>> + Send;
 
-    fn put_health(&self, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
+    /// In the place of what this source said before.
+    fn put_health(&self, source: &str, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
 
 impl Dataplane for crate::client::Dataplane {
@@ -68,8 +69,8 @@ impl Dataplane for crate::client::Dataplane {
         Ok(owners.into_iter().find(|o| o.owner == owner).map(|o| o.generation))
     }
 
-    async fn put_health(&self, health: &Health) -> Result<(), DataplaneError> {
-        Self::put_health(self, health).await.map(|_| ()).map_err(|e| said(&e))
+    async fn put_health(&self, source: &str, health: &Health) -> Result<(), DataplaneError> {
+        Self::put_health(self, source, health).await.map(|_| ()).map_err(|e| said(&e))
     }
 }
 

@@ -125,7 +125,11 @@ impl Controller {
         for (name, info) in self.index.nodes.iter() {
             let reason = info
                 .out
-                .map(|out| out.reason().to_owned())
+                .map(|out| {
+                    let drains = self.index.draining.contains(name);
+                    let note = if drains { " (keeps its flows for a while, takes no new ones)" } else { "" };
+                    format!("{}{note}", out.reason())
+                })
                 .or_else(|| self.quarantine.nodes.get(name).map(|why| format!("the box refuses it: {why}")))
                 .or_else(|| {
                     let lacks = families.iter().find(|f| info.address(**f).is_none())?;

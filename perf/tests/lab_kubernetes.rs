@@ -403,10 +403,13 @@ fn privileged_nodes_leave_and_come_back() {
     serving(&cluster, "web", &all);
     drop(hold);
 
+    let hold = Hold::open(cluster.client(), target, 60).unwrap();
     let label = "node.kubernetes.io/exclude-from-external-load-balancers";
     cluster.edit_node("node2", |n| n["metadata"]["labels"] = json!({label: ""})).unwrap();
     serving(&cluster, "web", &["node0", "node1"]);
     assert_eq!(nodes_of(&answers(&cluster, target, 60)), ["node0", "node1"]);
+    assert!(hold.ask_all(SOON).unwrap().iter().all(|h| h.outcome.is_ok()), "its flows may end in their own time");
+    drop(hold);
     cluster.edit_node("node2", |n| n["metadata"]["labels"] = json!({label: "false"})).unwrap();
     serving(&cluster, "web", &all);
     cluster.finish().unwrap();

@@ -37,8 +37,6 @@ enum Command {
 
 const OWN_NODE: &str = "PENSTOCK_OWN_NODE";
 const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
-/// How often credentials are looked at.
-const CREDENTIALS: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -102,7 +100,8 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         gather.await;
         Ok(())
     });
-    let push = overlay::push(Arc::new(dataplane.clone()), health.view.clone(), shutdown.clone());
+    let source = config.kubernetes.as_ref().map_or_else(String::new, |kubernetes| kubernetes.owner.clone());
+    let push = overlay::push(Arc::new(dataplane.clone()), source, health.view.clone(), shutdown.clone());
     tasks.spawn(async move {
         push.await;
         Ok(())
@@ -156,14 +155,15 @@ struct Cluster {
 
 /// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
 async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
+    let every = Duration::from_secs_f64(context.kubernetes.timing.credentials);
     while !*shutdown.borrow() {
         let fingerprint = cluster::fingerprint(&context.kubernetes);
         let client = match cluster::client(&context.kubernetes).await {
             Ok(client) => client,
             Err(problem) => {
-                let trouble = format!("{problem}; trying again in {} s", CREDENTIALS.as_secs());
+                let trouble = format!("{problem}; trying again in {} s", every.as_secs());
                 warn!("{trouble}");
-                if !wait_answering(&mut queries, &context.kubernetes.owner, &trouble, &mut shutdown).await {
+                if !wait_answering(&mut queries, &context.kubernetes.owner, &trouble, every, &mut shutdown).await {
                     return;
                 }
                 continue;
@@ -174,7 +174,7 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let health = HealthSeam { targets: context.targets.clone(), view: context.view.clone() };
         let seams = Seams { health, queries: asked, metrics: context.metrics.clone() };
         let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
-        let mut look = tokio::time::interval(CREDENTIALS);
+        let mut look = tokio::time::interval(every);
         loop {
             tokio::select! {
                 _ = &mut run => break,
@@ -194,9 +194,10 @@ async fn wait_answering(
     queries: &mut mpsc::Receiver<Query>,
     owner: &str,
     trouble: &str,
+    patience: Duration,
     shutdown: &mut watch::Receiver<bool>,
 ) -> bool {
-    let until = tokio::time::Instant::now() + CREDENTIALS;
+    let until = tokio::time::Instant::now() + patience;
     loop {
         tokio::select! {
             () = tokio::time::sleep_until(until) => return true,

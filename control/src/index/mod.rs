@@ -51,6 +51,8 @@ pub struct Index {
     pub namespaces: Table<Arc<str>, NamespaceInfo>,
     pub pools: Table<Arc<str>, PoolInfo>,
     pub records: Table<IpAddr, RecordInfo>,
+    /// Nodes that were labelled out a while ago: they keep their flows. Time is the controller's.
+    pub draining: HashSet<Arc<str>>,
     slices_of: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
     claims_of: HashMap<ServiceKey, BTreeSet<IpAddr>>,
     names: HashSet<Arc<str>>,

@@ -17,7 +17,7 @@ use super::job::{Done, Job, RecordWrite, Step};
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
 use crate::index::extract::{self};
-use crate::index::kinds::RecordInfo;
+use crate::index::kinds::{NodeInfo, Out, RecordInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
@@ -92,6 +92,8 @@ pub struct Controller {
     /// The pools' statuses are written once a second at most: each write says it all.
     pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
+    /// When nodes that were labelled out have had their time.
+    drained_at: HashMap<Arc<str>, Instant>,
     term: Option<u64>,
     translate_wanted: bool,
     touched: BTreeSet<ServiceKey>,
@@ -128,6 +130,7 @@ impl Controller {
             pools_dirty: true,
             pools_after: None,
             quarantined_until: None,
+            drained_at: HashMap::new(),
             term: None,
             translate_wanted: true,
             touched: BTreeSet::new(),
@@ -148,7 +151,7 @@ impl Controller {
 
     pub fn on_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Update(update) => self.on_update(*update),
+            Input::Update(update) => self.on_update(*update, now),
             Input::Feed { kind, state } => {
                 let known = self.feeds.get(kind).map(|(state, _)| state.clone());
                 // The time is that of the first failure, not of the last.
@@ -159,7 +162,7 @@ impl Controller {
         }
     }
 
-    fn on_update(&mut self, update: Update) {
+    fn on_update(&mut self, update: Update, now: Instant) {
         let service = match &update {
             Update::Service(
                 Change::Seen(key, _) | Change::Put(key, _) | Change::Wrote(key, _) | Change::Gone(key, _),
@@ -186,7 +189,15 @@ impl Controller {
             info.map(|info| info.status.ingress.clone()).unwrap_or_default()
         };
         let before = shown(self);
+        let node = match &update {
+            Update::Node(Change::Seen(name, _) | Change::Put(name, _) | Change::Gone(name, _)) => Some(name.clone()),
+            _ => None,
+        };
+        let served = node.as_ref().is_some_and(|name| self.index.nodes.get(name).is_some_and(NodeInfo::is_backend));
         let changed = self.index.apply(update);
+        if let Some(name) = node {
+            self.follow_node(name, served, now);
+        }
         if changed == Changed::Nothing {
             return;
         }
@@ -207,6 +218,32 @@ impl Controller {
             self.touched.insert(key);
         }
         self.translate_wanted |= changed == Changed::Desired;
+    }
+
+    /// A node that is labelled out keeps its flows for a while; one that always was has none.
+    fn follow_node(&mut self, name: Arc<str>, served: bool, now: Instant) {
+        let out = self.index.nodes.get(&name).map(|info| info.out);
+        if out != Some(Some(Out::Excluded)) {
+            self.index.draining.remove(&name);
+            self.drained_at.remove(&name);
+        } else if served {
+            self.index.draining.insert(name.clone());
+            self.drained_at.insert(name, now + Duration::from_secs_f64(self.kubernetes.timing.node_drain));
+        }
+    }
+
+    /// Nodes whose time to finish is over leave.
+    fn end_drains(&mut self, turn: &mut Turn, now: Instant) {
+        let ended: Vec<Arc<str>> =
+            self.drained_at.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in ended {
+            self.drained_at.remove(&name);
+            self.index.draining.remove(&name);
+            self.translate_wanted = true;
+        }
+        if let Some(at) = self.drained_at.values().min() {
+            turn.wake_at(*at);
+        }
     }
 
     /// Somebody who found nothing may find something now.
@@ -293,7 +330,7 @@ impl Controller {
                         }
                         notes.extend(job.notes);
                         if let Some(object) = object {
-                            self.on_update(index::wrote_service(*object, &self.kubernetes));
+                            self.on_update(index::wrote_service(*object, &self.kubernetes), now);
                         }
                     }
                     Err(error) => {
@@ -336,7 +373,7 @@ impl Controller {
                             }
                             (None, _) => return,
                         };
-                        self.on_update(Update::Record(change));
+                        self.on_update(Update::Record(change), now);
                     }
                     Err(error) => {
                         tracing::debug!(address = %job.address, "{}", super::feed::api_error(&error));
@@ -381,6 +418,7 @@ impl Controller {
         if let Some(until) = self.quarantined_until {
             turn.wake_at(until);
         }
+        self.end_drains(&mut turn, now);
         if self.translate_wanted {
             self.translate(&mut turn, now);
         }

@@ -823,6 +823,44 @@ fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
 }
 
 #[test]
+fn a_node_that_is_labelled_out_drains_for_a_while_and_one_that_always_was_does_not() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    let label = |sim: &mut Sim, name: &str, version: u32, labels: Value| {
+        let node = json!({"metadata": {"name": name, "resourceVersion": version.to_string(), "labels": labels},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{}", name.as_bytes()[0])}]}});
+        let config = sim.controller.kubernetes.clone();
+        sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+    };
+    let out = || json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+    let states = |sim: &Sim| -> Vec<(String, BackendState)> {
+        let sets = &sim.controller.translation.desired.sets;
+        sets[0].backends.iter().map(|b| (b.node.clone().unwrap(), b.state)).collect()
+    };
+    let (active, draining) = (BackendState::Active, BackendState::Draining);
+    label(&mut sim, "control-plane", 5, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)]);
+    label(&mut sim, "b", 6, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), draining)]);
+    label(&mut sim, "b", 7, json!({}));
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)], "back in service");
+    label(&mut sim, "b", 8, out());
+    sim.settle();
+    let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
+    assert!(why.nodes.iter().any(|n| n.node == "b" && n.reason.contains("keeps its flows")), "{why:?}");
+    // Whatever else changes of it meanwhile.
+    label(&mut sim, "b", 9, json!({"node.kubernetes.io/exclude-from-external-load-balancers": "", "x": "y"}));
+    sim.after(299);
+    assert_eq!(states(&sim)[1].1, draining);
+    sim.after(2);
+    assert_eq!(states(&sim), [("a".into(), active)]);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+}
+
+#[test]
 fn no_node_is_a_warning_and_the_vip_stays() {
     let mut sim = Sim::new();
     sim.put(&service("web"));

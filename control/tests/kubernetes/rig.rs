@@ -86,7 +86,7 @@ impl Dataplane for Notes {
         Ok(Some(self.generation.load(Ordering::SeqCst)).filter(|g| *g > 0))
     }
 
-    async fn put_health(&self, _: &Health) -> Result<(), DataplaneError> {
+    async fn put_health(&self, _: &str, _: &Health) -> Result<(), DataplaneError> {
         Ok(())
     }
 }

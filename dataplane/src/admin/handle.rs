@@ -3,6 +3,7 @@
 //! Two locks, so that status answers while a large snapshot compiles: `writer` is held for a whole
 //! change, `state` only to look or to commit.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -36,8 +37,15 @@ struct Inner {
 
 #[derive(Debug, Default, Clone)]
 struct Overlays {
-    health: Health,
+    /// By who checks: several clusters share a box, each with a control process of its own.
+    health: BTreeMap<String, Health>,
     drains: Drains,
+}
+
+impl Overlays {
+    fn merged(&self) -> Health {
+        overlay::merged(self.health.values())
+    }
 }
 
 #[derive(Default)]
@@ -64,7 +72,7 @@ impl AdminHandle {
     ) -> (Self, Option<Result<Accepted, Refusal>>) {
         let store = Store::new(state_dir);
         let Restored { owners, drains, notices } = store.load();
-        let overlays = Overlays { health: Health::default(), drains };
+        let overlays = Overlays { health: BTreeMap::new(), drains };
         let state = RwLock::new(State { overlays, context: Arc::new(context), ..State::default() });
         let admin = Self(Arc::new(Inner { engine, store, writer: Mutex::new(()), state }));
         for notice in notices {
@@ -234,21 +242,30 @@ impl AdminHandle {
         {
             return Err(Refusal::StaleTerm { owner: owner.into(), offered, held });
         }
+        // What its checker said goes with it.
+        self.write().overlays.health.remove(owner);
         let epoch = self.publish(&snapshots)?;
         self.write().owners.remove(owner);
         tracing::info!(owner, epoch, "owner deleted");
         Ok(self.accepted(None, epoch, self.0.store.remove_owner(owner)))
     }
 
-    /// `PUT /v1/health`.
+    /// `PUT /v1/health`, of one source, in the place of what it said before; the worse of two sources' verdicts holds.
     ///
     /// # Errors
     /// The faults in it; the health before it holds.
-    pub fn put_health(&self, json: &[u8]) -> Result<Accepted, Refusal> {
+    pub fn put_health(&self, source: &str, json: &[u8]) -> Result<Accepted, Refusal> {
+        if !source.is_empty() {
+            check_name(source)?;
+        }
         let health = faults::health(json)?;
         let _writer = self.writer();
         let epoch = self.put_overlays(|overlays, _| {
-            overlays.health = health;
+            if health.backends.is_empty() {
+                overlays.health.remove(source);
+            } else {
+                overlays.health.insert(source.to_owned(), health);
+            }
             Ok(())
         })?;
         Ok(self.accepted(None, epoch, Ok(())))
@@ -294,9 +311,9 @@ impl AdminHandle {
     ) -> Result<u64, Refusal> {
         let (mut overlays, snapshots, epoch) =
             self.read(|state| (state.overlays.clone(), state.owners.snapshots(), state.epoch));
-        let before = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        let before = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
         change(&mut overlays, &snapshots)?;
-        let health = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        let health = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
         let epoch = if health == before && epoch > 0 { epoch } else { self.apply(&snapshots, &health)? };
         self.write().overlays = overlays;
         Ok(epoch)
@@ -313,7 +330,7 @@ impl AdminHandle {
     }
 
     fn effective(&self, snapshots: &Snapshots) -> Health {
-        self.read(|state| overlay::effective(&state.overlays.health, &state.overlays.drains, snapshots))
+        self.read(|state| overlay::effective(&state.overlays.merged(), &state.overlays.drains, snapshots))
     }
 
     fn accepted(&self, generation: Option<u64>, epoch: u64, kept: Result<(), StoreError>) -> Accepted {
@@ -345,7 +362,7 @@ impl AdminHandle {
 
     #[must_use]
     pub fn health(&self) -> Health {
-        self.read(|state| state.overlays.health.clone())
+        self.read(|state| state.overlays.merged())
     }
 
     /// With the addresses each name stands for now.

@@ -88,6 +88,8 @@ struct ChangeQuery {
     wait: Option<u64>,
     /// Of `DELETE /v1/desired/{owner}`: the leader's term.
     term: Option<u64>,
+    /// Of `PUT /v1/health`: whose verdicts these are.
+    source: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,7 +204,8 @@ async fn put_health(
 ) -> Answer<Response> {
     let options = query(options)?;
     let body = bytes(body)?;
-    change(admin, options.wait, move |admin| admin.put_health(&body)).await
+    let source = options.source.unwrap_or_default();
+    change(admin, options.wait, move |admin| admin.put_health(&source, &body)).await
 }
 
 async fn list_drains(State(admin): State<AdminHandle>) -> impl IntoResponse {
