@@ -459,7 +459,7 @@ mod tests {
             let services = all();
             let mut listing = StatusQuery { backends, ..StatusQuery::default() }.listing(&services);
             let backends = services.iter().flat_map(|s| &s.backends);
-            backends.filter(|b| listing.takes(b.is_up())).map(|b| b.is_up()).collect::<Vec<_>>()
+            backends.filter(|b| listing.takes(b.is_up())).map(BackendStatus::is_up).collect::<Vec<_>>()
         };
         assert_eq!(listed(None).len(), 4);
         assert_eq!(listed(Some(4)).len(), 4);
