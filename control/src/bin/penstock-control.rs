@@ -1,5 +1,6 @@
 //! `penstock-control`: Kubernetes and health checks for the box. See the crate's documentation for the journey.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,13 +36,16 @@ enum Command {
     Crds,
 }
 
+/// The client logs each failed request as an error without its cause; ours name the cause, once.
+const LOGGED: &str = "info,kube_client::client::builder=off";
 const OWN_NODE: &str = "PENSTOCK_OWN_NODE";
 const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
