@@ -80,11 +80,12 @@ impl Dataplane {
     /// Replaces the config file, sends SIGHUP and waits until every worker runs the new services.
     pub fn reload(&mut self, config: &ConfigFile) -> Result<()> {
         let status = self.status()?;
-        let (before, known) = (status.file_generation(), status.notices.len());
+        let (before, known) = (status.file_generation(), status.notices);
         self.write(config)?;
         self.signal(Signal::HUP)?;
         self.wait_until("running the new config", RELOAD_PATIENCE, |status| {
-            if let Some(why) = status.notices.iter().skip(known).find(|notice| notice.contains("refused")) {
+            let news = |notice: &&String| notice.contains("refused") && !known.contains(notice);
+            if let Some(why) = status.notices.iter().find(news) {
                 bail!("the new config was refused: {why}");
             }
             let Some(owner) = status.owners.iter().find(|owner| owner.owner == FILE_OWNER) else { return Ok(false) };

@@ -14,3 +14,4 @@ pub mod pipeline_bench;
 pub mod privilege;
 pub mod rig;
 pub mod servers;
+pub mod traffic;

@@ -57,6 +57,8 @@ struct State {
     /// Of the last publication; 0: none yet.
     epoch: u64,
     notices: Vec<String>,
+    /// What the config file's last reading gave reason to say.
+    file_notices: Vec<String>,
 }
 
 impl AdminHandle {
@@ -386,7 +388,7 @@ impl AdminHandle {
         let mut state = self.write();
         state.owners.settle(acknowledged);
         status.owners = state.owners.status();
-        status.notices.extend(state.notices.iter().cloned());
+        status.notices.extend(state.notices.iter().chain(&state.file_notices).cloned());
         drop(state);
         for (target, drain) in self.drains() {
             if drain.addresses.is_empty() {
@@ -405,6 +407,14 @@ impl AdminHandle {
             state.notices.remove(0);
         }
         state.notices.push(text);
+    }
+
+    /// Replaces what is said of the config file: another reading, other faults.
+    pub fn file_notices(&self, texts: Vec<String>) {
+        for text in &texts {
+            tracing::warn!("{text}");
+        }
+        self.write().file_notices = texts;
     }
 
     // A panic in one request must not take the API away: every guarded value is replaced whole.

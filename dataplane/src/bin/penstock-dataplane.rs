@@ -1,5 +1,6 @@
 //! `penstock-dataplane`: the poll-mode packet path of the box.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -55,7 +56,12 @@ enum Command {
 fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     let result = match &args.command {
         Some(Command::Detach { run_dir }) => detach(run_dir).map(|()| ExitCode::SUCCESS),
         Some(Command::Prepare { run_dir }) => prepare(run_dir).map(|()| ExitCode::SUCCESS),
@@ -100,7 +106,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let context = BoxContext::new(&config, Some(&host));
     let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
     if let Some(Err(refusal)) = outcome {
-        admin.notice(format!("{}: {refusal}", args.config.display()));
+        admin.file_notices(vec![format!("{}: {refusal}", args.config.display())]);
     }
     dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
@@ -150,12 +156,13 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
 struct Watched {
     path: PathBuf,
     seen: Option<(SystemTime, u64)>,
+    started_with: ConfigFile,
     running: ConfigFile,
 }
 
 impl Watched {
     fn new(path: &Path, running: ConfigFile) -> Self {
-        Self { path: path.into(), seen: look(path), running }
+        Self { path: path.into(), seen: look(path), started_with: running.clone(), running }
     }
 
     fn has_changed(&self) -> bool {
@@ -166,50 +173,46 @@ impl Watched {
     /// Reads the file and serves what it says; a bad one changes nothing.
     async fn reload(&mut self, admin: &AdminHandle, dataplane: &Dataplane) {
         self.seen = look(&self.path);
-        let (path, admin) = (self.path.clone(), admin.clone());
+        let (path, said, admin) = (self.path.clone(), admin, admin.clone());
         let (shared, running) = (Arc::clone(&dataplane.shared), self.running.clone());
         let work = tokio::task::spawn_blocking(move || reload(&path, &admin, &shared, &running));
         match work.await {
-            Ok(Some(config)) => self.running = config,
-            Ok(None) => {}
+            Ok(Ok(config)) => {
+                let restart = |what| {
+                    format!("{}: `{what}` changed, which takes a restart; what ran before goes on", self.path.display())
+                };
+                let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
+                said.file_notices(notices);
+                self.running = config;
+            }
+            Ok(Err(why)) => {
+                said.file_notices(vec![format!("{}: refused, what ran before goes on:\n{why}", self.path.display())]);
+            }
             Err(error) => tracing::error!(%error, "reloading failed"),
         }
     }
 }
 
+/// Serves what the file says now, or says why not: then nothing has changed.
 fn reload(
     path: &Path,
     admin: &AdminHandle,
     shared: &penstock_dataplane::engine::Shared,
     running: &ConfigFile,
-) -> Option<ConfigFile> {
-    let refuse = |why: String| {
-        admin.notice(format!("{}: refused, what ran before goes on:\n{why}", path.display()));
-        None
-    };
-    let host = match host_facts() {
-        Ok(host) => host,
-        Err(error) => return refuse(format!("{error:#}")),
-    };
-    let config = match source::load_for(path, Some(&host)) {
-        Ok(config) => config,
-        Err(faults) => return refuse(faults.to_string()),
-    };
-    if let Err(faults) = shared.reconfigure(&Live::from(&config)) {
-        return refuse(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
-    }
+) -> Result<ConfigFile, String> {
+    let host = host_facts().map_err(|error| format!("{error:#}"))?;
+    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    shared
+        .reconfigure(&Live::from(&config))
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
         let _ = shared.reconfigure(&Live::from(running));
-        return refuse(refusal.to_string());
-    }
-    for what in needs_restart(running, &config) {
-        admin.notice(format!("{}: `{what}` changed, which takes a restart; what ran before goes on", path.display()));
+        return Err(refusal.to_string());
     }
     tracing::info!("{}: reloaded", path.display());
-    Some(config)
+    Ok(config)
 }
 
-/// Parts of the file that are fixed at start.
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
     let mut changed = Vec::new();
     if old.ports != new.ports {

@@ -6,7 +6,11 @@
 //! not take by the TAP; 2 (loose) and 0 are fine.
 //!
 //! What the kernel routes into the device is received; it has whole checksums, as no offload is enabled.
-//! Each worker has a queue of its own of the one device.
+//!
+//! The device has one queue. All workers write to it, each packet a system call; the first alone reads. With
+//! a queue per worker the kernel moves a flow to the queue its last reply was written by, in the middle
+//! of the flow: a handshake's ACK was overtaken by the request and the close, and the node answered it
+//! with a RST.
 #![allow(unsafe_code, reason = "ioctls that configure a network device")]
 
 use std::fs::{File, OpenOptions};
@@ -49,23 +53,25 @@ pub struct TapDevice {
     pub index: u32,
 }
 
-/// One queue of a TAP device.
+/// A worker's end of the TAP device's queue.
 pub struct TapPort {
     queue: OwnedFd,
+    /// The one that receives.
+    reads: bool,
     mac: [u8; 6],
     too_large: u64,
     refused: u64,
 }
 
-/// Makes the device `name` (it goes with the last of its ports) with `queues` queues, and brings it up.
+/// Makes the device `name` (it goes with the last of its ports) with `ports` ends, and brings it up.
 /// `mtu` is the largest of the ports served: what came in by them must fit.
-pub fn open(name: &str, queues: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevice), TapError> {
+pub fn open(name: &str, ports: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevice), TapError> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', ' ', '\0']) || name == "." || name == ".."
     {
         return Err(TapError::BadName { name: name.into() });
     }
     let setup = |what| move |source| TapError::Setup { name: name.into(), what, source };
-    let fds = (0..queues.max(1)).map(|_| attach(name)).collect::<Result<Vec<_>, _>>()?;
+    let queue = attach(name)?;
     // Best effort: no router is behind the device and nobody to share an address with. It keeps its
     // link-local address: the kernel sends no neighbour solicitation (for an IPv6 VIP) without one.
     for setting in ["router_solicitations", "accept_ra", "accept_dad"] {
@@ -79,11 +85,14 @@ pub fn open(name: &str, queues: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevic
     request.set_up(control.as_fd()).map_err(setup("bringing it up"))?;
     let index = rustix::net::netdevice::name_to_index(&control, name)
         .map_err(|error| setup("reading its index")(error.into()))?;
-    let ports = fds.into_iter().map(|queue| TapPort { queue, mac, too_large: 0, refused: 0 }).collect();
+    let end = |reads, queue| TapPort { queue, reads, mac, too_large: 0, refused: 0 };
+    let writers = (1..ports).map(|_| Ok(end(false, queue.try_clone().map_err(setup("sharing its queue"))?)));
+    let mut ports = writers.collect::<Result<Vec<_>, TapError>>()?;
+    ports.insert(0, end(true, queue));
     Ok((ports, TapDevice { name: name.into(), mac, index }))
 }
 
-/// One more queue of the device, which the first makes.
+/// Makes the device; its one queue.
 fn attach(name: &str) -> Result<OwnedFd, TapError> {
     let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
     let file: File = file.map_err(|source| TapError::NoDevice { source })?;
@@ -120,7 +129,7 @@ impl Request {
     }
 
     fn attach(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE;
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI;
         self.0.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
         self.ioctl(fd, libc::TUNSETIFF)
     }
@@ -173,6 +182,9 @@ impl TapPort {
 
 impl Port for TapPort {
     fn rx_burst(&mut self, pool: &mut FramePool, out: &mut Burst) -> usize {
+        if !self.reads {
+            return 0;
+        }
         let before = out.len();
         let room = pool.memory().room();
         while !out.is_full() {
@@ -221,7 +233,7 @@ impl Port for TapPort {
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.queue.as_fd())
+        self.reads.then(|| self.queue.as_fd())
     }
 
     fn stats(&self) -> PortStats {

@@ -134,6 +134,7 @@ impl Store {
         if !recovered {
             file.set_len(0).map_err(fail)?;
             file.set_len(shape.len() as u64).map_err(fail)?;
+            reserve(&file, shape.len() as u64).map_err(fail)?;
         }
         let map = MmapRaw::map_raw(&file).map_err(fail)?;
         let _ = map.advise(memmap2::Advice::HugePage);
@@ -298,6 +299,18 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
     } else {
         None
     })
+}
+
+/// Asks for the file's pages now: on a full tmpfs the first packet to need one would end the process
+/// (SIGBUS). Reserved pages nobody wrote to still count as holes.
+fn reserve(file: &File, len: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => {
+            let _ = file.set_len(0);
+            Err(error.into())
+        }
+    }
 }
 
 /// How far behind `start` the file's data reaches, up to `end`.

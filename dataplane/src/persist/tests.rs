@@ -112,3 +112,23 @@ fn garbage_records_do_not_upset_recovery() {
         assert_eq!(rig.pipeline.flows_v4().counts().established, 0, "garbage serves nobody");
     }
 }
+
+#[test]
+fn room_is_asked_for_at_the_start_and_what_was_not_used_is_still_a_hole() {
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        println!("SKIPPED: persist: no tmpfs at /dev/shm");
+        return;
+    };
+    let path = dir.path().join("flows.1");
+    let too_much = Shape { records_v4: u32::MAX, records_v6: u32::MAX, ..SHAPE };
+    let Err(refused) = Store::open(&path, too_much, BOOT, [11, 22]) else { panic!("room for 640 GiB") };
+    assert!(refused.to_string().contains("with room for"), "{refused}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "what was taken is given back");
+    // Records of more than the header's last page.
+    let shape = Shape { records_v4: 10_000, ..SHAPE };
+    let store = open(&path, shape, BOOT);
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap());
+    assert!(blocks * 512 >= shape.len() as u64, "{blocks} blocks");
+    let [v4, v6] = store.used_records();
+    assert!(v4 < 64 && v6 == 0, "{v4} {v6}");
+}

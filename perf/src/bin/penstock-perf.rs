@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
+use penstock_perf::traffic::{self, command::LoadArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
 #[derive(Parser)]
@@ -23,6 +24,8 @@ enum Command {
     Lab(LabCommand),
     /// Measure the pipeline over memory, beside the bare limit of the same loop
     Pipeline(PipelineArgs),
+    /// Send packets through a box at a rate, and say what became of each
+    Load(LoadArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -90,7 +93,11 @@ fn main() -> Result<()> {
             penstock_perf::lab::cleanup::remove_all_of_this_process();
         }
     }));
-    match Cli::parse().command {
+    penstock_perf::lab::cleanup::outcome(run(Cli::parse().command))
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Demo(args) => demo::run(&args),
         Command::Lab(LabCommand::Up(args)) => cli::lab_up(&args),
         Command::Lab(LabCommand::Down { id }) => cli::lab_down(id.as_deref()),
@@ -100,6 +107,7 @@ fn main() -> Result<()> {
         }
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
         Command::Pipeline(args) => pipeline_bench::command(&args),
+        Command::Load(args) => traffic::command::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

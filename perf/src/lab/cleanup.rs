@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -119,6 +120,18 @@ pub fn remove_all_of_this_process() {
     }
 }
 
+/// A signal is taking the labs down.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// What a command ends with. One that fails because a signal took its lab away has nothing to report:
+/// the process ends once the lab is gone.
+pub fn outcome<T>(result: T) -> T {
+    while ENDING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+    result
+}
+
 /// Ctrl-C, SIGTERM and a closed terminal take this process's labs down before it ends.
 pub(super) fn install_signal_handler() {
     static INSTALLED: Once = Once::new();
@@ -126,7 +139,9 @@ pub(super) fn install_signal_handler() {
         let started = std::thread::Builder::new().name("lab-signals".into()).spawn(|| {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
             if let Some(code) = runtime.block_on(termination()) {
+                ENDING.store(true, Ordering::SeqCst);
                 remove_all_of_this_process();
+                eprintln!("Interrupted: the lab is taken down.");
                 std::process::exit(code);
             }
         });
@@ -174,6 +189,9 @@ fn older_than(path: &Path, age: Duration) -> bool {
 /// Takes a lab down by its id: processes, mounts, namespaces (their veths with them), files. What
 /// can't be removed is said and skipped, so that the rest still goes.
 pub fn remove(id: &str) {
+    // One after the other: a signal's thread and the one that was building the lab may both be here.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let namespaces = namespaces_of(id);
     kill_inside(&namespaces);
     let dir = Manifest::dir(id);

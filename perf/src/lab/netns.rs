@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
@@ -70,8 +71,10 @@ impl Netns {
         self.run(|| command.spawn())
     }
 
-    /// Runs a command in the namespace to its end and collects what it printed.
+    /// Runs a command in the namespace to its end and collects what it printed. A Ctrl-C at the terminal
+    /// is for this process, which cleans up.
     pub fn output(&self, command: &mut Command) -> io::Result<Output> {
+        command.process_group(0);
         self.run(|| command.output())
     }
 

@@ -2,6 +2,7 @@
 //! namespaces at once.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -51,6 +52,8 @@ pub(super) fn ip_batch(lines: &[String]) -> Result<()> {
     }
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
+        // A Ctrl-C at the terminal is for this process, which cleans up.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -1,0 +1,119 @@
+//! The two ends of a load, each a loop on a thread of its own: packets out at a pace and what comes back into
+//! the books; and the nodes' side, which answers or only counts.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use penstock_dataplane::clock::Now;
+use penstock_dataplane::io::Burst;
+
+use super::endpoint::Endpoint;
+use super::pace::Pace;
+use super::packet::{Maker, Stamp, answer, stamp_of};
+use super::popularity::Draw;
+use super::track::{Outcome, Track};
+
+/// How long packets may take to come in after the last was sent.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// What a sender sends.
+pub struct Load {
+    pub maker: Maker,
+    pub draw: Draw,
+    pub flows: u32,
+    /// Packets per second; `None`: flat out.
+    pub rate: Option<f64>,
+    pub duration: Duration,
+    pub vip_port: u16,
+}
+
+/// What a sender did.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Sent {
+    pub packets: u64,
+    pub seconds: f64,
+    /// The rate asked for was not reached: the figures are the generator's.
+    pub behind: bool,
+    /// How late the latest packet was.
+    pub latest_us: f64,
+    /// Answers that the sender's own rings had no room for.
+    pub missed: u64,
+}
+
+/// Sends a load and keeps the books of what comes back to it.
+pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
+    let mut track = Track::new(load.flows);
+    let missed_before = end.missed();
+    let start = Now::read();
+    let until = Now { ns: start.ns + load.duration.as_nanos() as u64 };
+    let mut pace = Pace::new(start, load.rate);
+    let mut bursts: Vec<Burst> = (0..end.queues()).map(|_| Burst::new()).collect();
+    let mut packets = 0;
+    let mut now = start;
+    while now < until {
+        let room = bursts.iter().map(arrayvec::ArrayVec::remaining_capacity).min().unwrap_or(0);
+        for _ in 0..pace.due(now, room) {
+            let number = pace.sent();
+            let Some(mut frame) = end.frame(load.maker.frame_len(number)) else { break };
+            let stamp = Stamp { number: number as u32, flow: load.draw.flow(), intended: pace.next(now) };
+            load.maker.write(end.pool.memory().bytes_mut(&mut frame), stamp);
+            let queue = stamp.flow as usize % bursts.len();
+            bursts[queue].push(frame);
+        }
+        for (queue, burst) in bursts.iter_mut().enumerate().filter(|(_, burst)| !burst.is_empty()) {
+            packets += end.send(queue, burst) as u64;
+        }
+        collect(end, load, &mut track);
+        end.service();
+        now = Now::read();
+    }
+    let behind = pace.fell_behind(now) || load.rate.is_some() && bursts.iter().any(|burst| !burst.is_empty());
+    bursts.into_iter().flatten().for_each(|frame| end.pool.give(frame));
+    let seconds = (now.ns - start.ns) as f64 / 1e9;
+    let drained = Now { ns: now.ns + DRAIN.as_nanos() as u64 };
+    while Now::read() < drained {
+        collect(end, load, &mut track);
+        end.service();
+    }
+    let missed = end.missed() - missed_before;
+    (Sent { packets, seconds, behind, latest_us: pace.latest_ns() as f64 / 1e3, missed }, track.close(packets))
+}
+
+fn collect(end: &mut Endpoint, load: &Load, track: &mut Track) {
+    let now = Now::read();
+    end.receive(|packet| {
+        if let Some(stamp) = stamp_of(packet, load.vip_port) {
+            track.arrived(stamp, packet.len(), now);
+        }
+        false
+    });
+}
+
+/// What the nodes' side does with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeSide {
+    /// Sends it back: both directions are loaded, the sender keeps the books.
+    Answer,
+    /// Only takes it: one direction, and its books are here.
+    Count,
+}
+
+/// The nodes' side, until `stop`. The books of `Count`; the answers its rings refused or lost.
+pub fn serve(end: &mut Endpoint, side: NodeSide, port: u16, flows: u32, stop: &AtomicBool) -> (Track, u64) {
+    let mut track = Track::new(if side == NodeSide::Count { flows } else { 0 });
+    let (mut refused, missed_before) = (0, end.missed());
+    while !stop.load(Ordering::Relaxed) {
+        let now = Now::read();
+        refused += end.receive(|packet| match side {
+            NodeSide::Answer => answer(packet),
+            NodeSide::Count => {
+                if let Some(stamp) = stamp_of(packet, port) {
+                    track.arrived(stamp, packet.len(), now);
+                }
+                false
+            }
+        });
+        end.service();
+    }
+    (track, refused + end.missed() - missed_before)
+}

@@ -1,0 +1,170 @@
+//! What became of the packets: each carries a number, so that what is lost, doubled or overtaken is counted,
+//! not guessed; and when it was due, so that latency is counted from then.
+
+use hdrhistogram::Histogram;
+use penstock_dataplane::clock::Now;
+
+use super::packet::Stamp;
+
+/// Packets the duplicate window covers: at 10 Mpps some 1.6 s.
+const WINDOW: u64 = 1 << 24;
+
+/// The receiving end's books.
+pub struct Track {
+    /// One bit per number, of the last `WINDOW`.
+    seen: Vec<u64>,
+    /// Numbers below this one and outside the window are not looked at again.
+    highest: u64,
+    /// The number last seen of each flow, plus one.
+    flows: Vec<u32>,
+    pub received: u64,
+    pub bytes: u64,
+    pub duplicates: u64,
+    /// Came after a later packet of its own flow.
+    pub reordered: u64,
+    /// Came so late that its number's place was taken: could be either.
+    pub too_late: u64,
+    latency: Histogram<u64>,
+}
+
+/// The books of one run, closed.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Outcome {
+    pub sent: u64,
+    pub received: u64,
+    pub lost: u64,
+    pub duplicates: u64,
+    pub reordered: u64,
+    pub latency_us: Percentiles,
+}
+
+/// Microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+impl Percentiles {
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() as f64 / 1e3 }
+    }
+}
+
+impl Track {
+    /// # Panics
+    /// Never: the histogram's bounds are constants that fit.
+    #[must_use]
+    pub fn new(flows: u32) -> Self {
+        Self {
+            seen: vec![0; (WINDOW / 64) as usize],
+            highest: 0,
+            flows: vec![0; flows as usize],
+            received: 0,
+            bytes: 0,
+            duplicates: 0,
+            reordered: 0,
+            too_late: 0,
+            // Up to a minute, three digits.
+            latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constants"),
+        }
+    }
+
+    /// A stamped packet has arrived.
+    #[inline]
+    pub fn arrived(&mut self, stamp: Stamp, len: usize, now: Now) {
+        let number = u64::from(stamp.number);
+        if number >= self.highest {
+            self.forget(self.highest, number + 1);
+            self.highest = number + 1;
+        } else if self.highest - number > WINDOW {
+            self.too_late += 1;
+            return;
+        }
+        let (word, bit) = ((number % WINDOW / 64) as usize, 1 << (number % 64));
+        if self.seen[word] & bit != 0 {
+            self.duplicates += 1;
+            return;
+        }
+        self.seen[word] |= bit;
+        self.received += 1;
+        self.bytes += len as u64;
+        if let Some(last) = self.flows.get_mut(stamp.flow as usize) {
+            if stamp.number < *last {
+                self.reordered += 1;
+            } else {
+                *last = stamp.number + 1;
+            }
+        }
+        self.latency.saturating_record(now.ns.saturating_sub(stamp.intended.ns).max(1));
+    }
+
+    /// Clears the places of numbers from `from` to before `to`, which numbers a window ago had.
+    fn forget(&mut self, from: u64, to: u64) {
+        if to - from >= WINDOW {
+            self.seen.fill(0);
+            return;
+        }
+        for number in from..to {
+            self.seen[(number % WINDOW / 64) as usize] &= !(1 << (number % 64));
+        }
+    }
+
+    /// Closes the books: of `sent` packets, what did not arrive is lost.
+    #[must_use]
+    pub fn close(&self, sent: u64) -> Outcome {
+        Outcome {
+            sent,
+            received: self.received,
+            lost: sent.saturating_sub(self.received),
+            duplicates: self.duplicates,
+            reordered: self.reordered,
+            latency_us: Percentiles::of(&self.latency),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(number: u32, flow: u32) -> Stamp {
+        Stamp { number, flow, intended: Now { ns: 1_000 } }
+    }
+
+    fn run(numbers: &[(u32, u32)]) -> Track {
+        let mut track = Track::new(4);
+        for (number, flow) in numbers {
+            track.arrived(stamp(*number, *flow), 60, Now { ns: 6_000 });
+        }
+        track
+    }
+
+    #[test]
+    fn loss_duplicates_and_order_are_told_apart() {
+        let track = run(&[(0, 0), (1, 1), (3, 1), (2, 0), (2, 0), (5, 1), (4, 1)]);
+        let outcome = track.close(8);
+        assert_eq!((outcome.received, outcome.lost, outcome.duplicates), (6, 2, 1));
+        assert_eq!(outcome.reordered, 1, "4 behind 5 of one flow; 2 behind 3 is of another");
+    }
+
+    #[test]
+    fn latency_is_from_the_intended_time() {
+        let track = run(&[(0, 0), (1, 0)]);
+        assert!((track.close(2).latency_us.p50 - 5.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_number_comes_round_without_being_a_duplicate() {
+        let window = WINDOW as u32;
+        let track = run(&[(0, 0), (window, 0), (window, 0), (window + 1, 0), (5, 1)]);
+        assert_eq!((track.received, track.duplicates, track.too_late), (4, 1, 0));
+        let track = run(&[(0, 0), (3 * window, 0), (window, 0)]);
+        assert_eq!((track.received, track.too_late), (2, 1));
+    }
+}
