@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use penstock_perf::clients::Tally;
 use penstock_perf::clients::hold::Hold;
-use penstock_perf::clients::http::Volley;
+use penstock_perf::clients::http::{self, Volley};
 use penstock_perf::kubelab::{self, Cluster, HEALTHZ_ANNOTATION, Pod};
 use penstock_perf::lab::{Lab, Netns, Topology, plan};
 use penstock_perf::privilege;
@@ -352,6 +352,38 @@ fn privileged_local_targets_nodes_with_endpoints_and_drains_terminating_ones() {
     cluster.pods("web", &[Pod::terminating("a", "node0"), Pod::terminating("b", "node1")]).unwrap();
     soon(&cluster, "the fallback", || tries(cluster.client(), target));
     drop(hold);
+    cluster.finish().unwrap();
+}
+
+/// "should preserve source IP" of `externalTrafficPolicy: Local`: in mode `dnat` the pod sees the client, in `nat` it does
+/// not and the condition says so; switched live.
+#[test]
+fn privileged_local_in_mode_dnat_keeps_the_clients_address() {
+    if !privilege::require("privileged_local_in_mode_dnat_keeps_the_clients_address") {
+        return;
+    }
+    let cluster = cluster();
+    cluster.pods("web", &[Pod::ready("a", "node0"), Pod::ready("b", "node2")]).unwrap();
+    cluster
+        .expose("web", &[(80, TCP)], |s| {
+            local(s);
+            s["metadata"]["annotations"] = json!({"penstock.dev/mode": "dnat"});
+        })
+        .unwrap();
+    let target = SocketAddr::new(cluster.address("web").unwrap(), 80);
+    let client = cluster.lab.clients[0].addr.v4.to_string();
+    let seen = || http::get_text(cluster.client(), target, "/").unwrap_or_default();
+    for _ in 0..20 {
+        let seen = seen();
+        assert!(seen.contains(&format!("sees {client}:")), "{seen}");
+    }
+    assert_eq!(nodes_of(&answers(&cluster, target, 60)), ["node0", "node2"]);
+    let serving = || cluster.condition("web", "Serving").unwrap_or_default().1;
+    assert_eq!(serving(), "Serving");
+    cluster.edit("web", |s| s["metadata"]["annotations"] = json!({"penstock.dev/mode": "nat"})).unwrap();
+    soon(&cluster, "the condition", || serving() == "ServingSourceNotPreserved");
+    soon(&cluster, "the SNAT address", || seen().contains(&plan::snat().v4.to_string()));
+    assert_eq!(cluster.ingress("web"), [target.ip()]);
     cluster.finish().unwrap();
 }
 
