@@ -66,7 +66,7 @@ pub enum BackendState {
     Active,
     /// Keeps its flows, takes no new ones.
     Draining,
-    /// Takes no new flows; flows it had are dropped.
+    /// Takes no new flows; for those it had see [`OnDown`].
     Down,
 }
 
@@ -90,6 +90,10 @@ pub struct Service {
     /// The port of backends that name none: in Kubernetes the nodePort.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<u16>,
+    /// Mode `dnat`: whether a backend takes flows only once a probe has shown that its replies come back through
+    /// the box.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub reply_check: bool,
     /// Clients allowed; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
@@ -99,6 +103,29 @@ pub struct Service {
     /// Overrides of `[timeouts]` for this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<ServiceTimeouts>,
+    /// What becomes of the TCP connections of a backend that its checks find down.
+    #[serde(default, skip_serializing_if = "OnDown::is_default")]
+    pub on_down: OnDown,
+    /// Seconds in which a backend that comes (new, or back from down) gets to its whole weight.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<u32>,
+    /// Percent; default: `box.panic_threshold`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<u8>,
+    /// What becomes of a TCP connection that is idle for too long.
+    #[serde(default, skip_serializing_if = "OnIdle::is_default")]
+    pub on_idle: OnIdle,
+    /// What a client hears when there is no backend for it, or no SNAT port.
+    #[serde(default, skip_serializing_if = "NoBackend::is_default")]
+    pub no_backend: NoBackend,
+}
+
+impl Service {
+    /// The port of backends that name none; in `dsr` the packet keeps the one it came to.
+    #[must_use]
+    pub fn backend_port(&self) -> Option<u16> {
+        if self.mode == Mode::Dsr { Some(self.port) } else { self.target_port }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -106,6 +133,8 @@ pub struct Service {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// One path: multi-homing does not pass through a translator.
+    Sctp,
 }
 
 impl Protocol {
@@ -115,6 +144,7 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
@@ -128,6 +158,9 @@ pub enum Mode {
     Nat,
     /// The node sees the client; it must route its replies through the box.
     Dnat,
+    /// Direct server return: the node gets the packet as the client sent it, by its link-layer address alone, and
+    /// answers the client itself. It must be on a link of the box and take the VIP for its own.
+    Dsr,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -136,6 +169,70 @@ pub enum Scheduler {
     /// Weighted Maglev (NSDI'16): every box with the same snapshot makes the same choice.
     #[default]
     Maglev,
+    /// Each in turn, weights aside (0 takes none), as in IPVS.
+    Rr,
+    /// Each in turn, as often as its weight says.
+    Wrr,
+    /// The fewest connections: 256 times the active ones plus the closing ones.
+    Lc,
+    /// The fewest connections for its weight.
+    Wlc,
+    /// By the client's address.
+    Sh,
+    /// By the VIP.
+    Dh,
+    /// The shortest expected delay: active connections, the new one included, for its weight.
+    Sed,
+    /// One that has no active connection, else as `sed`.
+    Nq,
+    /// The less loaded of two, drawn by weight.
+    RandomTwoChoices,
+}
+
+impl Scheduler {
+    /// As in the document.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::Rr => "rr",
+            Self::Wrr => "wrr",
+            Self::Lc => "lc",
+            Self::Wlc => "wlc",
+            Self::Sh => "sh",
+            Self::Dh => "dh",
+            Self::Sed => "sed",
+            Self::Nq => "nq",
+            Self::RandomTwoChoices => "random-two-choices",
+        }
+    }
+
+    /// Whether it asks how many flows each backend has.
+    #[must_use]
+    pub fn counts(self) -> bool {
+        matches!(self, Self::Lc | Self::Wlc | Self::Sed | Self::Nq | Self::RandomTwoChoices)
+    }
+}
+
+/// What becomes of the TCP connections of a backend that is down. UDP flows always go to another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDown {
+    /// They go on, in case the check is wrong or only new work must stay away (a node whose pods
+    /// finish what they have). A backend that its owner calls down, or takes away, has them reset.
+    #[default]
+    Keep,
+    /// Both ends get a RST.
+    Reset,
+    /// They are forgotten: the client's next packet is answered with a RST, its next SYN goes elsewhere.
+    Rehome,
+}
+
+impl OnDown {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -148,14 +245,84 @@ pub enum Announce {
     None,
 }
 
-/// Seconds; a missing field takes the box's `[timeouts]`.
+/// At the end of `tcp_established` or `tcp_fin` seconds without a packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnIdle {
+    /// The box forgets it in silence, as a router that reboots would: what either end still sends is
+    /// dropped. Linux NAT and IPVS do this; an end that never speaks again need not know.
+    #[default]
+    Forget,
+    /// Both ends are sent a RST, and who speaks later is answered with one: an application finds out at
+    /// once instead of by its own timeout. What F5 and HAProxy do, and cloud balancers on request.
+    Reset,
+}
+
+/// A new TCP connection or UDP packet that no backend can take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoBackend {
+    /// A RST, or ICMP port unreachable for UDP, within `limits.icmp_per_second`. The default: the client
+    /// fails at once and may try its next address, where silence would cost it a minute or more of SYNs
+    /// (RFC 1122 section 4.2.3.5). kube-proxy answers so for a Service without endpoints, and IPVS with
+    /// ICMP port unreachable.
+    #[default]
+    Reject,
+    /// Silence: scanners learn nothing, and a client's own retries bridge a short outage.
+    Drop,
+}
+
+impl OnIdle {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl NoBackend {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Seconds; a missing field takes the box's `[timeouts]`, where each is explained.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceTimeouts {
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_syn: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_established: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_fin: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_time_wait: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_rst: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub udp_one_way: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub udp: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sctp_established: Option<u32>,
+}
+
+impl ServiceTimeouts {
+    /// Each by its key, as written.
+    #[must_use]
+    pub fn by_key(&self) -> [(&'static str, Option<u32>); 8] {
+        [
+            ("tcp_syn", self.tcp_syn),
+            ("tcp_established", self.tcp_established),
+            ("tcp_fin", self.tcp_fin),
+            ("tcp_time_wait", self.tcp_time_wait),
+            ("tcp_rst", self.tcp_rst),
+            ("udp_one_way", self.udp_one_way),
+            ("udp", self.udp),
+            ("sctp_established", self.sctp_established),
+        ]
+    }
 }
 
 /// `PUT /v1/health`: what the checker knows, for every owner's backends. A backend not named is up.
@@ -180,6 +347,15 @@ pub struct BackendHealth {
 
 fn default_weight() -> u16 {
     1
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -1,6 +1,6 @@
 //! The config file: the box itself, and the services of the owner `file`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -66,6 +66,15 @@ pub struct BoxConfig {
     /// Routed ranges VIPs come from: an address of them that no service uses is unreachable,
     /// instead of circling between the box and its gateway.
     pub vip_ranges: Vec<IpNet>,
+    /// In which VLAN tags packets leave.
+    pub vlan_tags: VlanTags,
+    /// Mode `dnat`: the addresses nodes are asked from whether their replies come back through the box, one of each
+    /// family at most. They stand for clients everywhere: no host has them, the nodes' routes to clients cover them.
+    pub reply_probe: Vec<IpAddr>,
+    /// Default of each service's `panic_threshold`: when the checks leave less than this percentage of a
+    /// service's backends, it is the checks that are not believed, and all are used. With 0 that happens
+    /// only when they would leave none.
+    pub panic_threshold: u8,
 }
 
 impl Default for BoxConfig {
@@ -77,8 +86,28 @@ impl Default for BoxConfig {
             announce: Announce::L2,
             probe: ProbePolicy::Full,
             vip_ranges: Vec::new(),
+            vlan_tags: VlanTags::Auto,
+            // Of the documentation ranges (RFC 5737, RFC 3849): nobody's, and on no node more specific than a default.
+            reply_probe: vec![
+                Ipv4Addr::new(192, 0, 2, 254).into(),
+                Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into(),
+            ],
+            panic_threshold: 0,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VlanTags {
+    /// `route` where the kernel has a VLAN sub-interface on any port, else `keep`.
+    #[default]
+    Auto,
+    /// Inline: in those they came in, wherever the route to their next hop names none.
+    Keep,
+    /// In those of their next hop: of the VLAN sub-interface the route to the node leaves by, and of the packets
+    /// the client sent. Any others are taken off.
+    Route,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +229,7 @@ pub struct SnatAddress {
     #[serde(default = "all_ports")]
     pub ports: [u16; 2],
     /// The address is also one of the kernel's: only `ports` of it come to the dataplane, and they
-    /// must be disjoint from `net.ipv4.ip_local_port_range` and every listener.
+    /// must be disjoint from `net.ipv4.ip_local_port_range` (but for `ip_local_reserved_ports`) and every listener.
     #[serde(default)]
     pub shared: bool,
 }
@@ -225,6 +254,8 @@ pub struct Limits {
     pub maglev_size: u32,
     /// ICMP errors the box generates, per second and worker.
     pub icmp_per_second: u32,
+    /// Pairs of service and backend, per family, whose flows are counted for the schedulers that ask.
+    pub counted_backends: u32,
 }
 
 impl Default for Limits {
@@ -237,25 +268,37 @@ impl Default for Limits {
             nodes: 8_192,
             maglev_size: 65_537,
             icmp_per_second: 1_000,
+            counted_backends: 65_536,
         }
     }
 }
 
-/// Seconds without a packet until a flow is forgotten.
+/// Seconds without a packet until a flow is forgotten; each may be another for a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
-    /// SYN seen, no answer yet.
+    /// SYN seen, the client's ACK of the node's answer not yet.
     pub tcp_syn: u32,
+    /// Open, and silent; see a service's `on_idle`.
     pub tcp_established: u32,
-    /// One side has sent FIN.
+    /// One side has sent FIN, or both, and one of them is not acknowledged yet.
     pub tcp_fin: u32,
-    /// Both have, or a RST was seen: the SNAT port rests this long.
+    /// Both ends have closed: the SNAT port rests this long.
     pub tcp_time_wait: u32,
+    /// A RST was believed, or the box sent one at the end of an idle connection: late packets of it are
+    /// still known for what they are.
     pub tcp_rst: u32,
-    /// Only the client has spoken.
+    /// Only the client has spoken, or the node answered its first packet.
     pub udp_one_way: u32,
+    /// Both have, the client twice.
     pub udp: u32,
+    /// INIT seen, the client's cookie not yet.
+    pub sctp_init: u32,
+    pub sctp_established: u32,
+    /// One side has said SHUTDOWN.
+    pub sctp_shutdown: u32,
+    /// Shut down or aborted: the SNAT port rests this long.
+    pub sctp_closed: u32,
 }
 
 impl Default for Timeouts {
@@ -270,6 +313,12 @@ impl Default for Timeouts {
             udp_one_way: 15,
             // RFC 4787: not less than 2 minutes, 5 recommended.
             udp: 300,
+            sctp_init: 15,
+            // RFC 9260 section 16: an idle end probes every 30 s and RTO (60 s at most), and gives up after 10.
+            sctp_established: 900,
+            // One RTO.Max: whoever waits for an answer repeats itself within.
+            sctp_shutdown: 60,
+            sctp_closed: 10,
         }
     }
 }

@@ -69,7 +69,7 @@ impl<'a> Resolver<'a> {
                 Some(name) => Cow::Borrowed(name.as_str()),
                 None => Cow::Owned(address.to_string()),
             };
-            let port = backend.port.or(service.target_port)?;
+            let port = backend.port.or(service.backend_port())?;
             Some(ResolvedBackend { name, address, port, weight: backend.weight, state: backend.state })
         })
     }

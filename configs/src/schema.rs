@@ -284,7 +284,7 @@ mod tests {
         let file = of::<ConfigFile>();
         assert_eq!(key(&file, &["service", "vip"]).shape, Shape::Text(Text::Address));
         assert_eq!(key(&file, &["service", "port"]).shape, Shape::Integer { max: 65_535 });
-        assert_eq!(key(&file, &["service", "protocol"]).shape, Shape::Choice(&["tcp", "udp"]));
+        assert_eq!(key(&file, &["service", "protocol"]).shape, Shape::Choice(&["tcp", "udp", "sctp"]));
         assert_eq!(
             key(&file, &["service", "announce"]).shape,
             Shape::Optional(Box::new(Shape::Choice(&["l2", "none"])))

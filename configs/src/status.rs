@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{BackendState, Mode, Protocol};
+use crate::desired::{BackendState, Mode, Protocol, Scheduler};
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -21,6 +21,9 @@ pub struct Status {
     /// How many services are served, whether or not they are listed here.
     #[serde(default)]
     pub services_total: u64,
+    /// The fullest pairs of SNAT address and backend, the fullest first; not all there are.
+    #[serde(default)]
+    pub snat: Vec<SnatStatus>,
     /// Things an operator should know, newest last: a refused file, a queue in copy mode.
     pub notices: Vec<String>,
 }
@@ -46,6 +49,12 @@ pub struct PortStatus {
     pub xdp: String,
     pub zero_copy: bool,
     pub link: bool,
+    /// The bond it is a member of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<String>,
+    /// A member its bond does not use now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     pub mtu: u32,
     pub rx_packets_per_second: f64,
     pub tx_packets_per_second: f64,
@@ -81,6 +90,11 @@ pub struct ServiceStatus {
     /// Of the slots moved, those that surviving backends lost: Maglev's disruption.
     #[serde(default)]
     pub disrupted: u32,
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// The checks left too few backends, and are not believed.
+    #[serde(default)]
+    pub panic: bool,
     /// How many backends there are, and how many of them take new flows, whether or not they are listed here.
     #[serde(default)]
     pub backends_total: u32,
@@ -163,11 +177,41 @@ pub struct BackendStatus {
     pub address: IpAddr,
     pub port: u16,
     pub weight: u16,
+    /// Percent of its weight it takes new flows by: 100, less while it starts slowly, 0 when it takes none.
+    #[serde(default = "whole")]
+    pub effective: u8,
     pub state: BackendState,
     pub reason: String,
+    /// Mode `dnat`, where it is checked: `unchecked`, `passed` or `failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_check: Option<String>,
     pub flows: u64,
     /// The node's link-layer address is known.
     pub reachable: bool,
+}
+
+/// How full the ports of a SNAT address are towards one backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnatStatus {
+    pub address: IpAddr,
+    pub backend: SocketAddr,
+    pub protocol: Protocol,
+    /// Ports that flows have, closed ones whose port rests among them.
+    pub used: u64,
+    /// Of these, ports that rest: used again early where the node takes it.
+    pub resting: u64,
+    pub capacity: u64,
+    /// From 0 to 1, of the worker whose share of the ports is fullest.
+    pub occupancy: f64,
+    /// Ports taken less ports given back, over the last minute.
+    pub growth_per_second: f64,
+    /// At that rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full_in_seconds: Option<f64>,
+}
+
+fn whole() -> u8 {
+    100
 }
 
 /// One record of `GET /v1/flows`.
@@ -293,6 +337,10 @@ pub struct FlowCounters {
     pub expired: u64,
     /// Embryos pushed out by newer ones: a flood, or `limits.embryonic` too small.
     pub evicted: u64,
+    /// RSTs out of their receiver's window: delivered, but no flow ended by them.
+    pub resets_doubted: u64,
+    /// Idle connections whose ends were sent RSTs (`on_idle = "reset"`).
+    pub idle_resets: u64,
 }
 
 /// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).
@@ -417,6 +465,8 @@ mod tests {
             address: "10.0.0.1".parse().expect("an address"),
             port: 80,
             weight: 1,
+            effective: 100,
+            reply_check: None,
             state: if *up { BackendState::Active } else { BackendState::Down },
             reason: String::new(),
             flows: 0,
@@ -437,6 +487,8 @@ mod tests {
             moved: 0,
             table_size: 0,
             disrupted: 0,
+            scheduler: Scheduler::default(),
+            panic: false,
             backends_total: u32::try_from(ups.len()).expect("few"),
             backends_up: up,
             backends: ups.iter().map(backend).collect(),

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Scheduler, Service, ServiceTimeouts,
+    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+    ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};
@@ -14,11 +15,12 @@ use penstock_configs::validate::{self, BoxContext};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, RngSeed, TestRng};
 
-const EXAMPLES: [&str; 5] = [
+const EXAMPLES: [&str; 6] = [
     include_str!("../examples/one-arm.toml"),
     include_str!("../examples/two-arm.toml"),
     include_str!("../examples/dual-stack.toml"),
     include_str!("../examples/dnat.toml"),
+    include_str!("../examples/dsr.toml"),
     include_str!("../examples/every-option.toml"),
 ];
 
@@ -148,7 +150,21 @@ fn mutated_snapshots_never_panic() {
 
 fn timeouts() -> impl Strategy<Value = ServiceTimeouts> {
     let seconds = || prop::option::of(1u32..2_592_000);
-    (seconds(), seconds()).prop_map(|(tcp_established, udp)| ServiceTimeouts { tcp_established, udp })
+    let tcp = (seconds(), seconds(), seconds(), seconds(), seconds());
+    (tcp, seconds(), seconds(), seconds()).prop_map(
+        |((tcp_syn, tcp_established, tcp_fin, tcp_time_wait, tcp_rst), udp_one_way, udp, sctp_established)| {
+            ServiceTimeouts {
+                tcp_syn,
+                tcp_established,
+                tcp_fin,
+                tcp_time_wait,
+                tcp_rst,
+                udp_one_way,
+                udp,
+                sctp_established,
+            }
+        },
+    )
 }
 
 fn range() -> impl Strategy<Value = IpNet> {
@@ -209,9 +225,15 @@ fn desired() -> impl Strategy<Value = Desired> {
                     backends: if set.is_some() { Vec::new() } else { inline },
                     set: set.map(|index| format!("set/{index}")),
                     target_port,
+                    reply_check: true,
                     source_ranges,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
+                    on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },
+                    no_backend: if v4 { NoBackend::Reject } else { NoBackend::Drop },
                     timeouts,
+                    on_down: Default::default(),
+                    slow_start: None,
+                    panic_threshold: None,
                 }
             };
             Desired {

@@ -86,7 +86,7 @@ fn endpoint(backend: &Backend, service: &Service, nodes: &HashMap<&str, &[IpAddr
     let of_family = |address: &&IpAddr| address.is_ipv4() == service.vip.is_ipv4();
     let of_node = || nodes.get(backend.node.as_deref()?)?.iter().find(of_family).copied();
     let address = backend.address.or_else(of_node)?;
-    Some((address, backend.port.or(service.target_port)?))
+    Some((address, backend.port.or(service.backend_port())?))
 }
 
 #[cfg(test)]

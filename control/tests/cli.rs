@@ -135,6 +135,10 @@ node-2   shop/web:https  10.0.0.12:30443    411    50%  active
 node-1   dns             10.0.0.11:30053    411    50%  active
 node-2   dns             10.0.0.12:30053    411    50%  active
 
+SNAT ports, the fullest
+SNAT ADDRESS  TOWARDS                USED  RESTING      OF  FULL  AT THIS RATE
+10.0.0.1      10.0.0.11:31443 tcp  54,000    9,000  64,512   84%  full in 6m 52s
+
 Owners
 OWNER  SERVICES  GENERATION  RUNNING  TERM  LAST SNAPSHOT
 prod          2           1        1     -  running

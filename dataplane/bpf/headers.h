@@ -18,6 +18,7 @@ enum {
 	PROTO_AH = 51,
 	PROTO_ICMPV6 = 58,
 	PROTO_DESTINATION = 60,
+	PROTO_SCTP = 132,
 };
 
 #define IPV4_OFFSET_MASK 0x1fff
@@ -86,7 +87,7 @@ INLINE bool take_ports(struct cursor *c, __u8 protocol, struct ports *out)
 {
 	struct ports *p;
 
-	if (protocol != PROTO_TCP && protocol != PROTO_UDP)
+	if (protocol != PROTO_TCP && protocol != PROTO_UDP && protocol != PROTO_SCTP)
 		return false;
 	p = take(c, sizeof(*p));
 	if (!p)

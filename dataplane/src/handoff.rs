@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::schedule::Peers;
 use crate::verdict::{PortId, WorkerId};
 
 /// Parcels in flight per pair of workers: what a worker that lost its core for a moment finds waiting. With
@@ -79,6 +80,7 @@ pub struct Exchange {
     workers: usize,
     lanes: Vec<Lane>,
     bells: Vec<Arc<Doorbell>>,
+    peers: Arc<Peers>,
 }
 
 impl Exchange {
@@ -100,7 +102,13 @@ impl Exchange {
             })
             .collect();
         let bells = (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        Ok(Self { workers, lanes, bells })
+        Ok(Self { workers, lanes, bells, peers: Arc::new(Peers::new(workers)) })
+    }
+
+    /// What the workers tell each other beside packets: how many flows each backend has.
+    #[must_use]
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     fn lane(&self, from: WorkerId, to: WorkerId) -> Option<&Lane> {

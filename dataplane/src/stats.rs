@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::neighbor::reply_check::ProbeAnswer;
 use crate::verdict::{DropReason, PortId};
 
 /// A counter with one writer.
@@ -52,10 +53,16 @@ pub struct WorkerStats {
     pub flows_established: Counter,
     pub flows_embryonic: Counter,
     pub embryos_evicted: Counter,
+    /// RSTs out of their receiver's window: delivered, but not believed.
+    pub resets_doubted: Counter,
+    /// Connections that were idle too long, and whose ends were sent RSTs.
+    pub idle_resets: Counter,
     pub turns: Counter,
     pub busy_turns: Counter,
     /// The publication this worker runs.
     pub view: Counter,
+    /// The oldest tables under which it has gone through all its flows, by their serial number.
+    pub swept: Counter,
     pub ports: Vec<PortCounters>,
     /// By service slot.
     pub services: Vec<ServiceCounters>,
@@ -66,6 +73,8 @@ pub struct WorkerStats {
     pub latency: ArrayQueue<u64>,
     /// Addresses of ours that another host claims, for housekeeping; when full, it says so again anyway.
     pub conflicts: ArrayQueue<Conflict>,
+    /// What nodes answered to the reply check, for housekeeping; when full, they are asked again anyway.
+    pub probe_answers: ArrayQueue<ProbeAnswer>,
 }
 
 /// Another host claims an address of ours.
@@ -114,9 +123,12 @@ impl WorkerStats {
             flows_established: Counter::default(),
             flows_embryonic: Counter::default(),
             embryos_evicted: Counter::default(),
+            resets_doubted: Counter::default(),
+            idle_resets: Counter::default(),
             turns: Counter::default(),
             busy_turns: Counter::default(),
             view: Counter::default(),
+            swept: Counter::default(),
             ports: (0..ports).map(|_| PortCounters::default()).collect(),
             services: (0..services).map(|_| ServiceCounters::default()).collect(),
             frames_total: Counter::default(),
@@ -124,6 +136,7 @@ impl WorkerStats {
             frames_in_ports: Counter::default(),
             latency: ArrayQueue::new(256),
             conflicts: ArrayQueue::new(16),
+            probe_answers: ArrayQueue::new(1024),
         }
     }
 

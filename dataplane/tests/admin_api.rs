@@ -430,6 +430,11 @@ fn metrics_are_openmetrics_with_every_family() {
         "penstock_build_info{version=\"0.1.0\"",
         r#"penstock_service_backends_up{owner="prod",service="shop/web:http",vip="203.0.113.1",port="80",protocol="tcp"} 2"#,
         "penstock_backend_up{",
+        r#"penstock_snat_ports{address="10.0.0.1",backend="10.0.0.11:31443",protocol="tcp",state="live"} 45000"#,
+        r#"penstock_snat_ports{address="10.0.0.1",backend="10.0.0.11:31443",protocol="tcp",state="resting"} 9000"#,
+        r#"penstock_snat_port_capacity{address="10.0.0.1",backend="10.0.0.11:31443",protocol="tcp"} 64512"#,
+        r#"penstock_snat_occupancy_ratio{address="10.0.0.1",backend="10.0.0.11:31443",protocol="tcp"} 0.84"#,
+        r#"penstock_snat_full_in_seconds{address="10.0.0.1",backend="10.0.0.11:31443",protocol="tcp"} 412"#,
     ] {
         assert!(text.contains(series), "missing {series} in\n{text}");
     }

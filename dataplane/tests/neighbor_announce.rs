@@ -17,7 +17,16 @@ const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 const PORT: PortId = PortId(0);
 
 fn link(port: u8, mac: Mac, up: bool) -> Link {
-    Link { port: PortId(port), ifindex: 10 + u32::from(port), name: format!("eth{port}"), mac, mtu: 1500, up }
+    Link {
+        port: PortId(port),
+        ifindex: 10 + u32::from(port),
+        name: format!("eth{port}"),
+        mac,
+        mtu: 1500,
+        up,
+        standby: false,
+        bond: None,
+    }
 }
 
 /// An announcer and its clock.

@@ -6,6 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use penstock_configs::desired::{BackendState, Scheduler};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::pipeline::PipelineConfig;
 use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, config, look};
@@ -43,6 +44,19 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const VIPS: [&str; 2] = ["203.0.113.10:443", "[2001:db8:1::10]:443"];
+
+const SCHEDULERS: [Scheduler; 10] = [
+    Scheduler::Maglev,
+    Scheduler::Rr,
+    Scheduler::Wrr,
+    Scheduler::Lc,
+    Scheduler::Wlc,
+    Scheduler::Sh,
+    Scheduler::Dh,
+    Scheduler::Sed,
+    Scheduler::Nq,
+    Scheduler::RandomTwoChoices,
+];
 
 fn plan() -> Plan {
     let mut plan = Plan { maglev_max: 251, ..Plan::default() };
@@ -126,15 +140,27 @@ fn nothing_is_allocated_on_the_packet_path() {
     for m in 0..1000 {
         watched.inject(m, &Pkt::udp(&client(m % 300, m % 2 == 1), VIPS[m % 2]).payload(b"query").bytes());
     }
-    // Snapshots come and go under traffic.
-    for change in 0..8_u16 {
+    // Snapshots come and go under traffic, each with another scheduler.
+    for change in 0..SCHEDULERS.len() as u16 {
+        for service in &mut watched.farm.plan.services {
+            service.scheduler = SCHEDULERS[usize::from(change)];
+            service.slow_start = Some(30);
+        }
+        // A node goes, and its connections with it.
+        let gone = if change % 3 == 2 { BackendState::Down } else { BackendState::Active };
+        watched.farm.plan.services[0].backends[1].state = gone;
         watched.farm.plan.services[0].backends[0].weight = 1 + change % 2;
         watched.farm.plan.services[1].backends[1].weight = change % 2;
         watched.farm.publish();
         for m in 0..200 {
             watched.inject(
                 m,
-                &Pkt::tcp(&client(m, m % 2 == 1), VIPS[m % 2], if m % 3 == 0 { TCP_SYN } else { TCP_ACK }).bytes(),
+                &Pkt::tcp(
+                    &client(m, m % 2 == 1),
+                    VIPS[m % 2],
+                    if (m + usize::from(change)) % 3 == 0 { TCP_SYN } else { TCP_ACK },
+                )
+                .bytes(),
             );
         }
     }
@@ -164,8 +190,12 @@ fn nothing_is_allocated_on_the_packet_path() {
     assert!(sum(|stats| stats.embryos_evicted.get()) > 100, "evictions were part of it");
     assert!(sum(|stats| stats.handoff_in.get()) > 1000, "hand-offs were part of it");
     assert!(sum(|stats| stats.generated.get()) > 10, "generated packets were part of it");
+    assert!(sum(|stats| stats.drops[DropReason::FlowRevoked as usize].get()) > 0, "flows reset were part of it");
     assert!(sum(|stats| stats.drops[DropReason::OutOfState as usize].get()) > 0);
-    assert!(farm.stats.iter().all(|stats| stats.view.get() == 9), "snapshots were part of it");
+    assert!(
+        farm.stats.iter().all(|stats| stats.view.get() == 1 + SCHEDULERS.len() as u64),
+        "snapshots were part of it"
+    );
     assert_eq!(sum(|stats| stats.flows_established.get() + stats.flows_embryonic.get()), 0, "expiry was part of it");
     println!(
         "{} turns, {} packets, {} calls of the allocator",

@@ -27,6 +27,9 @@ const SHARED6: &str = "2001:db8:2::2";
 /// A dnat backend on TCP 31443.
 const NODE4: &str = "10.0.0.12";
 const NODE6: &str = "2001:db8:2::12";
+/// Another on SCTP 32905.
+const SIGNAL4: &str = "10.0.0.13";
+const SCTP: u8 = 132;
 const CLIENT4: &str = "198.51.100.7";
 const CLIENT6: &str = "2001:db8:ffff::7";
 const HOST4: &str = "10.0.0.250";
@@ -43,7 +46,7 @@ fn steering() -> Steering {
             snat(SHARED4, [40_000, 49_999], true),
             snat(SHARED6, [40_000, 49_999], true),
         ],
-        dnat: vec![(address(NODE4), 31_443, TCP), (address(NODE6), 31_443, TCP)],
+        dnat: vec![(address(NODE4), 31_443, TCP), (address(NODE6), 31_443, TCP), (address(SIGNAL4), 32_905, SCTP)],
     }
 }
 
@@ -141,7 +144,17 @@ fn snat_cases() -> Vec<Case> {
         passes("shared: one below", v4(NODE4, SHARED4, TCP, &ports(1, 39_999))),
         passes("shared: one above", v4(NODE4, SHARED4, TCP, &ports(1, 50_000))),
         passes("shared: source port in range", v4(CLIENT4, SHARED4, TCP, &ports(45_000, 22))),
-        passes("shared: SCTP", v4(NODE4, SHARED4, 132, &reply)),
+        case("shared: SCTP", v4(NODE4, SHARED4, SCTP, &reply), Shared, 38),
+        case("shared: SCTP, IPv6", v6(NODE6, SHARED6, SCTP, &ports(1, 45_000)), Shared, 58),
+        passes("shared: SCTP, not in range", v4(NODE4, SHARED4, SCTP, &ports(1, 22))),
+        passes("shared: a protocol without ports", v4(NODE4, SHARED4, 47, &reply)),
+        case(
+            "shared: unreachable about SCTP",
+            error(&ipv4(SHARED4, NODE4, SCTP, 0, WHOLE, &ports(45_000, 31_443)[..8]), 3),
+            Shared,
+            66,
+        ),
+        case("SCTP to a SNAT address", v4(NODE4, SNAT4, SCTP, &reply), Snat, 34),
         passes("shared: echo", v4(NODE4, SHARED4, ICMP, &icmp(8, &[0; 40]))),
         // A health check of the box's own, answered by a dnat backend.
         passes("shared: from a dnat backend, not in range", v4(NODE4, SHARED4, TCP, &ports(31_443, 33_000))),
@@ -208,10 +221,13 @@ fn dnat_cases() -> Vec<Case> {
         case("a dnat reply, IPv6", v6(NODE6, CLIENT6, TCP, &reply), Dnat, 58),
         case("a dnat reply with options", frame(&[], &ipv4(NODE4, CLIENT4, TCP, 8, WHOLE, &reply)), Dnat, 46),
         case("a dnat reply in a VLAN", frame(&[CTAG], &ipv4(NODE4, CLIENT4, TCP, 0, WHOLE, &reply)), Dnat, 42),
+        case("a dnat reply of SCTP", v4(SIGNAL4, CLIENT4, SCTP, &ports(32_905, 5555)), Dnat, 38),
+        passes("the SCTP backend's port on TCP", v4(SIGNAL4, CLIENT4, TCP, &ports(32_905, 5555))),
+        passes("the SCTP backend's other port", v4(SIGNAL4, CLIENT4, SCTP, &ports(22, 5555))),
         passes("the backend's SSH", v4(NODE4, CLIENT4, TCP, &ports(22, 5555))),
         passes("the backend's port on UDP", v4(NODE4, CLIENT4, UDP, &reply)),
         passes("the backend's port as destination", v4(CLIENT4, NODE4, TCP, &ports(5555, 31_443))),
-        passes("another node's same port", v4("10.0.0.13", CLIENT4, TCP, &reply)),
+        passes("another node's same port", v4("10.0.0.14", CLIENT4, TCP, &reply)),
         case("unreachable, sent by the node", v4(NODE4, CLIENT4, ICMP, &icmp(3, &quote(31_443))), Dnat, 66),
         case("time exceeded, sent by a router", v4("10.9.9.9", CLIENT4, ICMP, &icmp(11, &quote(31_443))), Dnat, 66),
         passes("unreachable about another port", v4(NODE4, CLIENT4, ICMP, &icmp(3, &quote(80)))),
@@ -220,7 +236,7 @@ fn dnat_cases() -> Vec<Case> {
         passes("too big about another port, IPv6", v6("fe80::9", CLIENT6, ICMPV6, &icmp(2, &quote6(80)))),
         case("a backend's first fragment", part(NODE4, FIRST), Dnat, 34),
         case("a backend's later fragment", part(NODE4, LATER), Dnat, 34),
-        passes("another node's fragment", part("10.0.0.13", LATER)),
+        passes("another node's fragment", part("10.0.0.14", LATER)),
         case("a backend's first fragment, IPv6", part6(FIRST), Dnat, 62),
         case("a backend's later fragment, IPv6", part6(LATER), Dnat, 62),
     ]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_configs::desired::{Backend, BackendSet, Node, Protocol, Service};
+use penstock_configs::desired::{Backend, BackendSet, NoBackend, Node, OnIdle, Protocol, Service};
 use penstock_configs::file::{
     BoxConfig, ConfigFile, Limits, PortConfig, ProbePolicy, SCHEMA_VERSION, SnatAddress, WorkersConfig,
 };
@@ -71,9 +71,15 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         set: Some(ALL_NODES.into()),
         backends: Vec::new(),
         target_port: None,
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     }
 }
 

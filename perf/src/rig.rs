@@ -67,6 +67,12 @@ impl Rig {
         Ok(self.lab.resets_sent()? - self.resets)
     }
 
+    fn resets_by_host(&self) -> Result<String> {
+        let by_host: Result<Vec<String>> =
+            self.lab.namespaces().map(|ns| Ok(format!("{} {}", ns.name(), ns.tcp_counters()?.resets_sent))).collect();
+        Ok(by_host?.join(", "))
+    }
+
     /// Waits for packets in flight, then checks the ledger: every packet accounted for, in every
     /// worker; what one worker handed off another took; no frame lost.
     pub fn settle(&self) -> Result<Counters> {
@@ -99,7 +105,7 @@ impl Rig {
         self.settle()?;
         self.stop()?;
         let resets = self.resets_sent()?;
-        ensure!(resets == 0, "{resets} RSTs were sent");
+        ensure!(resets == 0, "{resets} RSTs were sent; by each host since its start: {}", self.resets_by_host()?);
         Ok(())
     }
 

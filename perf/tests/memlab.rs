@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use penstock_configs::desired::{BackendState, Mode};
+use penstock_dataplane::flow::State;
 use penstock_dataplane::io::fault::Faults;
 use penstock_perf::memlab::{Broken, Builder, DemoOptions, Ending, Link, Load, MemLab, Talk, Tally, demo};
 
@@ -223,6 +224,35 @@ fn every_way_to_end_a_connection() {
     assert_eq!(resets(&lab), 50, "every RST of a client's arrived: {:?}", lab.node_reports());
     assert_eq!(lab.held_by_nodes(), 0);
     assert_empties(&mut lab);
+}
+
+/// Whatever the link does to the packets that say so: a connection both ends have closed holds no port for
+/// the hours an open one may, and none is taken for closed that is not.
+#[test]
+fn the_box_knows_what_has_closed() {
+    for (per_mille, seed) in [(0, 1), (20, 2), (100, 3)] {
+        for ending in [Ending::NodeCloses, Ending::ClientCloses, Ending::HalfClose] {
+            let mut lab = built(MemLab::builder().clients(2).workers(2).link(Link::rough(per_mille)).seed(seed));
+            let open = lab.offer(Load::new(10, Talk::steady(Duration::from_secs(30))).at_a_time(10).patience(LONG));
+            let load = Load::new(40, Talk::tcp(3_000, 9_000, ending)).patience(LONG);
+            let number = lab.offer(load);
+            lab.run_until(LONG, |lab| lab.tally(number).ended() == load.connections).unwrap();
+            // The last ACKs; less than a closed flow rests for.
+            lab.pass(Duration::from_secs(8));
+            let states: Vec<State> = lab.flows().unwrap().into_iter().map(|flow| flow.state).collect();
+            let count = |state: State| states.iter().filter(|known| **known == state).count();
+            if lab.tally(open).ended() == 0 {
+                assert_eq!(count(State::Established), 10, "{per_mille} {ending:?}: {states:?}");
+            }
+            // Where the last ACK is lost, a stack that has forgotten the connection answers the next FIN with a RST.
+            if per_mille == 0 {
+                assert_eq!(count(State::TimeWait), 40, "{ending:?}: {states:?}");
+            }
+            lab.finish().unwrap();
+            assert_eq!((lab.tally(number).failed.len(), lab.tally(open).failed.len()), (0, 0), "{}", lab.describe());
+            assert_empties(&mut lab);
+        }
+    }
 }
 
 #[test]

@@ -99,8 +99,9 @@ fn a_fault_of_form_hides_no_fault_of_meaning_but_its_own() {
     // A value no other hangs on, and unknown keys: the rest of the service is looked at.
     let service = "[[service]]\nname = \"a\"\nvip = \"127.0.0.1\"\nport = 1\nprotocol = \"tcp\"\nset = \"x\"\n\
                    mode = \"dnat\"\n";
-    let found =
-        faults_with(&format!("{service}scheduler = \"rr\"\nfoo = 1\ntimeouts = {{ udp = -1, tcp_established = 0 }}\n"));
+    let found = faults_with(&format!(
+        "{service}scheduler = \"fastest\"\nfoo = 1\ntimeouts = {{ udp = -1, tcp_established = 0 }}\n"
+    ));
     let paths: Vec<&str> = found.iter().map(|fault| fault.split(": ").nth(1).expect("a path")).collect();
     let wanted = ["vip", "set", "scheduler", "foo", "timeouts.udp", "timeouts.tcp_established"];
     assert_eq!(paths, wanted.map(|key| format!("service[0] \"a\".{key}")), "{found:#?}");
@@ -117,7 +118,7 @@ fn what_is_missing_is_named_at_the_header_of_its_table() {
             "1: port[0].interface: is missing; add interface = a text in quotes",
             "1: version: is missing; add version = a number from 0 to 4294967295",
             "4: service[0] \"web\".vip: is missing; add vip = an address in quotes, such as \"192.0.2.10\"",
-            "4: service[0] \"web\".protocol: is missing; add protocol = one of \"tcp\", \"udp\"",
+            "4: service[0] \"web\".protocol: is missing; add protocol = one of \"tcp\", \"udp\", \"sctp\"",
         ]
     );
     assert_eq!(faults("version = 1"), ["1: port: is missing; add a [[port]] table"]);

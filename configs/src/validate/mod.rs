@@ -27,6 +27,7 @@ use crate::file::{ConfigFile, Limits, SnatAddress};
 
 pub use self::claims::{claims, claims_in_order};
 pub use self::names::owner_name;
+pub use self::shared_ports::port_list;
 pub use self::warnings::warnings;
 
 /// The owner whose snapshot the config file is.
@@ -41,7 +42,9 @@ pub struct HostFacts {
     pub gateways: Vec<IpAddr>,
     /// `net.ipv4.ip_local_port_range`, both included; the kernel uses it for IPv6 too.
     pub local_port_range: Option<[u16; 2]>,
-    /// Ports something listens on.
+    /// `net.ipv4.ip_local_reserved_ports`: those of the range that the kernel does not give out.
+    pub reserved_ports: Vec<[u16; 2]>,
+    /// Ports something listens on, at any address but loopback.
     pub listeners: Vec<u16>,
     /// (interface, receive queues).
     pub interfaces: Vec<(String, u16)>,
@@ -67,6 +70,7 @@ impl BoxContext {
                 node.addresses.iter().map(|address| (*address, format!("the address of node {:?}", node.name))),
             );
         }
+        bans.extend(file.the_box.reply_probe.iter().map(|address| (*address, "box.reply_probe".to_owned())));
         if let Some(host) = host {
             for (interface, net) in &host.addresses {
                 bans.extend(address::reserved_in(net).map(|(address, what)| (address, format!("{what} {interface}"))));

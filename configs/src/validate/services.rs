@@ -1,14 +1,17 @@
 //! One owner's nodes, sets and services, each looked at once: sets are summed up first, so that
 //! 10,000 services over one set of 500 nodes cost 10,500 steps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::address::{family, host_bits, martian};
 use super::{BoxContext, FILE_OWNER, item_path, names};
-use crate::desired::{Backend, Desired, Mode, Node, Service};
+use crate::desired::{Backend, Desired, Mode, Node, OnDown, OnIdle, Protocol, Scheduler, Service};
 use crate::fault::Fault;
 use crate::nearest::Suggester;
+
+/// A backend that takes longer to warm up is better given its weight by hand.
+const MOST_SLOW_START: u32 = 3600;
 
 const DISTINCT: &str = "choose an address nothing else uses";
 
@@ -53,6 +56,15 @@ struct SetFacts {
     families: Families,
     /// A backend that leaves its port to the service.
     portless: Option<usize>,
+    /// The first backend of each port that some name themselves.
+    ports: BTreeMap<u16, usize>,
+}
+
+impl SetFacts {
+    /// A port some backend names that is not the service's, and the first that does.
+    fn other_port(&self, service: &Service) -> Option<(u16, usize)> {
+        self.ports.iter().find(|(port, _)| **port != service.port).map(|(port, index)| (*port, *index))
+    }
 }
 
 struct Checker<'a> {
@@ -165,8 +177,9 @@ impl<'a> Checker<'a> {
             if backend.port == Some(0) {
                 self.fault(format!("{}.port", path()), "is 0", "write a port from 1 to 65535");
             }
-            if backend.port.is_none() {
-                facts.portless.get_or_insert(index);
+            match backend.port {
+                Some(port) => drop(facts.ports.entry(port).or_insert(index)),
+                None => drop(facts.portless.get_or_insert(index)),
             }
             let Some(families) = self.backend(&path, backend) else { continue };
             facts.families.v4 |= families.v4;
@@ -227,19 +240,51 @@ impl<'a> Checker<'a> {
         if service.target_port == Some(0) {
             self.fault(within("target_port"), "is 0", "write a port from 1 to 65535");
         }
+        if let (Mode::Dsr, Some(target)) = (service.mode, service.target_port.filter(|port| *port != service.port)) {
+            let problem = format!("is {target}, and mode \"dsr\" leaves the packet its port {}", service.port);
+            self.fault(within("target_port"), problem, "leave it out: the nodes serve the VIP's own port");
+        }
         for (place, net) in service.source_ranges.iter().enumerate() {
             if let Some((problem, remedy)) = host_bits(net) {
                 self.fault(format!("{}[{place}]", within("source_ranges")), problem, remedy);
             }
         }
         if let Some(timeouts) = &service.timeouts {
-            for (key, seconds) in [("tcp_established", timeouts.tcp_established), ("udp", timeouts.udp)] {
+            for (key, seconds) in timeouts.by_key() {
                 if let Some((problem, remedy)) = seconds.and_then(super::the_box::timeout_problem) {
                     self.fault(format!("{}.{key}", within("timeouts")), problem, remedy);
                 }
             }
         }
+        self.motion(&within, service);
+        if service.on_idle == OnIdle::Reset && service.protocol != Protocol::Tcp {
+            let problem =
+                format!("is \"reset\", and {} has no way to say so", service.protocol.as_str().to_uppercase());
+            self.fault(within("on_idle"), problem, "leave it out: only TCP connections can be reset");
+        }
         self.targets(&path, service);
+    }
+
+    /// Backends that come and go.
+    fn motion(&mut self, within: &dyn Fn(&str) -> String, service: &'a Service) {
+        if let Some(seconds) = service.slow_start.filter(|seconds| !(1..=MOST_SLOW_START).contains(seconds)) {
+            let remedy = format!("write 1 to {MOST_SLOW_START} seconds, or leave it out");
+            self.fault(within("slow_start"), format!("is {seconds}"), remedy);
+        }
+        if let Some(percent) = service.panic_threshold.filter(|percent| *percent > 100) {
+            let problem = format!("is {percent}, more than all");
+            self.fault(within("panic_threshold"), problem, "write a percentage from 0 to 100");
+        }
+        if service.on_down != OnDown::Keep && service.protocol == Protocol::Udp {
+            let remedy = "leave it out: UDP flows go to another backend at once";
+            self.fault(within("on_down"), "is about TCP connections", remedy);
+        }
+        if service.slow_start.is_some()
+            && matches!(service.scheduler, Scheduler::Rr | Scheduler::Lc | Scheduler::Sh | Scheduler::Dh)
+        {
+            let problem = format!("has no effect with the scheduler {:?}", service.scheduler.as_str());
+            self.fault(within("slow_start"), problem, "choose maglev, wrr, wlc, sed, nq or random-two-choices");
+        }
     }
 
     fn vip(&mut self, path: &dyn Fn() -> String, vip: IpAddr) {
@@ -270,7 +315,9 @@ impl<'a> Checker<'a> {
             }
             None => {
                 let facts = self.backends(path, &service.backends, Some(service.vip));
-                if let (Some(index), None) = (facts.portless, service.target_port) {
+                let backend_path = |index| format!("{}.backends[{index}].port", path());
+                self.dsr_port(&backend_path, service, facts.other_port(service));
+                if let (Some(index), None) = (facts.portless, service.backend_port()) {
                     let problem = "has no port, and the service no `target_port`";
                     self.fault(format!("{}.backends[{index}]", path()), problem, "write one of them");
                 }
@@ -288,8 +335,10 @@ impl<'a> Checker<'a> {
             };
             return self.fault(set_path(), format!("no set is named {name:?}"), remedy);
         };
-        let (portless, reachable) = (facts.portless, facts.backends == 0 || facts.families.has(service.vip));
-        if let (Some(index), None) = (portless, service.target_port) {
+        let (other, portless, reachable) =
+            (facts.other_port(service), facts.portless, facts.backends == 0 || facts.families.has(service.vip));
+        self.dsr_port(&|_| set_path(), service, other);
+        if let (Some(index), None) = (portless, service.backend_port()) {
             let problem = format!("backend {index} of set {name:?} has no port, and the service no `target_port`");
             self.fault(set_path(), problem, "write target_port = the port of the nodes");
         }
@@ -297,6 +346,17 @@ impl<'a> Checker<'a> {
             let kind = family(service.vip);
             let problem = format!("set {name:?} has no backend with an {kind} address, as the VIP needs");
             self.fault(set_path(), problem, format!("give its nodes {kind} addresses"));
+        }
+    }
+
+    /// In `dsr` nobody translates the port.
+    fn dsr_port(&mut self, path: &dyn Fn(usize) -> String, service: &Service, other: Option<(u16, usize)>) {
+        if let (Mode::Dsr, Some((port, index))) = (service.mode, other) {
+            let problem = format!(
+                "backend {index} names port {port}, and mode \"dsr\" leaves the packet its port {}",
+                service.port
+            );
+            self.fault(path(index), problem, "leave the backends' ports out: the nodes serve the VIP's own port");
         }
     }
 

@@ -25,10 +25,37 @@ pub(super) fn conflict(ports: [u16; 2], host: Option<&HostFacts>) -> Option<(Str
 fn taken(host: Option<&HostFacts>) -> Vec<([u16; 2], &'static str)> {
     let mut taken = vec![(NODE_PORTS, "the NodePort range")];
     if let Some(host) = host {
-        taken.extend(host.local_port_range.map(|range| (range, "which is net.ipv4.ip_local_port_range")));
+        let given_out = host.local_port_range.map(|range| without(range, &host.reserved_ports)).unwrap_or_default();
+        taken.extend(given_out.into_iter().map(|range| (range, "of net.ipv4.ip_local_port_range")));
         taken.extend(host.listeners.iter().map(|port| ([*port, *port], "on which something listens")));
     }
     taken
+}
+
+/// `8080,40000-40063`, as the kernel writes `ip_local_reserved_ports`.
+#[must_use]
+pub fn port_list(text: &str) -> Vec<[u16; 2]> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some([first.trim().parse().ok()?, last.trim().parse().ok()?])
+    };
+    text.split(',').filter_map(range).collect()
+}
+
+/// What is left of a range.
+fn without(range: [u16; 2], reserved: &[[u16; 2]]) -> Vec<[u16; 2]> {
+    let mut left = vec![range];
+    for [first, last] in reserved {
+        left = left
+            .into_iter()
+            .flat_map(|[from, to]| {
+                let below = first.checked_sub(1).map(|end| [from, to.min(end)]);
+                let above = last.checked_add(1).map(|start| [from.max(start), to]);
+                [below, above].into_iter().flatten().filter(|[from, to]| from <= to)
+            })
+            .collect();
+    }
+    left
 }
 
 /// The widest range nothing takes.
@@ -78,6 +105,21 @@ mod tests {
             assert!(problem.contains(what), "{problem}");
             assert!(remedy.contains("[6444, 29999]"), "{remedy}");
         }
+    }
+
+    #[test]
+    fn reserved_ports_of_the_range_are_not_given_out() {
+        let reserved = port_list("8080,40000-40063,50000-65535\n");
+        assert_eq!(reserved, [[8080, 8080], [40_000, 40_063], [50_000, 65_535]]);
+        assert_eq!(port_list("\n"), Vec::<[u16; 2]>::new());
+        let host = HostFacts { reserved_ports: reserved, ..host([32_768, 60_999], &[40_010]) };
+        let (problem, _) = conflict([40_000, 40_063], Some(&host)).expect("a listener is in the way all the same");
+        assert!(problem.contains("40010, on which something listens"), "{problem}");
+        let host = HostFacts { listeners: Vec::new(), ..host };
+        assert_eq!(conflict([40_000, 40_063], Some(&host)), None);
+        assert_eq!(conflict([60_000, 60_999], Some(&host)), None);
+        let (problem, _) = conflict([40_000, 40_064], Some(&host)).expect("one too many");
+        assert!(problem.contains("overlaps 40064-49999, of net.ipv4.ip_local_port_range"), "{problem}");
     }
 
     #[test]

@@ -19,6 +19,8 @@ const MOST_FLOWS: u32 = 1 << 28;
 const MOST_SERVICES: u32 = 1 << 20;
 /// Backends are numbered in 16 bits.
 const MOST_NODES: u32 = 65_535;
+/// 128 MiB a worker and family.
+const LARGEST_COUNT: u32 = 1 << 24;
 /// Ten times the largest table the Maglev paper measures (655373), rounded up to a prime.
 const LARGEST_TABLE: u32 = 5_000_011;
 /// What every IPv4 host takes: 576 bytes less headers (RFC 9293 section 3.7.1).
@@ -56,6 +58,7 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
         let problem = "lies in run_dir, which a reboot empties";
         faults.push(Fault::new("box.state_dir", problem, "put it on a disk, such as \"/var/lib/penstock\""));
     }
+    reply_probe(file, host, faults);
     let lockouts = lockouts(file, host);
     for (index, net) in config.vip_ranges.iter().enumerate() {
         let path = format!("box.vip_ranges[{index}]");
@@ -66,6 +69,24 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
             let problem = format!("{net} contains {address}, {what}, which would become unreachable");
             faults.push(Fault::new(&path, problem, "narrow the range to addresses that are only VIPs"));
         }
+    }
+}
+
+fn reply_probe(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>) {
+    let remedy = "write an address no host has and the nodes' routes to clients cover, such as 192.0.2.254";
+    let mut families = [false; 2];
+    let taken = lockouts(file, host);
+    for (index, address) in file.the_box.reply_probe.iter().enumerate() {
+        let problem = if let Some(why) = martian(*address) {
+            format!("{address} {why}")
+        } else if std::mem::replace(&mut families[usize::from(address.is_ipv6())], true) {
+            format!("{address} is a second {} address", super::address::family(*address))
+        } else if let Some((_, what)) = taken.iter().find(|(own, _)| own == address) {
+            format!("{address} is {what}")
+        } else {
+            continue;
+        };
+        faults.push(Fault::new(format!("box.reply_probe[{index}]"), problem, remedy));
     }
 }
 
@@ -269,6 +290,10 @@ fn snat(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>) {
 
 fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
     let limits = &file.limits;
+    if file.the_box.panic_threshold > 100 {
+        let problem = format!("is {}, more than all", file.the_box.panic_threshold);
+        faults.push(Fault::new("box.panic_threshold", problem, "write a percentage from 0 to 100"));
+    }
     for (key, value, most) in [
         ("flows_ipv4", limits.flows_ipv4, MOST_FLOWS),
         ("flows_ipv6", limits.flows_ipv6, MOST_FLOWS),
@@ -277,6 +302,7 @@ fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("nodes", limits.nodes, MOST_NODES),
         ("maglev_size", limits.maglev_size, LARGEST_TABLE),
         ("icmp_per_second", limits.icmp_per_second, u32::MAX),
+        ("counted_backends", limits.counted_backends, LARGEST_COUNT),
     ] {
         let path = format!("limits.{key}");
         if value == 0 {
@@ -306,6 +332,10 @@ fn timeouts(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("tcp_rst", timeouts.tcp_rst),
         ("udp_one_way", timeouts.udp_one_way),
         ("udp", timeouts.udp),
+        ("sctp_init", timeouts.sctp_init),
+        ("sctp_established", timeouts.sctp_established),
+        ("sctp_shutdown", timeouts.sctp_shutdown),
+        ("sctp_closed", timeouts.sctp_closed),
     ] {
         if let Some((problem, remedy)) = timeout_problem(seconds) {
             faults.push(Fault::new(format!("timeouts.{key}"), problem, remedy));

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::item_path;
-use crate::desired::{BackendState, Desired};
+use crate::desired::{BackendState, Desired, Mode};
 use crate::fault::Fault;
 use crate::resolve::Resolver;
 
@@ -42,6 +42,13 @@ fn services(desired: &Desired, found: &mut Vec<Fault>) {
         if !resolver.backends_of(service).any(|backend| takes_flows(backend.weight, backend.state)) {
             let problem = "has no backend that takes new flows: clients are refused";
             found.push(Fault::new(path(), problem, "add an active backend with a weight above 0"));
+        }
+        if !service.reply_check {
+            let problem = match service.mode {
+                Mode::Dnat => "is off: a node that does not send its replies by the box blackholes its clients",
+                _ => "is about mode \"dnat\" only",
+            };
+            found.push(Fault::new(format!("{}.reply_check", path()), problem, "leave it out"));
         }
         let allows = |net: &ipnet::IpNet| net.addr().is_ipv4() == service.vip.is_ipv4();
         if !service.source_ranges.is_empty() && !service.source_ranges.iter().any(allows) {

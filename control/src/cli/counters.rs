@@ -120,6 +120,8 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
         ("HALF-OPEN", Column::Right),
         ("FULL", Column::Right),
         ("EVICTED", Column::Right),
+        ("IDLE RESET", Column::Right),
+        ("RST DOUBTED", Column::Right),
         ("FRAMES FREE", Column::Right),
         ("OF", Column::Right),
     ]);
@@ -133,6 +135,8 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
             grouped(flows.embryonic).into(),
             share(flows.embryonic, flows.embryonic_capacity).into(),
             styled(grouped(flows.evicted), evicted),
+            grouped(flows.idle_resets).into(),
+            grouped(flows.resets_doubted).into(),
             grouped(frames.free).into(),
             grouped(frames.total).into(),
         ]);

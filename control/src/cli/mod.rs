@@ -112,7 +112,7 @@ async fn run(arguments: Arguments) -> Outcome {
         Command::Undrain(arguments) => drain::undrain(&dataplane, &screen, &arguments).await,
         Command::Detach(arguments) => drain::detach(&arguments),
         Command::Explain(arguments) => counters::explain(&dataplane, &screen, &arguments).await,
-        Command::Doctor(arguments) => doctor::run(&screen, &arguments),
+        Command::Doctor(arguments) => doctor::run(&dataplane, &screen, &arguments).await,
     }
 }
 

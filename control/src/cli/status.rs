@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use penstock_configs::desired::{BackendState, Mode};
 use penstock_configs::status::{
-    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, Status, StatusQuery, WorkerStatus,
+    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerStatus,
 };
 
 use super::control::{Control, ControlError};
@@ -53,7 +53,7 @@ pub(super) async fn run(dataplane: &Dataplane, control: &Control, screen: &Scree
         } else {
             let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
             let cluster = cluster(control, &status, screen).await;
-            screen.print(&format!("{clear}{}", render(&status, &cluster, screen)))?;
+            screen.print(&format!("{clear}{}", render(&status, &cluster, screen, arguments.all)))?;
         }
         let Some(period) = arguments.watch else { return Ok(()) };
         tokio::time::sleep(period).await;
@@ -71,7 +71,7 @@ async fn cluster(control: &Control, status: &Status, screen: &Screen) -> String 
     }
 }
 
-fn render(status: &Status, cluster: &str, screen: &Screen) -> String {
+fn render(status: &Status, cluster: &str, screen: &Screen, all: bool) -> String {
     let mut out = format!(
         "{}  penstock {}, up {}\n",
         screen.paint(&status.name, Style::Bold),
@@ -86,6 +86,7 @@ fn render(status: &Status, cluster: &str, screen: &Screen) -> String {
     section("Ports", ports(&status.ports, screen));
     section("Workers", workers(&status.workers, screen));
     section("Services", services(status, screen));
+    section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
     section("Kubernetes", cluster.to_owned());
     section("Notices", notices(&status.notices, screen));
@@ -107,7 +108,11 @@ fn ports(ports: &[PortStatus], screen: &Screen) -> String {
         let xdp = if port.xdp == "native" { Style::Plain } else { Style::Warn };
         table.row(vec![
             port.interface.as_str().into(),
-            if port.link { styled("up", Style::Good) } else { styled("down", Style::Bad) },
+            match (port.link, port.standby) {
+                (true, _) => styled("up", Style::Good),
+                (false, true) => styled("standby", Style::Warn),
+                (false, false) => styled("down", Style::Bad),
+            },
             port.queues.to_string().into(),
             styled(port.xdp.as_str(), xdp),
             if port.zero_copy { "zero-copy".into() } else { "copied".into() },
@@ -163,7 +168,12 @@ fn services(status: &Status, screen: &Screen) -> String {
         ("BACKENDS", Column::Right),
     ];
     if wide {
-        columns.extend([("PACKETS", Column::Right), ("BYTES", Column::Right), ("MOVED", Column::Right)]);
+        columns.extend([
+            ("SCHEDULER", Column::Left),
+            ("PACKETS", Column::Right),
+            ("BYTES", Column::Right),
+            ("MOVED", Column::Right),
+        ]);
     }
     let mut table = Table::new(&columns);
     for service in services {
@@ -178,6 +188,7 @@ fn services(status: &Status, screen: &Screen) -> String {
         ];
         if wide {
             let moved = share(service.moved.into(), service.table_size.into());
+            cells.push(service.scheduler.as_str().into());
             cells.extend([grouped(service.packets).into(), bytes(service.bytes).into(), moved.into()]);
         }
         table.row(cells);
@@ -212,7 +223,7 @@ fn backends(services: &[ServiceStatus], screen: &Screen) -> String {
             socket(backend.address, backend.port).into(),
             grouped(backend.flows).into(),
             share(backend.flows, flows_of(service)).into(),
-            state(backend),
+            state(service, backend),
         ];
         if wide {
             cells.insert(3, backend.weight.to_string().into());
@@ -240,6 +251,46 @@ fn flows_of(service: &ServiceStatus) -> u64 {
     if whole { service.backends.iter().map(|backend| backend.flows).sum() } else { service.flows }
 }
 
+/// From here on an occupancy deserves attention; the dataplane's own notice says what to do.
+const SNAT_WARN_AT: f64 = 0.8;
+/// Pairs listed without being asked for; fuller ones always.
+const SNAT_SHOWN: usize = 3;
+
+fn snat(pairs: &[SnatStatus], screen: &Screen, all: bool) -> String {
+    let mut table = Table::new(&[
+        ("SNAT ADDRESS", Column::Left),
+        ("TOWARDS", Column::Left),
+        ("USED", Column::Right),
+        ("RESTING", Column::Right),
+        ("OF", Column::Right),
+        ("FULL", Column::Right),
+        ("AT THIS RATE", Column::Left),
+    ]);
+    let wanted = |(at, pair): &(usize, &SnatStatus)| all || *at < SNAT_SHOWN || pair.occupancy >= SNAT_WARN_AT;
+    for (_, pair) in pairs.iter().enumerate().filter(wanted) {
+        let style = match pair.occupancy {
+            full if full >= 1.0 => Style::Bad,
+            full if full >= SNAT_WARN_AT => Style::Warn,
+            _ => Style::Plain,
+        };
+        let forecast = match pair.full_in_seconds {
+            _ if pair.occupancy >= 1.0 => "full".to_owned(),
+            Some(seconds) => format!("full in {}", duration(seconds)),
+            None => "-".to_owned(),
+        };
+        table.row(vec![
+            pair.address.to_string().into(),
+            format!("{} {}", pair.backend, pair.protocol.as_str()).into(),
+            grouped(pair.used).into(),
+            grouped(pair.resting).into(),
+            grouped(pair.capacity).into(),
+            styled(format!("{:.0}%", pair.occupancy * 100.0), style),
+            forecast.into(),
+        ]);
+    }
+    if pairs.is_empty() { String::new() } else { table.render(screen) }
+}
+
 /// On a narrow screen the room goes to names and states.
 fn is_wide(screen: &Screen) -> bool {
     screen.width.is_none_or(|width| width >= 100)
@@ -254,14 +305,17 @@ fn health(service: &ServiceStatus) -> Cell {
     styled(format!("{}/{}", service.backends_up, service.backends_total), style)
 }
 
-fn state(backend: &BackendStatus) -> Cell {
+fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {
     let (word, style) = match backend.state {
+        BackendState::Down if service.panic && backend.effective > 0 => ("down, used all the same", Style::Bad),
         BackendState::Down => ("down", Style::Bad),
         BackendState::Draining => ("draining", Style::Warn),
         BackendState::Active if !backend.reachable => ("no neighbour", Style::Bad),
         BackendState::Active => ("active", Style::Good),
     };
-    let text = if backend.reason.is_empty() { word.to_owned() } else { format!("{word}: {}", backend.reason) };
+    let starts = backend.state == BackendState::Active && (1..100).contains(&backend.effective);
+    let word = if starts { format!("{word}, {}% of its weight", backend.effective) } else { word.to_owned() };
+    let text = if backend.reason.is_empty() { word } else { format!("{word}: {}", backend.reason) };
     styled(text, style)
 }
 
@@ -269,6 +323,7 @@ fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "nat",
         Mode::Dnat => "dnat",
+        Mode::Dsr => "dsr",
     }
 }
 

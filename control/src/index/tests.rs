@@ -466,7 +466,6 @@ fn port_and_node_port_edits_keep_the_vip() {
 fn what_the_dataplane_cannot_do_yet_is_refused_by_name() {
     let cases = [
         (changed(web(), |s| s["spec"]["sessionAffinity"] = json!("ClientIP")), "sessionAffinity"),
-        (annotated("penstock.dev/scheduler", "wlc"), "wlc"),
         (annotated("penstock.dev/limit-rate", "100"), "limit-rate"),
     ];
     for (service, named) in cases {

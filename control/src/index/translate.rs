@@ -272,11 +272,15 @@ impl Builder<'_> {
                 scheduler: ask.scheduler,
                 set: Some(set.to_string()),
                 target_port: if dsr { Some(port.port) } else { port.node_port },
+                reply_check: true,
                 source_ranges: ask.source_ranges.clone(),
                 announce: Some(announce),
-                timeouts: ask
-                    .idle_timeout
-                    .map(|seconds| ServiceTimeouts { tcp_established: Some(seconds), udp: Some(seconds) }),
+                timeouts: ask.idle_timeout.map(|seconds| ServiceTimeouts {
+                    tcp_established: Some(seconds),
+                    udp: Some(seconds),
+                    sctp_established: Some(seconds),
+                    ..ServiceTimeouts::default()
+                }),
                 ..blank(vip, protocol)
             });
         }
@@ -467,8 +471,14 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         set: None,
         backends: Vec::new(),
         target_port: None,
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
+        on_idle: Default::default(),
+        no_backend: Default::default(),
     }
 }

@@ -292,7 +292,6 @@ fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
-        #[allow(unreachable_patterns, reason = "the schema grows a third protocol")]
-        _ => "SCTP",
+        Protocol::Sctp => "SCTP",
     }
 }

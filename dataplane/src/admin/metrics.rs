@@ -4,8 +4,10 @@
 use std::fmt;
 
 use penstock_configs::api::Drains;
-use penstock_configs::desired::{BackendState, Protocol};
-use penstock_configs::status::{BackendStatus, Counters, Latency, ServiceStatus, Status, StatusQuery, WorkerCounters};
+use penstock_configs::desired::BackendState;
+use penstock_configs::status::{
+    BackendStatus, Counters, Latency, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerCounters,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -53,7 +55,8 @@ impl Collector for Snapshot {
         self.ports(&mut encoder)?;
         self.owners(&mut encoder)?;
         self.services(&mut encoder)?;
-        self.backends(&mut encoder)
+        self.backends(&mut encoder)?;
+        self.snat(&mut encoder)
     }
 }
 
@@ -175,10 +178,21 @@ impl Snapshot {
         gauges(encoder, "penstock_flow_capacity", "Flows the worker's tables can hold", capacity)?;
         let events = self.per_worker(|worker| {
             let flows = &worker.flows;
-            [("created", flows.created), ("expired", flows.expired), ("evicted", flows.evicted)]
-                .map(|(event, count)| (Some(label("event", event)), count))
+            [
+                ("created", flows.created),
+                ("expired", flows.expired),
+                ("evicted", flows.evicted),
+                ("idle_reset", flows.idle_resets),
+                ("reset_doubted", flows.resets_doubted),
+            ]
+            .map(|(event, count)| (Some(label("event", event)), count))
         });
-        counters(encoder, "penstock_flow_events", "Flows created, expired, and embryos evicted by newer ones", events)?;
+        counters(
+            encoder,
+            "penstock_flow_events",
+            "Flows created, expired, evicted as embryos, reset when idle; RSTs out of window, which ended none",
+            events,
+        )?;
         let frames = self.per_worker(|worker| {
             let frames = &worker.frames;
             [("free", frames.free), ("kernel", frames.kernel), ("held", frames.held), ("total", frames.total)]
@@ -274,7 +288,14 @@ impl Snapshot {
         let rate = services.iter().map(|service| (service_labels(service), service.new_flows_per_second));
         gauges(encoder, "penstock_service_new_flows_per_second", "Flows opened per second", rate)?;
         let able = services.iter().map(|service| (service_labels(service), level(service.backends_up.into())));
-        gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)
+        gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)?;
+        let panic = services.iter().map(|service| (service_labels(service), truth(service.panic)));
+        let help = "1 while its checks leave too few backends to be believed, and all are used";
+        gauges(encoder, "penstock_service_panic", help, panic)?;
+        let hashed = services.iter().filter(|service| service.table_size > 0);
+        let moved =
+            hashed.map(|service| (service_labels(service), f64::from(service.moved) / f64::from(service.table_size)));
+        gauges(encoder, "penstock_service_moved_ratio", "Share of the Maglev table its last change moved", moved)
     }
 
     fn backends(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
@@ -303,22 +324,69 @@ impl Snapshot {
             (backend_labels(service, backend), value)
         });
         gauges(encoder, "penstock_backend_up", "1 takes new flows, 0.5 draining, 0 down", up)?;
+        let weight = each().map(|(service, backend)| {
+            let effective = f64::from(backend.weight) * f64::from(backend.effective) / 100.0;
+            (backend_labels(service, backend), effective)
+        });
+        gauges(
+            encoder,
+            "penstock_backend_weight",
+            "What it weighs now, its slow start included; 0 takes none",
+            weight,
+        )?;
         let reachable = each().map(|(service, backend)| (backend_labels(service, backend), truth(backend.reachable)));
-        gauges(encoder, "penstock_backend_reachable", "Whether the node's link-layer address is known", reachable)
+        gauges(encoder, "penstock_backend_reachable", "Whether the node's link-layer address is known", reachable)?;
+        let checked = each().filter_map(|(service, backend)| {
+            let passed = backend.reply_check.as_deref()? == "passed";
+            Some((backend_labels(service, backend), truth(passed)))
+        });
+        let help = "Mode dnat: whether the backend's replies were seen to come back through the box";
+        gauges(encoder, "penstock_backend_reply_check", help, checked)
     }
 }
 
+impl Snapshot {
+    /// The fullest pairs only: status lists a fixed number, whatever the cluster's size.
+    fn snat(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let pairs = &self.status.snat;
+        let ports = pairs.iter().flat_map(|pair| {
+            [("live", pair.used - pair.resting.min(pair.used)), ("resting", pair.resting)].map(|(state, count)| {
+                let mut labels = snat_labels(pair);
+                labels.push(label("state", state));
+                (labels, level(count))
+            })
+        });
+        gauges(
+            encoder,
+            "penstock_snat_ports",
+            "SNAT ports in use, of the fullest pairs of address and backend",
+            ports,
+        )?;
+        let capacity = pairs.iter().map(|pair| (snat_labels(pair), level(pair.capacity)));
+        gauges(encoder, "penstock_snat_port_capacity", "SNAT ports there are for the pair", capacity)?;
+        let occupancy = pairs.iter().map(|pair| (snat_labels(pair), pair.occupancy));
+        gauges(
+            encoder,
+            "penstock_snat_occupancy_ratio",
+            "In use, of the fullest worker's share; 1 is full",
+            occupancy,
+        )?;
+        let forecast = pairs.iter().filter_map(|pair| Some((snat_labels(pair), pair.full_in_seconds?)));
+        gauges(encoder, "penstock_snat_full_in_seconds", "At the rate of the last minute, where it grows", forecast)
+    }
+}
+
+fn snat_labels(pair: &SnatStatus) -> Labels {
+    vec![label("address", pair.address), label("backend", pair.backend), label("protocol", pair.protocol.as_str())]
+}
+
 fn service_labels(service: &ServiceStatus) -> Labels {
-    let protocol = match service.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-    };
     vec![
         label("owner", &service.owner),
         label("service", &service.name),
         label("vip", service.vip),
         label("port", service.port),
-        label("protocol", protocol),
+        label("protocol", service.protocol.as_str()),
     ]
 }
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::source;
-use penstock_configs::validate::{BoxContext, HostFacts};
+use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
 use penstock_dataplane::engine::{Dataplane, Live};
 use penstock_dataplane::neighbor::host;
@@ -246,7 +246,8 @@ fn host_facts() -> anyhow::Result<HostFacts> {
         addresses: facts.addresses,
         gateways: facts.gateways,
         local_port_range: facts.local_ports.map(|(first, last)| [first, last]),
-        listeners: Vec::new(),
+        reserved_ports: port_list(&facts.reserved_ports),
+        listeners: facts.listeners,
         interfaces: facts.interfaces.into_iter().map(|interface| (interface.name, interface.rx_queues)).collect(),
         cores: std::thread::available_parallelism().map_or(1, usize::from) as u16,
     })

@@ -2,15 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use penstock_configs::desired::Protocol;
 use penstock_configs::status::{FlowQuery, FlowStatus};
 
+use super::snat::{Pair, Taken};
 use super::{Shared, status::FlowCounts};
 use crate::clock::{Now, seconds};
 use crate::flow::{Flags, Record};
 use crate::persist::Viewer;
-use crate::tables::{Tabled, Tables};
-use crate::wire::{PROTO_UDP, V4, V6};
+use crate::tables::{Tabled, Tables, compile::protocol_of};
+use crate::wire::{Family, V4, V6};
 
 /// At most `limit` flows that match.
 pub fn list(shared: &Shared, query: &FlowQuery, limit: usize) -> Vec<FlowStatus> {
@@ -38,6 +38,32 @@ pub fn count_by_backend(shared: &Shared) -> FlowCounts {
         }
     });
     counts
+}
+
+/// Flows that have a SNAT port, with their worker.
+pub fn each_taken(shared: &Shared, mut visit: impl FnMut(usize, Taken)) {
+    for (at, worker) in shared.workers.iter().enumerate() {
+        let Ok(viewer) = Viewer::open(&worker.store) else { continue };
+        let header = viewer.header();
+        viewer.each_v4(|record| {
+            let snat = header.snat_v4.get(usize::from(record.snat)).copied().unwrap_or_default();
+            if let Some(taken) = taken::<V4>(record, snat) {
+                visit(at, taken);
+            }
+        });
+        viewer.each_v6(|record| {
+            let snat = header.snat_v6.get(usize::from(record.snat)).copied().unwrap_or_default();
+            if let Some(taken) = taken::<V6>(record, u128::from_be_bytes(snat)) {
+                visit(at, taken);
+            }
+        });
+    }
+}
+
+fn taken<F: Family>(record: &Record<F::Addr>, snat: F::Addr) -> Option<Taken> {
+    let word = record.word().filter(|word| !word.flags.has(Flags::DNAT))?;
+    let backend = SocketAddr::new(F::to_ip(record.node), record.node_port);
+    Some(Taken { pair: Pair { address: F::to_ip(snat), backend, protocol: word.protocol }, state: word.state })
 }
 
 fn each(shared: &Shared, mut visit: impl FnMut(u16, AnyRecord<'_>)) {
@@ -94,7 +120,7 @@ fn describe<F: Tabled>(
     let at = |address: F::Addr, port: u16| SocketAddr::new(F::to_ip(address), port);
     Some(FlowStatus {
         worker,
-        protocol: if word.protocol == PROTO_UDP { Protocol::Udp } else { Protocol::Tcp },
+        protocol: protocol_of(word.protocol),
         client: at(record.client, record.client_port),
         vip: at(record.vip, record.vip_port),
         snat: (!word.flags.has(Flags::DNAT)).then(|| at(snat, record.snat_port)),

@@ -2,10 +2,13 @@
 //! the kernel, addresses steered and announced. Runs beside the workers, never on their cores' time.
 
 mod flows;
+mod motion;
 mod network;
 mod rates;
+mod snat;
 mod start;
 mod status;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,16 +18,18 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
-use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts};
+use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts, VlanTags};
 use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQuery};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
+use crate::clock::Now;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
-use crate::tables::{Compiler, Inputs, Tables, View};
+use crate::tables::{Compiler, Inputs, Tables, View, Ways};
 use network::Network;
 use rates::Rates;
+use snat::Occupancy;
 
 pub use start::{Dataplane, StartError};
 
@@ -36,8 +41,11 @@ pub struct Live {
     pub announce: Announce,
     pub vip_ranges: Vec<ipnet::IpNet>,
     pub maglev_size: u32,
-    /// By port; 0: none.
-    pub mss_clamps: Vec<u16>,
+    pub vlan_tags: VlanTags,
+    pub reply_probe: Vec<IpAddr>,
+    /// By interface as configured; 0: none.
+    pub mss_clamps: Vec<(String, u16)>,
+    pub panic_threshold: u8,
 }
 
 impl From<&ConfigFile> for Live {
@@ -48,12 +56,16 @@ impl From<&ConfigFile> for Live {
             announce: file.the_box.announce,
             vip_ranges: file.the_box.vip_ranges.clone(),
             maglev_size: file.limits.maglev_size,
-            mss_clamps: file.ports.iter().map(|port| port.mss_clamp.unwrap_or(0)).collect(),
+            vlan_tags: file.the_box.vlan_tags,
+            reply_probe: file.the_box.reply_probe.clone(),
+            mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
+            panic_threshold: file.the_box.panic_threshold,
         }
     }
 }
 
-// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` alone.
+// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` and
+// `occupancy` alone.
 
 /// What the workers and the API see of the box.
 pub struct Shared {
@@ -65,6 +77,7 @@ pub struct Shared {
     published: Mutex<Published>,
     network: Mutex<Network>,
     rates: Mutex<Rates>,
+    occupancy: Mutex<Occupancy>,
     /// By worker: nanoseconds from receive to transmit, sampled.
     latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
@@ -102,6 +115,8 @@ struct Published {
     health: Health,
     tables: Arc<Tables>,
     view: u64,
+    /// What the network says against backends.
+    ways: Ways,
     /// Names of nodes by address, for people.
     names: BTreeMap<IpAddr, String>,
 }
@@ -133,6 +148,10 @@ impl Shared {
         network.has_claimed_all() && tables.nodes.iter().all(known)
     }
 
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn rates(&self) -> MutexGuard<'_, Rates> {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,16 +180,32 @@ impl Shared {
 
     /// Compiles and publishes; on failure what ran before goes on.
     fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
-        let mut published = self.published();
+        self.compile_in(&mut self.published(), live, owners, health)
+    }
+
+    fn compile_in(
+        &self,
+        published: &mut Published,
+        live: &Live,
+        owners: &Snapshots,
+        health: &Health,
+    ) -> Result<u64, Vec<Fault>> {
+        let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
+        published.compiler.swept(swept.unwrap_or_default());
+        published.ways.probes.clone_from(&live.reply_probe);
         let inputs = Inputs {
             owners,
             health,
+            ways: &published.ways.clone(),
             snat: &live.snat,
             timeouts: &live.timeouts,
             announce: live.announce,
             maglev_max: live.maglev_size,
             max_services: self.limits.services as usize,
             max_nodes: self.limits.nodes as usize,
+            max_counted: self.limits.counted_backends as usize,
+            panic_threshold: live.panic_threshold,
+            now: Now::read(),
         };
         let tables = published
             .compiler
@@ -180,10 +215,11 @@ impl Shared {
         published.live = live.clone();
         published.owners = owners.clone();
         published.health = health.clone();
+        motion::report(&published.tables, &tables);
         published.tables = Arc::clone(&tables);
         let mut network = self.network();
         network.want(&tables, live);
-        let number = self.publish(&mut published, &network);
+        let number = self.publish(published, &network);
         // The workers know new addresses before packets to them are steered here, and no longer
         // know old ones when those are steered to the kernel again.
         if let Err(error) = network.steer(&tables, live) {
@@ -202,6 +238,32 @@ impl Shared {
             (published.live.clone(), published.owners.clone(), published.health.clone())
         };
         if before == *live { Ok(()) } else { self.compile(live, &owners, &health).map(drop) }
+    }
+
+    /// Asks nodes what is to be asked of them, hears what they answered, and compiles what follows from it.
+    fn check_ways(&self, now: Instant) {
+        let mut published = self.published();
+        let mut network = self.network();
+        let Network { ways: watch, mirror, .. } = &mut *network;
+        for worker in &self.workers {
+            while let Some(answer) = worker.stats.probe_answers.pop() {
+                watch.answered(answer, now);
+            }
+        }
+        if !watch.poll(mirror, now) {
+            return;
+        }
+        let ways = watch.ways(&published.live.reply_probe);
+        drop(network);
+        if ways == published.ways {
+            return;
+        }
+        published.ways = ways;
+        let (live, owners, health) = (published.live.clone(), published.owners.clone(), published.health.clone());
+        drop(published);
+        if let Err(faults) = self.compile(&live, &owners, &health) {
+            faults.into_iter().for_each(|fault| self.notice(fault.to_string()));
+        }
     }
 
     /// Next hops or claimed addresses changed: the same tables in a new view.

@@ -6,9 +6,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use penstock_configs::file::VlanTags;
+
 use super::Live;
+use super::ways::WayWatch;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
+use crate::neighbor::bond::largest_mtu;
 use crate::neighbor::mirror::{Hop as KernelHop, Hops, Link, Mirror};
 use crate::neighbor::routes::OwnRoutes;
 use crate::neighbor::sockets::Announcements;
@@ -16,7 +20,7 @@ use crate::rss::Placement;
 use crate::steer::{SnatSteer, Steer, Steering};
 use crate::tables::{FamilyTables, Hop, Local, PortView, Tables, View};
 use crate::verdict::PortId;
-use crate::wire::{Family, V4, V6};
+use crate::wire::{Family, Tags, V4, V6};
 
 pub struct Network {
     pub steer: Steer,
@@ -31,7 +35,11 @@ pub struct Network {
     wanted: Vec<IpAddr>,
     claimed: BTreeSet<(u8, IpAddr)>,
     links: Vec<Link>,
-    mss_clamps: Vec<u16>,
+    mss_clamps: Vec<(String, u16)>,
+    vlan_tags: VlanTags,
+    pub ways: WayWatch,
+    /// The largest packet a frame of the workers holds.
+    largest: u32,
 }
 
 impl Network {
@@ -48,6 +56,7 @@ impl Network {
         let seed = crate::clock::Now::read().ns;
         let mut announcements = Announcements::new(Announcer::new(settings, seed));
         announcements.set_links(&links);
+        announcements.set_vlans(&mirror.hops().vlans);
         Self {
             steer,
             mirror,
@@ -60,7 +69,15 @@ impl Network {
             claimed: BTreeSet::new(),
             links,
             mss_clamps: Vec::new(),
+            vlan_tags: VlanTags::Auto,
+            ways: WayWatch::new(),
+            largest: u32::MAX,
         }
+    }
+
+    /// Knows how large a packet the workers' frames hold.
+    pub fn with_frames(self, frame_size: u32) -> Self {
+        Self { largest: largest_mtu(frame_size), ..self }
     }
 
     /// Follows what the tables name: nodes to resolve, addresses to announce, routes to hold.
@@ -68,6 +85,8 @@ impl Network {
         self.mirror.want(&tables.nodes);
         self.wanted = announced(tables);
         self.mss_clamps.clone_from(&live.mss_clamps);
+        self.vlan_tags = live.vlan_tags;
+        self.ways.want(tables, &live.reply_probe, Instant::now());
         let ports = 0..self.ports;
         let claims: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
@@ -104,6 +123,7 @@ impl Network {
                 self.announcements.set_links(&links);
                 self.links = links;
             }
+            self.announcements.set_vlans(&self.mirror.hops().vlans);
         }
         hops | self.update_claims()
     }
@@ -117,7 +137,12 @@ impl Network {
 
     /// Every address wanted is claimed on every port.
     pub fn has_claimed_all(&self) -> bool {
-        self.claimed.len() >= self.wanted.len() * self.ports
+        let standby = self.links.iter().filter(|link| link.standby).count();
+        self.claimed.len() >= self.wanted.len() * self.ports.saturating_sub(standby)
+    }
+
+    fn is_standby(&self, port: u8) -> bool {
+        self.links.iter().any(|link| link.port.0 == port && link.standby)
     }
 
     /// Readable when [`Self::poll`] has work.
@@ -142,6 +167,12 @@ impl Network {
     /// What the workers see.
     pub fn view(&self, number: u64, tables: &Arc<Tables>) -> View {
         let hops = self.mirror.hops();
+        let keep = match self.vlan_tags {
+            VlanTags::Keep => true,
+            VlanTags::Route => false,
+            VlanTags::Auto => hops.vlans.is_empty(),
+        };
+        let hop = |hop: Option<KernelHop>| hop.map(|hop| tagged_hop(hop, keep));
         let mut ports: Vec<PortView> = self.ports_view(&hops);
         if let Some(tap) = &self.tap {
             let mtu = ports.iter().map(|port| port.mtu).max().unwrap_or(1500);
@@ -151,11 +182,12 @@ impl Network {
             number,
             tables: Arc::clone(tables),
             placement: Arc::clone(&self.placement),
-            node_hops: tables.nodes.iter().map(|node| plain(hops.targets.get(node).copied().flatten())).collect(),
-            default_v4: plain(hops.default_v4),
-            default_v6: plain(hops.default_v6),
+            node_hops: tables.nodes.iter().map(|node| hop(hops.targets.get(node).copied().flatten())).collect(),
+            default_v4: hop(hops.default_v4),
+            default_v6: hop(hops.default_v6),
             ports,
-            claimed: self.claimed.iter().copied().collect(),
+            // On standby nobody is answered.
+            claimed: self.claimed.iter().filter(|(port, _)| !self.is_standby(*port)).copied().collect(),
         }
     }
 
@@ -164,7 +196,8 @@ impl Network {
         let mut ports = vec![missing; self.ports];
         for link in &hops.links {
             if let Some(port) = ports.get_mut(usize::from(link.port.0)) {
-                let mss_clamp = self.mss_clamps.get(usize::from(link.port.0)).copied().unwrap_or(0);
+                let of = |name: &String| *name == link.name || Some(name) == link.bond.as_ref();
+                let mss_clamp = self.mss_clamps.iter().find(|(name, _)| of(name)).map_or(0, |(_, clamp)| *clamp);
                 *port = PortView { mac: link.mac, mtu: link.mtu, is_kernel: false, mss_clamp };
             }
         }
@@ -178,6 +211,15 @@ impl Network {
     /// Why things are not as they should be, in words.
     pub fn notices(&self) -> Vec<String> {
         let mut notices: Vec<String> = self.mirror.notices().to_vec();
+        let beyond = self.links.iter().filter(|link| link.mtu > self.largest);
+        notices.extend(beyond.map(|link| {
+            format!(
+                "port {}: its MTU is now {}, and packets above {} bytes are dropped by the kernel (rx_dropped): lower it, \
+                 or raise workers.frame_size and restart",
+                link.name, link.mtu, self.largest
+            )
+        }));
+        notices.extend(self.ways.notices(&self.mirror));
         notices.extend(self.announcements.notices());
         notices.extend(self.routes.notices().iter().cloned());
         notices.extend(self.steer.warnings().iter().cloned());
@@ -185,10 +227,14 @@ impl Network {
     }
 }
 
-/// A hop the workers can take: they put no tags on frames.
-fn plain(hop: Option<KernelHop>) -> Option<Hop> {
-    let hop = hop.filter(|hop| hop.tags.iter().all(Option::is_none))?;
-    Some(Hop { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.mtu })
+/// A hop as the workers take it. `keep`: the box is no member of the VLANs it sees, so that frames leave in the
+/// tags they came in unless the route names others.
+pub fn tagged_hop(hop: KernelHop, keep: bool) -> Hop {
+    let KernelHop { port, dst, src, mtu, tags, adjacent } = hop;
+    let tags = tags.into_iter().flatten().fold(Tags::NONE, |tags, tag| tags.with(tag.ethertype, tag.id));
+    let hop = Hop::new(port, dst, src, mtu);
+    let hop = if adjacent { hop } else { hop.of_router() };
+    if keep && tags.is_empty() { hop } else { hop.in_tags(tags) }
 }
 
 /// VIPs with `announce = "l2"` and the SNAT addresses that are ours alone.
@@ -219,4 +265,25 @@ fn collect<F: Family>(family: &FamilyTables<F::Addr>, steering: &mut Steering, c
     }
     let dnat = family.dnat.keys();
     steering.dnat.extend(dnat.map(|key| (F::to_ip(key.addr), key.port, key.protocol)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::neighbor::VlanTag;
+
+    #[test]
+    fn a_kernels_hop_in_the_workers_words() {
+        let by = |tags, adjacent| KernelHop { port: PortId(1), dst: [2; 6], src: [4; 6], mtu: 1496, tags, adjacent };
+        let tag = |ethertype, id| Some(VlanTag { ethertype, id });
+        let plain = by([None; 2], true);
+        assert_eq!(tagged_hop(plain, true), Hop::new(PortId(1), [2; 6], [4; 6], 1496), "tags stay as they come");
+        let routed = tagged_hop(plain, false);
+        assert_eq!((routed.tags, routed.plain_mtu), (Some(Tags::NONE), 1496), "tags are taken off");
+        for keep in [true, false] {
+            let tagged = tagged_hop(by([tag(0x88a8, 200), tag(0x8100, 7)], false), keep);
+            assert_eq!(tagged.tags, Some(Tags::NONE.with(0x88a8, 200).with(0x8100, 7)), "outermost first");
+            assert_eq!((tagged.plain_mtu, tagged.mtu, tagged.adjacent), (0, 1496, false), "never by the short way");
+        }
+    }
 }

@@ -13,7 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
 use super::rates::{Rates, Sample};
+use super::snat::Occupancy;
 use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
+use crate::clock::Now;
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
 use crate::io::tap::{self, TapDevice, TapPort};
@@ -26,7 +28,7 @@ use crate::publish::Mailbox;
 use crate::rss::Placement;
 use crate::stats::WorkerStats;
 use crate::steer::{AttachMode, Interface, Steer};
-use crate::tables::{Compiler, Tables};
+use crate::tables::{Compiler, Tables, Ways};
 use crate::verdict::{PortId, WorkerId};
 use crate::worker::{Attached, IdlePolicy, Worker, WorkerParts};
 
@@ -58,6 +60,9 @@ impl Dataplane {
         let run_dir = &config.the_box.run_dir;
         std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
         let lock = lock(run_dir)?;
+        let ports = crate::neighbor::bond::resolve(&config.ports, config.workers.frame_size)?;
+        let configured = config;
+        let config = &ConfigFile { ports, ..config.clone() };
         let names: Vec<String> = config.ports.iter().map(|port| port.interface.clone()).collect();
         let queues = queue_counts(&config.ports)?;
         let interfaces: Vec<Interface> = config
@@ -83,13 +88,12 @@ impl Dataplane {
         for (worker, tap) in (0..workers).zip(taps.into_iter().map(Some).chain(std::iter::repeat_with(|| None))) {
             setup.worker(worker, tap)?;
         }
-        let Setup { handles, ready, sockets, snats, recovered, mut notices, zero_copy, .. } = setup;
+        let Setup { handles, ready, sockets, compiler, recovered, mut notices, zero_copy, .. } = setup;
         let (mut placement, why) = Placement::read(&names, workers);
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
-        let mut compiler = Compiler::default();
-        compiler.seed_snats(&snats.0, &snats.1);
+        let network = network.with_frames(config.workers.frame_size);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
         let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 10_000_000_000, 3);
         let latency = handles.iter().map(|_| histogram()).collect::<Result<_, _>>()?;
@@ -111,15 +115,18 @@ impl Dataplane {
                 .collect(),
             published: Mutex::new(Published {
                 compiler,
-                live: Live::from(config),
+                live: Live::from(configured),
                 owners: Default::default(),
                 health: Default::default(),
                 tables: Arc::new(Tables::default()),
                 view: 0,
+                // Nothing is proved yet.
+                ways: Ways { replies: Some(Default::default()), ..Ways::default() },
                 names: Default::default(),
             }),
             network: Mutex::new(network),
             rates: Mutex::new(Rates::default()),
+            occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
         };
@@ -232,14 +239,20 @@ fn keep_house(shared: &Shared) {
     if changed {
         shared.republish();
     }
+    shared.check_ways(now);
     for worker in &shared.workers {
         worker.mailbox.reap();
     }
+    shared.step_slow_starts(Now::read());
     shared.collect_latency();
     if shared.rates().is_due(now) {
         let sample = Sample::take(shared, now);
         shared.rates().add(sample);
         shared.check_steering();
+    }
+    let due = shared.occupancy().is_due(now);
+    if due {
+        Occupancy::scan(shared, now);
     }
 }
 
@@ -255,7 +268,7 @@ struct Setup<'a> {
     handles: Vec<WorkerHandle>,
     ready: Vec<Worker<XskPort, TapPort>>,
     sockets: Vec<(usize, u32, std::os::fd::OwnedFd)>,
-    snats: (Vec<u32>, Vec<u128>),
+    compiler: Compiler,
     recovered: bool,
     notices: Vec<String>,
     zero_copy: Vec<bool>,
@@ -275,7 +288,7 @@ impl<'a> Setup<'a> {
             handles: Vec::new(),
             ready: Vec::new(),
             sockets: Vec::new(),
-            snats: Default::default(),
+            compiler: Compiler::default(),
             recovered: false,
             notices: Vec::new(),
             zero_copy: vec![true; config.ports.len()],
@@ -352,6 +365,7 @@ impl<'a> Setup<'a> {
             max_nodes: limits.nodes as usize,
             max_services: limits.services as usize,
             icmp_per_second: limits.icmp_per_second,
+            max_counted: limits.counted_backends as usize,
         };
         let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
         if let Some(why) = &store.discarded {
@@ -359,14 +373,13 @@ impl<'a> Setup<'a> {
         }
         if store.recovered {
             self.recovered = true;
-            let stored = Pipeline::stored_snats(&store);
-            if stored.0.len() + stored.1.len() > self.snats.0.len() + self.snats.1.len() {
-                self.snats = stored;
-            }
         }
         let ports = self.config.ports.len() + 1;
         let stats = Arc::new(WorkerStats::new(ports, limits.services as usize));
-        Ok(Pipeline::new(&config, store, stats)?)
+        let pipeline = Pipeline::new(&config, store, stats)?;
+        let (v4, v6) = pipeline.snats_in_use();
+        self.compiler.seed_snats(&v4, &v6);
+        Ok(pipeline)
     }
 }
 

@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use penstock_configs::desired::{BackendHealth, BackendState, Protocol};
+use penstock_configs::desired::{BackendHealth, BackendState, Mode, Scheduler};
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
     SocketCounters, Status, StatusQuery, WorkerCounters, WorkerStatus,
 };
 
-use super::{PortFacts, Shared, WorkerHandle, flows};
+use super::ways::WayWatch;
+use super::{PortFacts, Shared, WorkerHandle, flows, motion};
 use crate::stats::WorkerStats;
-use crate::tables::{Backend, BackendSet, Service};
+use crate::tables::{Backend, BackendSet, Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
-use crate::wire::PROTO_UDP;
 
 pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let network = shared.network();
@@ -22,6 +22,15 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     notices.extend(network.notices());
     drop(network);
     let (services, services_total) = services(shared, query);
+    let tables = std::sync::Arc::clone(&shared.published().tables);
+    notices.extend(
+        tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
+    );
+    let snat = {
+        let occupancy = shared.occupancy();
+        notices.extend(occupancy.warnings.iter().cloned());
+        occupancy.pairs.clone()
+    };
     Status {
         name: shared.name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -31,6 +40,7 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
         workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
         services,
         services_total,
+        snat,
         notices,
     }
 }
@@ -44,6 +54,8 @@ fn port_status(shared: &Shared, network: &super::Network, at: usize, port: &Port
         xdp: network.steer.attached(at).map_or("detached", |mode| mode.name()).into(),
         zero_copy: port.zero_copy,
         link: link.is_some_and(|link| link.up),
+        bond: link.and_then(|link| link.bond.clone()),
+        standby: link.is_some_and(|link| link.standby),
         mtu: link.map_or(0, |link| link.mtu),
         rx_packets_per_second: rates.port_rx.get(at).copied().unwrap_or_default(),
         tx_packets_per_second: rates.port_tx.get(at).copied().unwrap_or_default(),
@@ -67,10 +79,36 @@ fn worker_status(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerSta
 /// Flows of a service by backend.
 pub type FlowCounts = HashMap<(u32, IpAddr, u16), u64>;
 
+/// What of the way to a backend, or back, is worth telling.
+struct BackendWay {
+    reply_check: Option<&'static str>,
+    why: String,
+}
+
+/// By service and backend, of modes that ask more of the way.
+fn backend_ways(tables: &Tables, watch: &WayWatch) -> HashMap<(u32, IpAddr, u16), BackendWay> {
+    let mut ways = HashMap::new();
+    for service in tables.services.iter().flatten().filter(|service| service.mode != Mode::Nat) {
+        for backend in &service.set.backends {
+            let port = service.port_of(backend);
+            let source = (backend.address, port, service.protocol);
+            let way = match service.mode {
+                Mode::Dnat if service.reply_check => watch.status(&source).map(|(word, why)| (Some(word), why)),
+                Mode::Dsr if watch.is_behind_router(backend.address) => Some((None, "behind a router".into())),
+                _ => None,
+            };
+            if let Some((reply_check, why)) = way {
+                ways.insert((service.slot, backend.address, port), BackendWay { reply_check, why });
+            }
+        }
+    }
+    ways
+}
+
 /// Those that are asked for, and how many there are. With many, what is not listed is not built either.
 fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
     let counts = flows::count_by_backend(shared);
-    let (tables, names, health, hops) = {
+    let (tables, names, health, hops, ways) = {
         let published = shared.published();
         let network = shared.network();
         (
@@ -78,6 +116,7 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
             published.names.clone(),
             published.health.clone(),
             network.mirror.hops(),
+            backend_ways(&published.tables, &network.ways),
         )
     };
     let rates = shared.rates();
@@ -94,7 +133,7 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
     let mut up_of: HashMap<*const BackendSet, u32> = HashMap::new();
     let mut up = |set: &std::sync::Arc<BackendSet>| {
         *up_of.entry(std::sync::Arc::as_ptr(set)).or_insert_with(|| {
-            let is_up = |b: &&Backend| b.state == BackendState::Active && b.weight > 0 && reachable(&b.address);
+            let is_up = |b: &&Backend| b.checked == BackendState::Active && b.weight > 0 && reachable(&b.address);
             set.backends.iter().filter(is_up).count() as u32
         })
     };
@@ -108,15 +147,17 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
             name: service.name.to_string(),
             vip: service.vip,
             port: service.port,
-            protocol: if service.protocol == PROTO_UDP { Protocol::Udp } else { Protocol::Tcp },
+            protocol: protocol_of(service.protocol),
             mode: service.mode,
             flows: sum(|counters| counters.flows.get()),
             new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),
             packets: sum(|counters| counters.packets.get()),
             bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
             moved: service.moved.map_or(0, |moved| moved.slots),
-            table_size: service.set.maglev.size(),
+            table_size: if service.scheduler == Scheduler::Maglev { service.set.maglev.size() } else { 0 },
             disrupted: service.moved.map_or(0, |moved| moved.excess()),
+            scheduler: service.scheduler,
+            panic: service.panic,
             backends_total: service.set.backends.len() as u32,
             backends_up: up(&service.set),
             backends: Vec::new(),
@@ -133,18 +174,24 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
         let Some(service) = by_name.get(&(status.owner.as_str(), status.name.as_str())) else { continue };
         let backends = service.set.backends.iter().filter_map(|backend| {
             let reachable = reachable(&backend.address);
-            let is_up = backend.state == BackendState::Active && backend.weight > 0 && reachable;
+            let is_up = backend.checked == BackendState::Active && backend.weight > 0 && reachable;
             if !listing.takes(is_up) {
                 return None;
             }
             let port = service.port_of(backend);
+            let way = ways.get(&(service.slot, backend.address, port));
             Some(BackendStatus {
                 name: names.get(&backend.address).cloned().unwrap_or_else(|| backend.address.to_string()),
                 address: backend.address,
                 port,
                 weight: backend.weight,
-                state: backend.state,
-                reason: reason(backend.address, port),
+                effective: if backend.takes_new() { backend.ramp * 10 } else { 0 },
+                state: backend.checked,
+                reason: match way {
+                    Some(BackendWay { why, .. }) if !why.is_empty() => why.clone(),
+                    _ => reason(backend.address, port),
+                },
+                reply_check: way.and_then(|way| way.reply_check).map(str::to_owned),
                 flows: counts.get(&(service.slot, backend.address, port)).copied().unwrap_or_default(),
                 reachable,
             })
@@ -249,6 +296,8 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             created: stats.flows_created.get(),
             expired: 0,
             evicted: stats.embryos_evicted.get(),
+            resets_doubted: stats.resets_doubted.get(),
+            idle_resets: stats.idle_resets.get(),
         },
         sockets: sockets.collect(),
         latency: latency(shared, at),

@@ -3,18 +3,24 @@
 //! Records live in memory that outlives the process ([`crate::persist`]); index, free list and
 //! embryo queue are rebuilt from them by [`FlowTable::recover`].
 
+mod dsr;
 pub mod embryo;
 pub mod index;
 pub mod record;
+pub mod sctp;
 pub mod tcp;
 
 pub use index::{Direction, Entry};
 pub use record::{Flags, Record, Word};
-pub use tcp::{State, SynInfo};
+pub use tcp::{Positions, Segment, State, SynInfo};
+
+use std::sync::Arc;
 
 use crate::clock::Now;
 use crate::hash::FlowHasher;
 use crate::persist::{MAX_SNATS, Records};
+use crate::schedule::share::{Load, is_active};
+use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Tuple};
@@ -54,6 +60,8 @@ pub struct NewFlow<A> {
     pub hop: u16,
     pub node_slot: u16,
     pub service: u32,
+    /// Where it is counted for a scheduler; 0: nowhere.
+    pub load: u32,
 }
 
 pub struct FlowTable<F: Family> {
@@ -65,6 +73,7 @@ pub struct FlowTable<F: Family> {
     hasher: FlowHasher,
     capacity: Capacity,
     counts: Counts,
+    tally: Tally,
     /// SNAT addresses by the number records name them with.
     snats: Vec<F::Addr>,
     /// Records beyond this one were never used.
@@ -85,7 +94,12 @@ impl<F: Family> FlowTable<F> {
     ///
     /// # Errors
     /// The index does not fit in memory.
-    pub fn new(records: Records<F::Addr>, capacity: Capacity, hasher: FlowHasher) -> std::io::Result<Self> {
+    pub fn new(
+        records: Records<F::Addr>,
+        capacity: Capacity,
+        hasher: FlowHasher,
+        share: Arc<Share>,
+    ) -> std::io::Result<Self> {
         let count = capacity.records();
         assert!(records.len() >= count as usize, "the mapping was made for this capacity");
         Ok(Self {
@@ -96,6 +110,7 @@ impl<F: Family> FlowTable<F> {
             hasher,
             capacity,
             counts: Counts::default(),
+            tally: Tally::new(count as usize, share),
             snats: Vec::with_capacity(MAX_SNATS),
             high_water: 0,
             sweep_at: 0,
@@ -209,7 +224,7 @@ impl<F: Family> FlowTable<F> {
         prefetch(record);
         if F::V6 {
             // 96 bytes from a multiple of 32: the addresses are in the first line, the rest in the next.
-            prefetch(&record.last_timestamp);
+            prefetch(&record.seen);
         }
         Some(entry)
     }
@@ -279,8 +294,19 @@ impl<F: Family> FlowTable<F> {
             }
             _ => {}
         }
-        self.records[at as usize].commit(to);
+        self.records[at as usize].commit(self.tally.moves(at, from, to));
         Ok(())
+    }
+
+    /// Counts a flow in another place for its scheduler; 0: nowhere.
+    pub fn recount(&mut self, at: u32, load: u32) {
+        self.tally.assign(at, &self.records[at as usize], load);
+    }
+
+    /// The counts for schedulers.
+    #[must_use]
+    pub fn share(&self) -> &Arc<Share> {
+        self.tally.share()
     }
 
     /// Adds a flow, in an embryonic state; the oldest embryo makes room if need be.
@@ -311,8 +337,7 @@ impl<F: Family> FlowTable<F> {
         record.packets = 0;
         record.forward_bytes = 0;
         record.reverse_bytes = 0;
-        record.last_seq = 0;
-        record.last_timestamp = 0;
+        record.seen = Positions::default();
         record.commit(flow.word);
         let record = &self.records[at as usize];
         let hashes = self.keys(record, flow.word).map(|key| F::hash(&self.hasher, &key));
@@ -322,6 +347,9 @@ impl<F: Family> FlowTable<F> {
             return Err(DropReason::FlowTableFull);
         }
         self.count(flow.word.state, at);
+        if flow.load != 0 {
+            self.recount(at, flow.load);
+        }
         self.high_water = self.high_water.max(at + 1);
         Ok(at)
     }
@@ -344,6 +372,7 @@ impl<F: Family> FlowTable<F> {
             let hash = F::hash(&self.hasher, key);
             self.index.remove(hash, Entry { record: at, direction });
         }
+        self.tally.leave(at, word);
         self.records[at as usize].clear();
         self.free.push(at);
         if word.state.is_embryonic() {
@@ -356,12 +385,16 @@ impl<F: Family> FlowTable<F> {
 
     /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets
     /// those it answers `false` for. True: the round through the table is complete.
-    pub fn sweep(&mut self, budget: u32, mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word) -> bool) -> bool {
+    pub fn sweep(
+        &mut self,
+        budget: u32,
+        mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> bool,
+    ) -> bool {
         let end = (self.sweep_at + budget).min(self.high_water);
         for at in self.sweep_at..end {
             let record = &mut self.records[at as usize];
             if let Some(word) = record.word()
-                && !visit(at, record, word)
+                && !visit(at, record, word, &mut self.tally)
             {
                 self.remove(at);
             }
@@ -369,6 +402,12 @@ impl<F: Family> FlowTable<F> {
         let round = end >= self.high_water;
         self.sweep_at = if round { 0 } else { end };
         round
+    }
+
+    /// The flows there are: a walk through the table, for start and tests.
+    pub fn live(&self) -> impl Iterator<Item = (&Record<F::Addr>, Word)> {
+        let records = self.records.iter().take(self.high_water as usize);
+        records.filter_map(|record| Some((record, record.word()?)))
     }
 
     /// Records a sweep goes through.
@@ -421,8 +460,28 @@ impl<F: Family> FlowTable<F> {
         if self.index.used() != 2 * live {
             return Err(format!("{live} flows have {} index entries", self.index.used()));
         }
+        self.check_shares()?;
         if self.free.len() + live != self.capacity.records() as usize {
             return Err(format!("{live} flows and {} free records", self.free.len()));
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> FlowTable<F> {
+    /// What is counted for schedulers is what there is.
+    fn check_shares(&self) -> Result<(), String> {
+        let mut loads = std::collections::BTreeMap::<u32, Load>::new();
+        for at in 0..self.capacity.records() {
+            let Some(word) = self.records[at as usize].word() else { continue };
+            let load = loads.entry(self.tally.slot(at, word)).or_default();
+            *(if is_active(word.state) { &mut load.active } else { &mut load.inactive }) += 1;
+        }
+        for slot in 1..=self.share().slots() {
+            let (kept, counted) = (self.share().load(slot), loads.get(&slot).copied().unwrap_or_default());
+            if kept != counted {
+                return Err(format!("slot {slot}: {counted:?} flows, {kept:?} kept"));
+            }
         }
         Ok(())
     }
@@ -440,6 +499,9 @@ fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, sn
             protocol: word.protocol,
         },
         Direction::Reverse => {
+            if word.flags.has(Flags::DSR) {
+                return dsr::reverse_key::<F>(record, word);
+            }
             let (dst, dst_port) = if word.flags.has(Flags::DNAT) {
                 (record.client, record.client_port)
             } else {

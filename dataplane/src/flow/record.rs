@@ -6,7 +6,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
-use super::tcp::State;
+use penstock_configs::desired::Mode;
+
+use super::tcp::{Positions, State};
 use crate::clock::Tick;
 use crate::wire::PROTO_TCP;
 
@@ -21,7 +23,7 @@ pub struct Record<A> {
     pub vip_port: u16,
     pub node_port: u16,
     pub snat_port: u16,
-    /// State, flags and protocol. Zero: the slot is free. The one word whose release store commits
+    /// State, protocol and flags. Zero: the slot is free. The one word whose release store commits
     /// a record, and whose zero frees it.
     word: AtomicU32,
     /// Which SNAT address, by its place in the table's list.
@@ -37,32 +39,49 @@ pub struct Record<A> {
     pub packets: u32,
     pub forward_bytes: u32,
     pub reverse_bytes: u32,
-    /// End of the client's stream as the node saw it when the flow closed, for RFC 6191.
-    pub last_seq: u32,
-    /// The client's last timestamp then; 0: it sent none.
-    pub last_timestamp: u32,
+    pub seen: Positions,
 }
 
 const _: () = assert!(size_of::<Record<u32>>() == 64 && size_of::<Record<u128>>() == 96);
 
 /// Flags beside the state in the commit word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Flags(pub u8);
+pub struct Flags(pub u16);
 
 impl Flags {
     pub const FIN_CLIENT: Flags = Flags(1);
     pub const FIN_NODE: Flags = Flags(2);
     /// The node sees the client's address: the record has no SNAT tuple.
     pub const DNAT: Flags = Flags(4);
+    /// With `DNAT`: the node sees the VIP too, and answers the client by itself.
+    pub const DSR: Flags = Flags(256);
+    /// What the service's mode makes of a flow, as long as it lives.
+    pub const MODE: Flags = Flags(Self::DNAT.0 | Self::DSR.0);
     /// The node has answered.
     pub const ANSWERED: Flags = Flags(8);
     /// The RST that made the state `Reset` came from the node.
     pub const RESET_BY_NODE: Flags = Flags(16);
+    /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
+    pub const COUNTED: Flags = Flags(32);
+    /// The client's FIN is acknowledged.
+    pub const ACKED_CLIENT: Flags = Flags(64);
+    /// The node's is.
+    pub const ACKED_NODE: Flags = Flags(128);
 
     #[inline]
     #[must_use]
     pub fn has(self, flag: Flags) -> bool {
         self.0 & flag.0 == flag.0
+    }
+
+    /// The flags of the flows of a service in this mode.
+    #[must_use]
+    pub fn of_mode(mode: Mode) -> Self {
+        match mode {
+            Mode::Nat => Self::default(),
+            Mode::Dnat => Self::DNAT,
+            Mode::Dsr => Self::MODE,
+        }
     }
 
     #[inline]
@@ -92,22 +111,22 @@ impl<A> Record<A> {
     pub fn word(&self) -> Option<Word> {
         let word = self.word.load(Ordering::Relaxed);
         let state = State::from_bits(word as u8)?;
-        Some(Word { state, flags: Flags((word >> 8) as u8), protocol: (word >> 16) as u8 })
+        Some(Word { state, flags: Flags((word >> 16) as u16), protocol: (word >> 8) as u8 })
     }
 
     /// The word of an established TCP connection; `None`: the record is something else.
     #[inline(always)]
     pub fn established(&self) -> Option<Word> {
-        const WANTED: u32 = State::Established as u32 | (PROTO_TCP as u32) << 16;
+        const WANTED: u32 = State::Established as u32 | (PROTO_TCP as u32) << 8;
         let word = self.word.load(Ordering::Relaxed);
-        let flags = Flags((word >> 8) as u8);
-        (word & 0x00ff_00ff == WANTED).then_some(Word { state: State::Established, flags, protocol: PROTO_TCP })
+        let flags = Flags((word >> 16) as u16);
+        (word & 0xffff == WANTED).then_some(Word { state: State::Established, flags, protocol: PROTO_TCP })
     }
 
     /// Commits the record, or moves it to another state: everything written before is part of it.
     #[inline]
     pub fn commit(&self, word: Word) {
-        let bits = word.state as u32 | u32::from(word.flags.0) << 8 | u32::from(word.protocol) << 16;
+        let bits = word.state as u32 | u32::from(word.protocol) << 8 | u32::from(word.flags.0) << 16;
         self.word.store(bits, Ordering::Release);
     }
 

@@ -9,6 +9,8 @@ use crate::persist::{Shape, Store};
 use crate::wire::{PROTO_TCP, PROTO_UDP, V4, V6};
 
 const CAPACITY: Capacity = Capacity { established: 40, embryonic: 12 };
+/// Places flows are counted in.
+const LOADS: usize = 5;
 const SHAPE: Shape = Shape { worker: 0, workers: 1, records_v4: 52, records_v6: 52 };
 
 fn address<F: Family>(n: u32) -> F::Addr {
@@ -36,6 +38,8 @@ fn flow<F: Family>(n: u32, port: u16, udp: bool, dnat: bool) -> NewFlow<F::Addr>
         hop: 0,
         node_slot: 0,
         service: 0,
+        // Some are not counted.
+        load: n % (LOADS as u32 + 1),
     }
 }
 
@@ -100,7 +104,8 @@ impl<F: Family> Pair<F> {
     }
 
     fn table_over(records: Records<F::Addr>) -> FlowTable<F> {
-        let mut table = FlowTable::new(records, CAPACITY, FlowHasher::new([1, 2])).unwrap();
+        let mut table =
+            FlowTable::new(records, CAPACITY, FlowHasher::new([1, 2]), Arc::new(Share::new(LOADS))).unwrap();
         table.set_snats([address::<F>(0x0a00_0001)].into_iter());
         table
     }
@@ -185,7 +190,7 @@ impl<F: Family> Pair<F> {
                 self.now.ns += seconds * 1_000_000_000;
                 let limit = |state: State| crate::clock::ticks(10 * state as u32);
                 let now = self.now.tick();
-                let keep = |_: u32, record: &mut Record<F::Addr>, word: Word| {
+                let keep = |_: u32, record: &mut Record<F::Addr>, word: Word, _: &mut Tally| {
                     now.since(record.last_seen()) <= limit(word.state)
                 };
                 while !table.sweep(7, keep) {}
@@ -254,7 +259,8 @@ fn big<F: Family>(capacity: Capacity, take: fn(&mut Store) -> Records<F::Addr>) 
     let records = capacity.records();
     let mut store =
         Store::anonymous(Shape { worker: 0, workers: 1, records_v4: records, records_v6: records }).unwrap();
-    let mut table = FlowTable::new(take(&mut store), capacity, FlowHasher::new([3, 4])).unwrap();
+    let mut table =
+        FlowTable::new(take(&mut store), capacity, FlowHasher::new([3, 4]), Arc::new(Share::new(LOADS))).unwrap();
     table.set_snats([address::<F>(0x0a00_0001)].into_iter());
     table
 }

@@ -12,6 +12,7 @@ pub struct Waiting {
     pub frame: Frame,
     pub from: PortId,
     pub fate: Fate,
+    pub v6: bool,
 }
 
 struct Slot {
@@ -132,10 +133,10 @@ impl Holding {
     pub fn take_ready(&mut self) -> Option<Waiting> {
         while let Some(at) = self.ready.pop_front() {
             let slot = &mut self.slots[usize::from(at)];
-            let (frame, from, fate) = (slot.frame.take(), slot.from, slot.fate);
+            let (frame, from, fate, v6) = (slot.frame.take(), slot.from, slot.fate, slot.v6);
             self.free.push(at);
             if let Some(frame) = frame {
-                return Some(Waiting { frame, from, fate });
+                return Some(Waiting { frame, from, fate, v6 });
             }
         }
         None

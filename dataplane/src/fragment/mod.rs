@@ -14,6 +14,9 @@
 //! Hence at most two hand-offs, and no circle. O holds nothing: what comes without its first one was
 //! separated from it by a full ring.
 //!
+//! **SCTP's** checksum covers the whole packet and depends on its length, so there the first fragment itself waits
+//! for the last, with the worker that translates it.
+//!
 //! **What is refused.** Overlaps, whole datagrams with them (RFC 5722, RFC 8200 section 4.5; exact
 //! copies are only dropped); first fragments without a whole transport header and later ones that
 //! would overwrite it (RFC 1858, RFC 3128, RFC 7112); lengths that do not add up. Datagrams, fragments
@@ -53,6 +56,8 @@ pub const TIMEOUT_NS: u64 = 3_000_000_000;
 pub enum Fate {
     /// The first one has not come.
     Unknown,
+    /// The first one is no longer waiting for the datagram's length: it can be translated.
+    Sized,
     /// Translated like the flow with these ports, under another identification.
     Flow {
         src_port: u16,

@@ -2,7 +2,7 @@
 
 use crate::verdict::DropReason;
 use crate::wire::checksum::Sum;
-use crate::wire::{PROTO_TCP, Packet, be16, be32, bytes_at, put};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, Packet, be16, be32, bytes_at, put, sctp};
 
 const MORE_V4: u16 = 0x2000;
 const OFFSET_V4: u16 = 0x1fff;
@@ -24,7 +24,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Reads a fragment of TCP or UDP that `parse` accepted.
+    /// Reads a fragment of TCP, UDP or SCTP that `parse` accepted.
     ///
     /// # Errors
     /// `FragmentMalformed`, `FragmentTiny`.
@@ -45,7 +45,11 @@ impl Piece {
             return Err(DropReason::FragmentMalformed);
         }
         let tcp = packet.protocol == PROTO_TCP;
-        let header = if tcp { TCP_HEADER } else { UDP_HEADER };
+        let header = match packet.protocol {
+            PROTO_TCP => TCP_HEADER,
+            PROTO_SCTP => sctp::HEADER,
+            _ => UDP_HEADER,
+        };
         if start == 0 {
             let data_offset = usize::from(bytes_at::<1>(bytes, l4 + 12)[0] >> 4) * 4;
             if len < header || tcp && len < data_offset {

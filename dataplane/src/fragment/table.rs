@@ -20,6 +20,8 @@ struct Datagram<A> {
     covered: u32,
     /// The first of the slots that wait here.
     waiting: u16,
+    /// The slot of the first fragment, where that waits too.
+    first: u16,
     bucket: u16,
     /// The next of the same hash bucket.
     chain: u16,
@@ -60,6 +62,7 @@ impl<A: Copy + Eq + Default> Datagrams<A> {
             total: 0,
             covered: 0,
             waiting: NONE,
+            first: NONE,
             bucket: 0,
             chain: NONE,
             older: NONE,
@@ -99,7 +102,8 @@ impl<A: Copy + Eq + Default> Datagrams<A> {
         let entry = &mut self.entries[usize::from(at)];
         (entry.key, entry.fate, entry.since) = (*key, Fate::Unknown, now);
         entry.pieces.clear();
-        (entry.total, entry.covered, entry.waiting) = (0, 0, NONE);
+        (entry.total, entry.covered) = (0, 0);
+        (entry.waiting, entry.first) = (NONE, NONE);
         (entry.bucket, entry.chain, entry.older, entry.newer) = (bucket as u16, chain, older, NONE);
         self.heads[bucket] = at;
         match older {
@@ -187,6 +191,23 @@ impl<A: Copy + Eq + Default> Datagrams<A> {
         let entry = &mut self.entries[usize::from(at)];
         entry.fate = fate;
         std::mem::replace(&mut entry.waiting, NONE)
+    }
+
+    /// How long the datagram is, once its last fragment has come.
+    #[must_use]
+    pub fn total(&self, at: u16) -> Option<u16> {
+        Some(self.entries[usize::from(at)].total).filter(|total| *total != 0)
+    }
+
+    /// The slot of the first fragment; there is none behind it.
+    pub fn hold_first(&mut self, at: u16, slot: u16) -> u16 {
+        self.entries[usize::from(at)].first = slot;
+        NONE
+    }
+
+    /// The slot of the first fragment, which waits no longer.
+    pub fn take_first(&mut self, at: u16) -> u16 {
+        std::mem::replace(&mut self.entries[usize::from(at)].first, NONE)
     }
 
     /// Puts a slot in front of those that wait; returns the one behind it.

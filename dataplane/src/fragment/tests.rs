@@ -120,7 +120,7 @@ fn slots_go_round() {
         assert_eq!(holding.frames(), 2);
         holding.release(table.settle(at, Fate::Kernel), Fate::Kernel);
         let mut ports = Vec::new();
-        while let Some(Waiting { frame, from, fate }) = holding.take_ready() {
+        while let Some(Waiting { frame, from, fate, .. }) = holding.take_ready() {
             assert_eq!(fate, Fate::Kernel);
             ports.push(from.0);
             pool.give(frame);

@@ -1,6 +1,6 @@
 //! The packet an ICMP error quotes: as much of it as the router cared to send.
 
-use crate::wire::{PROTO_TCP, PROTO_UDP, Packet, Transport, be16, bytes_at};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, Packet, Transport, be16, bytes_at};
 
 /// As in [`crate::wire::parse`].
 const MAX_EXTENSION_HEADERS: usize = 8;
@@ -10,7 +10,7 @@ const ICMP_HEADER: usize = 8;
 const PORTS: usize = 4;
 
 /// The headers quoted in an ICMP error; `end` is where the quote ends, or the packet in it. `None`:
-/// too short to find a flow by, not TCP or UDP, or about a later fragment.
+/// too short to find a flow by, not TCP, UDP or SCTP, or about a later fragment.
 #[must_use]
 pub fn quoted(bytes: &[u8], headers: &Packet) -> Option<Packet> {
     let at = usize::from(headers.l4) + ICMP_HEADER;
@@ -19,6 +19,7 @@ pub fn quoted(bytes: &[u8], headers: &Packet) -> Option<Packet> {
     let transport = match protocol {
         PROTO_TCP => Transport::Tcp,
         PROTO_UDP => Transport::Udp,
+        PROTO_SCTP => Transport::Sctp,
         _ => return None,
     };
     if l4 + PORTS > end {

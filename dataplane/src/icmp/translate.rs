@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use crate::wire::checksum::Sum;
-use crate::wire::{Family, Packet, Rewrite, Transport, bytes_at, put};
+use crate::wire::{Family, Packet, Rewrite, Transport, be16, bytes_at, put, sctp};
 
 /// What an error is to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +33,8 @@ impl Changes {
     }
 
     /// Writes a checksum inside the quote, which only ICMP's covers.
-    fn icmp_only(&mut self, bytes: &mut [u8], at: usize, new: [u8; 2]) {
-        self.icmp = self.icmp.with(bytes_at::<2>(bytes, at), new);
+    fn icmp_only<const N: usize>(&mut self, bytes: &mut [u8], at: usize, new: [u8; N]) {
+        self.icmp = self.icmp.with(bytes_at::<N>(bytes, at), new);
         put(bytes, at, new);
     }
 
@@ -60,9 +60,14 @@ pub fn translate<F: Family>(bytes: &mut [u8], headers: &Packet, quoted: &Packet,
         let new = changes.transport.apply(bytes_at(bytes, l3 + 10));
         changes.icmp_only(bytes, l3 + 10, new);
     }
+    let ports = bytes_at(bytes, l4);
     changes.both(bytes, l4, to.quoted.src_port.to_be_bytes());
     changes.both(bytes, l4 + 2, to.quoted.dst_port.to_be_bytes());
-    transport_checksum(bytes, quoted, &mut changes);
+    if quoted.transport == Transport::Sctp {
+        sctp_checksum(bytes, quoted, ports, &mut changes);
+    } else {
+        transport_checksum(bytes, quoted, &mut changes);
+    }
     let at = usize::from(headers.l4) + 2;
     let new = changes.icmp.apply(bytes_at(bytes, at));
     put(bytes, at, new);
@@ -86,4 +91,22 @@ fn transport_checksum(bytes: &mut [u8], quoted: &Packet, changes: &mut Changes) 
         new => new,
     };
     changes.icmp_only(bytes, at, new);
+}
+
+/// CRC32c of a quoted SCTP packet: how far its ports are from its end, its IP header says, however much of it is
+/// quoted. Of a first fragment nobody can say.
+fn sctp_checksum(bytes: &mut [u8], quoted: &Packet, old_ports: [u8; 4], changes: &mut Changes) {
+    let (l3, l4) = (usize::from(quoted.l3), usize::from(quoted.l4));
+    let fragment = if quoted.v6 {
+        // A fragment header would stand right before the ports.
+        bytes_at::<1>(bytes, l3 + 6) != [quoted.protocol]
+    } else {
+        be16(bytes, l3 + 6) & 0x3fff != 0
+    };
+    let total = if quoted.v6 { 40 + usize::from(be16(bytes, l3 + 4)) } else { usize::from(be16(bytes, l3 + 2)) };
+    let Some(len) = total.checked_sub(l4 - l3).filter(|len| *len >= sctp::HEADER && !fragment) else { return };
+    let old = sctp::checksum(bytes, l4);
+    if l4 + sctp::HEADER <= usize::from(quoted.end) && old != [0; 4] {
+        changes.icmp_only(bytes, l4 + 8, sctp::mend(old, old_ports, bytes_at(bytes, l4), len));
+    }
 }

@@ -7,6 +7,7 @@
 pub mod partition;
 
 pub use partition::Partition;
+use penstock_configs::desired::OnIdle;
 
 use crate::clock::Now;
 use crate::flow::tcp::reopens;
@@ -103,7 +104,7 @@ impl PortAllocator {
         is_home: impl Fn(F::Addr, u16) -> bool,
     ) -> Result<Allocation, DropReason> {
         let slot = usize::from(towards.node_slot) % self.cursors.len();
-        let start = (towards.client_hash % snats.len().max(1) as u64) as usize;
+        let start = address_of::<F>(snats, towards.client_hash);
         let mut reason = DropReason::NoSnatAddress;
         for turn in 0..snats.len() {
             let id = (start + turn) % snats.len();
@@ -152,6 +153,21 @@ impl PortAllocator {
     }
 }
 
+/// The address a client's flows leave from while it has ports. By rendezvous (highest hash of client and address):
+/// one more address takes its share of clients from all others and moves nobody else, and numbers whose
+/// address is gone give their share to no neighbour.
+fn address_of<F: Family>(snats: &[Snat<F::Addr>], client_hash: u64) -> usize {
+    // Finalizer of SplitMix64.
+    let stir = |n: u64| {
+        let n = (n ^ n >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let n = (n ^ n >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        n ^ n >> 31
+    };
+    let in_use = snats.iter().enumerate().filter(|(_, snat)| !snat.retired);
+    let highest = in_use.max_by_key(|(_, snat)| stir(client_hash ^ u64::from(F::owner_hash(snat.addr, 0, 0)) << 32));
+    highest.map_or(0, |(id, _)| id)
+}
+
 /// The place in a range of `count` ports where the search looks at its `attempt`-th turn.
 fn place(cursor: u32, attempt: u32, count: u32) -> u32 {
     let step = if attempt < NEAR || count <= TRIES {
@@ -179,9 +195,15 @@ fn candidate<F: Family>(
         flows.remove(entry.record);
         return Candidate::Free;
     }
-    let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP && record.last_seq != 0;
+    // Nothing of an SCTP association stays at a node that has closed it: its port rests out of courtesy to
+    // packets under way, whose tags are wrong by then.
+    if word.state == State::SctpClosed {
+        return Candidate::Resting(entry.record);
+    }
+    // Not before both FINs are acknowledged, or the node would still be closing and refuse the SYN.
+    let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP;
     match towards.syn {
-        Some(syn) if reusable && reopens(record.last_seq, record.last_timestamp, syn) => {
+        Some(syn) if reusable && reopens(record.seen.node_expects, record.seen.client_expects, syn) => {
             Candidate::Resting(entry.record)
         }
         _ => Candidate::Taken,
@@ -193,15 +215,37 @@ fn candidate<F: Family>(
 pub fn timed_out<A>(now: Now, tables: &Tables) -> impl Fn(&crate::flow::Record<A>, State) -> bool {
     move |record, state| {
         record.epoch == tables.epoch
-            && tables
-                .service(record.service)
-                .is_some_and(|service| now.tick().since(record.last_seen()) > service.timeouts[state as usize])
+            && tables.service(record.service).is_some_and(|service| {
+                // Ends that are to be told of it are the sweep's.
+                let told = service.on_idle == OnIdle::Reset && matches!(state, State::Established | State::FinWait);
+                !told && now.tick().since(record.last_seen()) > service.timeouts[state as usize]
+            })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::V4;
+
+    #[test]
+    fn one_more_address_takes_its_share_and_moves_nobody_else() {
+        let snat = |addr: u32, retired| Snat { addr, first_port: 1024, last_port: 65535, shared: false, retired };
+        let two = [snat(0, true), snat(0x0a00_0001, false), snat(0, true), snat(0x0a00_0002, false)];
+        let three = [snat(0x0a00_0003, false), two[1], two[2], two[3]];
+        let mut shares = [0; 4];
+        let mut moved = 0;
+        for client in 0..30_000 {
+            let hash = u64::from(V4::owner_hash(0xc633_0000 + client, 0, 0));
+            let (before, after) = (address_of::<V4>(&two, hash), address_of::<V4>(&three, hash));
+            assert!(before == after || after == 0, "from one old address to another");
+            shares[before] += 1;
+            moved += u32::from(after == 0);
+        }
+        assert!(shares[0] == 0 && shares[2] == 0, "{shares:?}");
+        assert!((14_000..16_000).contains(&shares[1]), "{shares:?}");
+        assert!((9_300..10_700).contains(&moved), "{moved}");
+    }
 
     #[test]
     fn a_small_range_is_searched_whole_and_a_large_one_all_over() {

@@ -31,6 +31,8 @@ pub struct Hop {
     pub mtu: u32,
     /// Tags to put on the frame: the route leaves by VLAN sub-interfaces of the port.
     pub tags: VlanTags,
+    /// The target itself, not a gateway to it.
+    pub adjacent: bool,
 }
 
 /// A configured port as the kernel has it.
@@ -41,8 +43,12 @@ pub struct Link {
     pub name: String,
     pub mac: Mac,
     pub mtu: u32,
-    /// Administratively up and with carrier.
+    /// Administratively up and with carrier, and not a bond's member on standby.
     pub up: bool,
+    /// A member its bond does not use now.
+    pub standby: bool,
+    /// The bond it is a member of.
+    pub bond: Option<String>,
 }
 
 /// What the packet path needs to know of the network. Published whole, when something changed.
@@ -53,6 +59,8 @@ pub struct Hops {
     pub default_v4: Option<Hop>,
     pub default_v6: Option<Hop>,
     pub links: Vec<Link>,
+    /// VLANs the kernel is a member of, by port.
+    pub vlans: Vec<(PortId, VlanTags)>,
 }
 
 /// How the kernel would send to a target.
@@ -217,6 +225,16 @@ impl Mirror {
         &self.notices
     }
 
+    /// The box's address on the link it reaches a target by: what the target may have for a gateway.
+    #[must_use]
+    pub fn address_towards(&self, target: IpAddr) -> Option<IpAddr> {
+        let route = self.routes.get(&target)?.as_ref().ok()?;
+        let next = route.gateway.unwrap_or(target);
+        let own =
+            self.view.addresses.iter().filter(|((ifindex, _), net)| *ifindex == route.ifindex && net.contains(&next));
+        own.map(|((_, address), _)| *address).min()
+    }
+
     /// How often events were lost and everything was read anew.
     #[must_use]
     pub fn resyncs(&self) -> u64 {
@@ -289,7 +307,8 @@ impl Mirror {
         self.needed = needed;
         self.install();
         self.remove_unneeded();
-        let hops = Hops { targets, default_v4, default_v6, links };
+        let vlans = self.view.vlans(&self.ports);
+        let hops = Hops { targets, default_v4, default_v6, links, vlans };
         if *self.hops == hops {
             return false;
         }
@@ -305,7 +324,7 @@ impl Mirror {
             Some(Err(why)) => return Err(why.clone()),
             None => return Err("has no route".into()),
         };
-        let Some(path) = self.view.path(route.ifindex, &self.ports) else {
+        let Some(path) = self.view.path_for(route.ifindex, &self.ports, spread(target)) else {
             let name = self.view.links.get(&route.ifindex).map_or("an unknown link", |link| &link.name);
             return Err(format!("is routed through {name}, which is not a [[port]]"));
         };
@@ -318,7 +337,7 @@ impl Mirror {
         let mtu = route.mtu.map_or(path.mtu, |mtu| mtu.min(path.mtu));
         let neighbor = self.view.neighbors.get(&key).filter(|neighbor| neighbor.usable);
         let dst = neighbor.and_then(|neighbor| neighbor.mac);
-        Ok(dst.map(|dst| Hop { port: path.port, dst, src: path.src, mtu, tags: path.tags }))
+        Ok(dst.map(|dst| Hop { port: path.port, dst, src: path.src, mtu, tags: path.tags, adjacent: next == target }))
     }
 
     fn port_links(&self, notices: &mut Vec<String>) -> Vec<Link> {
@@ -335,7 +354,10 @@ impl Mirror {
             if !link.up {
                 notices.push(format!("port {name} is down"));
             }
-            links.push(Link { port: PortId(port), ifindex, name: name.clone(), mac, mtu: link.mtu, up: link.up });
+            let bond = self.view.bond_of(name).map(str::to_owned);
+            let standby = bond.is_some() && link.standby;
+            let up = link.up && !standby;
+            links.push(Link { port: PortId(port), ifindex, name: name.clone(), mac, mtu: link.mtu, up, standby, bond });
         }
         links
     }
@@ -386,6 +408,14 @@ impl Mirror {
                 tracing::warn!(%error, address = %key.1, ?mac, "a neighbour entry stays behind");
             }
         }
+    }
+}
+
+/// Targets next to each other go by different members of a bond.
+fn spread(target: IpAddr) -> usize {
+    match target {
+        IpAddr::V4(address) => usize::from(address.octets()[3]),
+        IpAddr::V6(address) => usize::from(address.octets()[15]),
     }
 }
 

@@ -2,17 +2,21 @@
 //!
 //! * [`responder`] answers for VIPs and SNAT addresses, in the packet path.
 //! * [`announce`] claims them: probes first, announces, notices who else has them.
+//! * [`reply_check`] asks the nodes of mode `dnat` whether their replies come back through the box.
 //! * [`mirror`] follows the kernel's routes and neighbours for the next hops to nodes.
 //!
 //! Only the responder is called per packet. The rest belongs to the housekeeping thread, which
 //! keeps `CAP_NET_ADMIN` and `CAP_NET_RAW` for it.
 
 pub mod announce;
+pub mod bond;
 pub mod frames;
 pub mod host;
 pub mod mirror;
 pub mod netlink;
-mod raw;
+pub(crate) mod raw;
+pub mod reply_check;
+pub mod reply_frames;
 pub mod responder;
 pub mod routes;
 pub mod sockets;

@@ -15,8 +15,8 @@ const fn socket_len<T>() -> libc::socklen_t {
     size_of::<T>() as libc::socklen_t
 }
 
-/// A non-blocking packet socket that hears one EtherType on one interface.
-pub(super) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd> {
+/// A non-blocking packet socket that hears one EtherType on one interface; 0: it only sends.
+pub(crate) fn packet_socket(ifindex: u32, ethertype: u16) -> io::Result<OwnedFd> {
     // Protocol 0 hears nothing until it is bound: no packet of another interface slips in before.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?;

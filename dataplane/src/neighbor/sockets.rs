@@ -13,10 +13,12 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 
 use super::Mac;
 use super::announce::{Action, Announcer};
-use super::frames::{ETHERTYPE_ARP, ETHERTYPE_IPV6};
+use super::frames::{ETHERTYPE_ARP, ETHERTYPE_IPV6, FRAME_ROOM};
 use super::mirror::Link;
 use super::raw;
+use super::view::VlanTags;
 use crate::verdict::PortId;
+use crate::wire::{Tags, tags};
 
 /// A port's two packet sockets.
 struct PortSockets {
@@ -33,9 +35,16 @@ impl PortSockets {
         Ok(Self { ifindex, arp, nd })
     }
 
-    fn send(&self, frame: &[u8]) -> io::Result<()> {
+    /// Sends the frame as it is, and in the tags of each VLAN the box is a member of on the link.
+    fn send(&self, frame: &[u8], vlans: &[Tags]) -> io::Result<()> {
         let socket = if frame[12..14] == ETHERTYPE_ARP.to_be_bytes() { &self.arp } else { &self.nd };
         rustix::net::send(socket, frame, SendFlags::empty())?;
+        for vlan in vlans {
+            let mut room = [0; FRAME_ROOM + 8];
+            room[..frame.len()].copy_from_slice(frame);
+            let len = tags::retag(&mut room, frame.len(), *vlan).unwrap_or(frame.len());
+            rustix::net::send(socket, &room[..len], SendFlags::empty())?;
+        }
         Ok(())
     }
 }
@@ -44,6 +53,7 @@ impl PortSockets {
 pub struct Announcements {
     announcer: Announcer,
     ports: BTreeMap<u8, PortSockets>,
+    vlans: BTreeMap<u8, Vec<Tags>>,
     memberships: Memberships,
     /// What fails on a port, in words; cleared when it works again.
     faults: BTreeMap<(u8, &'static str), String>,
@@ -52,7 +62,13 @@ pub struct Announcements {
 impl Announcements {
     #[must_use]
     pub fn new(announcer: Announcer) -> Self {
-        Self { announcer, ports: BTreeMap::new(), memberships: Memberships::default(), faults: BTreeMap::new() }
+        Self {
+            announcer,
+            ports: BTreeMap::new(),
+            vlans: BTreeMap::new(),
+            memberships: Memberships::default(),
+            faults: BTreeMap::new(),
+        }
     }
 
     /// The ports as the mirror has them ([`super::mirror::Hops::links`]).
@@ -78,6 +94,15 @@ impl Announcements {
         }
         self.memberships.joined.retain(|(ifindex, _), _| links.iter().any(|link| link.ifindex == *ifindex));
         self.announcer.set_links(links);
+    }
+
+    /// The VLANs of each port ([`super::mirror::Hops::vlans`]): what is announced on it is announced in them too.
+    pub fn set_vlans(&mut self, vlans: &[(PortId, VlanTags)]) {
+        self.vlans.clear();
+        for (port, tags) in vlans {
+            let tags = tags.iter().flatten().fold(Tags::NONE, |tags, tag| tags.with(tag.ethertype, tag.id));
+            self.vlans.entry(port.0).or_default().push(tags);
+        }
     }
 
     /// See [`Announcer::set`].
@@ -128,7 +153,9 @@ impl Announcements {
             let (Action::Send { port, .. } | Action::Join { port, .. } | Action::Leave { port, .. }) = action;
             let Some(sockets) = self.ports.get(&port.0) else { continue };
             let (what, result) = match action {
-                Action::Send { frame, .. } => ("send announcements", sockets.send(&frame)),
+                Action::Send { frame, .. } => {
+                    ("send announcements", sockets.send(&frame, self.vlans.get(&port.0).map_or(&[][..], Vec::as_slice)))
+                }
                 Action::Join { group, .. } => {
                     let joined = self.memberships.join(sockets.ifindex, group);
                     if joined.is_err() {

@@ -6,7 +6,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    BondMode, BondPortState, InfoBond, InfoBondPort, InfoData, InfoKind, InfoPortData, InfoVlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState,
 };
@@ -14,6 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Mac;
+use super::netlink::{NetlinkError, Requests};
 use crate::verdict::PortId;
 
 /// Marks the routes and neighbour entries that are ours, in the kernel's tables (`ip route show
@@ -38,6 +42,20 @@ pub(super) struct LinkEntry {
     pub(super) up: bool,
     /// An 802.1Q or 802.1ad sub-interface: of whom, with which tag.
     pub(super) vlan: Option<(u32, VlanTag)>,
+    pub(super) kind: Kind,
+    /// The bond, bridge or team it is a member of.
+    pub(super) master: Option<u32>,
+    /// A member its bond does not use now.
+    pub(super) standby: bool,
+}
+
+/// What a link is, as far as a port may be made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    Bond(BondMode),
+    /// Something over other interfaces, in words.
+    Above(&'static str),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,16 +168,69 @@ impl KernelView {
         if before == present.then_some(entry) { Change::Nothing } else { Change::Neighbor(key) }
     }
 
+    /// Only the links, as they are now.
+    pub(super) fn read_links(requests: &mut Requests) -> Result<Self, NetlinkError> {
+        let mut view = Self::default();
+        let links = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        requests.dump("list links", &links, |message| {
+            view.apply(&message);
+            true
+        })?;
+        Ok(view)
+    }
+
+    /// Names of a bond's or bridge's members, in the order of their indices.
+    pub(super) fn members(&self, master: u32) -> Vec<String> {
+        let mut members: Vec<_> = self.links.iter().filter(|(_, link)| link.master == Some(master)).collect();
+        members.sort_by_key(|(index, _)| **index);
+        members.into_iter().map(|(_, link)| link.name.clone()).collect()
+    }
+
+    /// The bond an interface is a member of.
+    pub(super) fn bond_of(&self, name: &str) -> Option<&str> {
+        let master = self.links.get(&self.link_named(name)?.1.master?)?;
+        matches!(master.kind, Kind::Bond(_)).then_some(master.name.as_str())
+    }
+
+    /// The port frames leave by that the kernel would give to this link, and whether they would get anywhere. Of
+    /// a bond's members one that is in use; `spread` chooses among several.
+    fn port_of(&self, index: u32, link: &LinkEntry, ports: &[String], spread: usize) -> Option<(PortId, bool)> {
+        let port = |name: &str| {
+            let at = ports.iter().position(|port| *port == *name)?;
+            u8::try_from(at).ok().map(PortId)
+        };
+        if let Some(port) = port(&link.name) {
+            return Some((port, true));
+        }
+        if !matches!(link.kind, Kind::Bond(_)) {
+            return None;
+        }
+        let of_bond = self.links.iter().filter(|(_, member)| member.master == Some(index));
+        let mut members: Vec<(PortId, bool)> =
+            of_bond.filter_map(|(_, member)| Some((port(&member.name)?, member.up && !member.standby))).collect();
+        members.sort_by_key(|(port, _)| port.0);
+        let usable: Vec<_> = members.iter().filter(|(_, usable)| *usable).collect();
+        match usable.len() {
+            0 => members.first().copied(),
+            count => usable.get(spread % count).map(|member| **member),
+        }
+    }
+
     /// The port a link belongs to, itself or by up to two VLAN sub-interfaces on top of it.
     pub(super) fn path(&self, ifindex: u32, ports: &[String]) -> Option<Path> {
+        self.path_for(ifindex, ports, 0)
+    }
+
+    /// [`Self::path`] for one of many targets: bonds with several members in use spread them.
+    pub(super) fn path_for(&self, ifindex: u32, ports: &[String], spread: usize) -> Option<Path> {
         let link = self.links.get(&ifindex)?;
         let mut tags = [None; 2];
         let mut below = link;
+        let mut index = ifindex;
         let mut up = link.up;
         for depth in 0..=tags.len() {
-            if let Some(port) = ports.iter().position(|name| *name == below.name) {
-                let port = PortId(u8::try_from(port).ok()?);
-                return Some(Path { port, tags, src: link.mac?, mtu: link.mtu, up });
+            if let Some((port, usable)) = self.port_of(index, below, ports, spread) {
+                return Some(Path { port, tags, src: link.mac?, mtu: link.mtu, up: up && usable });
             }
             let (parent, tag) = below.vlan?;
             if depth == tags.len() {
@@ -167,10 +238,20 @@ impl KernelView {
             }
             // Going down, each link's tag is outside the ones found before.
             tags = [Some(tag), tags[0]];
+            index = parent;
             below = self.links.get(&parent)?;
             up &= below.up;
         }
         None
+    }
+
+    /// The VLANs the kernel is a member of on the ports. Over a bond, on the member a packet would leave by.
+    pub(super) fn vlans(&self, ports: &[String]) -> Vec<(PortId, VlanTags)> {
+        let tagged = self.links.iter().filter(|(_, link)| link.vlan.is_some());
+        let mut vlans: Vec<_> =
+            tagged.filter_map(|(index, _)| self.path(*index, ports)).map(|path| (path.port, path.tags)).collect();
+        vlans.sort_by_key(|(port, tags)| (port.0, tags.map(|tag| tag.map(|tag| (tag.ethertype, tag.id)))));
+        vlans
     }
 
     pub(super) fn link_named(&self, name: &str) -> Option<(u32, &LinkEntry)> {
@@ -215,6 +296,9 @@ fn read_link(message: &LinkMessage) -> LinkEntry {
         // Up by the administrator, and a carrier below.
         up: flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
         vlan: None,
+        kind: Kind::Plain,
+        master: None,
+        standby: false,
     };
     let mut parent = None;
     let mut tag = None;
@@ -224,12 +308,50 @@ fn read_link(message: &LinkMessage) -> LinkEntry {
             LinkAttribute::Address(bytes) => link.mac = bytes.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(index) => parent = Some(*index),
-            LinkAttribute::LinkInfo(infos) => tag = vlan_tag(infos),
+            LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::LinkInfo(infos) => {
+                tag = vlan_tag(infos);
+                link.kind = kind(infos);
+                link.standby = is_standby(infos);
+            }
             _ => {}
         }
     }
     link.vlan = parent.zip(tag);
     link
+}
+
+fn kind(infos: &[LinkInfo]) -> Kind {
+    let kind = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    match kind {
+        Some(InfoKind::Bond) => {
+            let data = infos.iter().find_map(|info| match info {
+                LinkInfo::Data(InfoData::Bond(bond)) => Some(bond),
+                _ => None,
+            });
+            let mode = data.into_iter().flatten().find_map(|attribute| match attribute {
+                InfoBond::Mode(mode) => Some(*mode),
+                _ => None,
+            });
+            Kind::Bond(mode.unwrap_or_default())
+        }
+        Some(InfoKind::Bridge) => Kind::Above("a bridge"),
+        Some(InfoKind::Team) => Kind::Above("a team"),
+        Some(InfoKind::Vlan) => Kind::Above("a VLAN sub-interface"),
+        _ => Kind::Plain,
+    }
+}
+
+/// What the bonding driver says of a member: in active-backup all but one, with LACP those outside the aggregate.
+fn is_standby(infos: &[LinkInfo]) -> bool {
+    let members = infos.iter().filter_map(|info| match info {
+        LinkInfo::PortData(InfoPortData::BondPort(member)) => Some(member),
+        _ => None,
+    });
+    members.flatten().any(|attribute| *attribute == InfoBondPort::BondPortState(BondPortState::Backup))
 }
 
 fn vlan_tag(infos: &[LinkInfo]) -> Option<VlanTag> {

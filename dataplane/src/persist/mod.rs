@@ -15,10 +15,11 @@ use std::sync::Arc;
 use memmap2::MmapRaw;
 
 use crate::flow::Record;
+use crate::wire::Tags;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"penstock");
 /// Grows with every change of `Header` or `Record`.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// SNAT addresses per family, last hops: what records name by number.
 pub const MAX_SNATS: usize = 256;
 pub const MAX_HOPS: usize = 8192;
@@ -29,6 +30,7 @@ pub const MAX_HOPS: usize = 8192;
 pub struct StoredHop {
     pub mac: [u8; 6],
     pub port: u8,
+    /// 0: free; 1: its frames have no tags; 2: their tags are in `Header::hop_tags`.
     pub used: u8,
 }
 
@@ -46,6 +48,7 @@ pub struct Header {
     pub snat_v4: [u32; MAX_SNATS],
     pub snat_v6: [[u8; 16]; MAX_SNATS],
     pub hops: [StoredHop; MAX_HOPS],
+    pub hop_tags: [[u32; 2]; MAX_HOPS],
 }
 
 /// What a worker's store must look like to be taken up.
@@ -172,6 +175,15 @@ impl Store {
     #[must_use]
     pub fn seed(&self) -> [u64; 2] {
         self.header().seed
+    }
+
+    /// Keeps a client's last hop for the next process.
+    pub fn keep_hop(&mut self, at: u16, hop: StoredHop, tags: Tags) {
+        let header = self.header_mut();
+        let at = usize::from(at);
+        if let (Some(stored), Some(place)) = (header.hops.get_mut(at), header.hop_tags.get_mut(at)) {
+            (*stored, *place) = (hop, tags.0);
+        }
     }
 
     #[must_use]

@@ -21,7 +21,14 @@ const LEAST_MTU_V4: u32 = 68;
 impl Pipeline {
     /// An ICMP error that may be about a packet the box translated: see [`crate::icmp`].
     #[inline(never)]
-    pub(super) fn icmp_error<F: Sided + Tabled>(&mut self, bytes: &mut [u8], packet: &Packet, handed: bool) -> Verdict {
+    pub(super) fn icmp_error<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        handed: bool,
+    ) -> Verdict {
+        let bytes = memory.bytes_mut(frame);
         let outer = F::tuple(bytes, packet);
         let local = F::tables(&self.view.tables).locals.get(&outer.dst).copied();
         let Some(quoted) = icmp::quoted(bytes, packet) else { return self.unmatched(local, packet) };
@@ -38,7 +45,7 @@ impl Pipeline {
         match flows.find(&key, flows.hash(&key)) {
             Some(entry) if self.is_current::<F>(entry.record, 0) => {
                 match self.pass_error::<F>(bytes, packet, &quoted, entry) {
-                    Ok(port) => Verdict::Tx(port),
+                    Ok(hop) => self.leave(memory, frame, packet, &hop),
                     Err(reason) => Verdict::Drop(reason),
                 }
             }
@@ -63,6 +70,9 @@ impl Pipeline {
                 if !F::tables(&self.view.tables).dnat.contains_key(&backend) {
                     return Verdict::Kernel;
                 }
+                if let Some(answer) = self.probe_answer::<F>(key) {
+                    return answer;
+                }
                 owner_by_client::<F>(&key.reversed(), self.workers)
             }
         };
@@ -85,7 +95,7 @@ impl Pipeline {
         packet: &Packet,
         quoted: &Packet,
         entry: Entry,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
@@ -106,12 +116,12 @@ impl Pipeline {
         };
         icmp::translate::<F>(bytes, packet, quoted, &to);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// The next hop of a flow's packets in this direction, nothing learnt: an error may come from
     /// another neighbour than its client's packets do.
-    fn known_hop<F: Sided>(&self, entry: Entry) -> Result<Hop, DropReason> {
+    pub(super) fn known_hop<F: Sided>(&self, entry: Entry) -> Result<Hop, DropReason> {
         let record = F::side(self).flows.record(entry.record);
         match entry.direction {
             Direction::Forward => {
@@ -152,7 +162,7 @@ impl Pipeline {
 
     /// Drops a packet, and makes of it an error to its sender if rules and rate allow.
     #[allow(clippy::too_many_arguments, reason = "what a verdict needs, and what the error says")]
-    fn complain(
+    pub(super) fn complain(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
@@ -174,6 +184,7 @@ impl Pipeline {
             return Verdict::Drop(reason);
         };
         memory.resize(frame, len);
+        self.answered = reason;
         self.stats.count_drop(reason);
         self.stats.generated.add(1);
         Verdict::Tx(from)

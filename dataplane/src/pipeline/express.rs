@@ -11,7 +11,7 @@ use crate::clock::Now;
 use crate::flow::{Direction, Entry};
 use crate::tables::{Hop, Tabled};
 use crate::verdict::PortId;
-use crate::wire::{self, Plain};
+use crate::wire::{self, Plain, be32};
 
 impl Pipeline {
     /// Sends a plain packet of the flow `entry` on; `None`: nothing was done, take the long way.
@@ -32,8 +32,8 @@ impl Pipeline {
         if record.epoch != self.epoch || !flows.names(entry, word, &F::tuple(bytes, &packet)) {
             return None;
         }
-        let Hop { port, dst, src, mtu } = self.express_hop::<F>(entry, bytes, from)?;
-        if len > mtu {
+        let Hop { port, dst, src, plain_mtu, .. } = self.express_hop::<F>(entry, bytes, from)?;
+        if len > u32::from(plain_mtu) {
             return None;
         }
         let side = F::side_mut(self);
@@ -41,11 +41,13 @@ impl Pipeline {
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);
-        let bytes_so_far = match entry.direction {
-            Direction::Forward => &mut record.forward_bytes,
-            Direction::Reverse => &mut record.reverse_bytes,
+        let (bytes_so_far, expects) = match entry.direction {
+            Direction::Forward => (&mut record.forward_bytes, &mut record.seen.client_expects),
+            Direction::Reverse => (&mut record.reverse_bytes, &mut record.seen.node_expects),
         };
         *bytes_so_far = bytes_so_far.saturating_add(len);
+        // What its sender expects next: by this a RST from the other end is judged (see `tcp::Positions`).
+        *expects = be32(bytes, F::L4 + 8);
         wire::rewrite::<F>(bytes, &packet, &to);
         wire::rewrite::set_macs(bytes, dst, src);
         Some(port)
@@ -62,9 +64,9 @@ impl Pipeline {
                 if same { *hop } else { None }
             }
             Direction::Reverse => {
-                let (dst, port) = self.hops.get(record.hop)?;
+                let (dst, port) = self.hops.plain(record.hop)?;
                 let view = self.view.ports.get(usize::from(port.0))?;
-                Some(Hop { port, dst, src: view.mac, mtu: view.mtu })
+                Some(Hop::new(port, dst, view.mac, view.mtu))
             }
         }
     }

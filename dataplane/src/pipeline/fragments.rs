@@ -5,11 +5,11 @@ use super::Pipeline;
 use super::side::{self, Sided};
 use crate::clock::Now;
 use crate::flow::Direction;
-use crate::fragment::{self, Added, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
+use crate::fragment::{self, Added, Datagrams, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
 use crate::io::{Frame, PacketMemory};
-use crate::tables::{Local, Tabled};
+use crate::tables::{Hop, Local, Tabled};
 use crate::verdict::{DropReason, PortId, Verdict};
-use crate::wire::{self, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
+use crate::wire::{self, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
 
 /// Datagrams forgotten per call of upkeep at most.
 const EXPIRED_AT_ONCE: usize = 64;
@@ -64,7 +64,7 @@ impl Pipeline {
             Some(Local::Snat { id }) if side::is_shared(tables, F::V6, id) => return Ok(Verdict::Kernel),
             _ => {}
         }
-        if !matches!(packet.protocol, PROTO_TCP | PROTO_UDP) {
+        if !matches!(packet.protocol, PROTO_TCP | PROTO_UDP | PROTO_SCTP) {
             return local.map_or(Ok(Verdict::Kernel), |_| Err(DropReason::UnsupportedProtocol));
         }
         side::check_source_of::<F>(tables, src)?;
@@ -87,12 +87,18 @@ impl Pipeline {
             Added::Overlap => return Err(self.give_up::<F>(at, DropReason::FragmentOverlap)),
             Added::TooMany => return Err(self.give_up::<F>(at, DropReason::FragmentLimit)),
         }
-        let verdict = if piece.is_first() {
+        let waits = match known {
+            Fate::Unknown if packet.protocol == PROTO_SCTP => self.await_length::<F>(at, &piece, arrival.from),
+            _ => None,
+        };
+        let verdict = if let Some(verdict) = waits {
+            verdict
+        } else if piece.is_first() {
             self.first::<F>(memory, frame, packet, at, Arrival { handed: owned, ..arrival })
         } else {
             match known {
                 Fate::Unknown => self.wait::<F>(at, arrival.from),
-                fate => self.follow::<F>(memory.bytes_mut(frame), packet, fate, arrival.from, arrival.now),
+                fate => self.follow::<F>(memory, frame, packet, fate, arrival.from, arrival.now),
             }
         };
         let datagrams = &mut F::side_mut(self).datagrams;
@@ -143,28 +149,56 @@ impl Pipeline {
             Err(reason) => return Verdict::Drop(self.give_up::<F>(at, reason)),
         };
         let tuple = F::tuple(bytes, &whole);
-        let dies = F::ttl(bytes, usize::from(packet.l3)) <= 1;
+        let came_with = wire::sctp::checksum(bytes, usize::from(packet.l4));
         let hash = F::side(self).flows.hash(&tuple);
         let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
-        let fate = match verdict {
-            Verdict::Tx(_) if is_fragment(memory.bytes(frame)) => {
+        let fate = match (verdict, fragment_in(memory.bytes(frame))) {
+            (Verdict::Tx(_), Some(sent)) => {
                 let identification = self.identifications.take(if F::V6 { 32 } else { 16 });
-                set_identification(memory.bytes_mut(frame), packet, identification);
+                let bytes = memory.bytes_mut(frame);
+                set_identification(bytes, &sent, identification);
+                if whole.transport == Transport::Sctp {
+                    let all = F::side(self).datagrams.total(at).map_or(0, usize::from);
+                    let more = all.saturating_sub(usize::from(packet.end - packet.l4));
+                    wire::sctp::lengthen(bytes, usize::from(sent.l4), came_with, more);
+                }
                 Fate::Flow { src_port: tuple.src_port, dst_port: tuple.dst_port, identification }
             }
-            // An error took its place.
-            Verdict::Tx(_) => Fate::Refused(if dies { DropReason::TtlExceeded } else { DropReason::TooBig }),
-            Verdict::Handoff(owner) => Fate::Handoff(owner),
-            Verdict::Kernel => Fate::Kernel,
-            Verdict::Drop(reason) => Fate::Refused(reason),
-            Verdict::Held(_) => Fate::Refused(DropReason::FragmentLimit),
+            // An answer took its place.
+            (Verdict::Tx(_), None) => Fate::Refused(self.answered),
+            (Verdict::Handoff(owner), _) => Fate::Handoff(owner),
+            (Verdict::Kernel, _) => Fate::Kernel,
+            (Verdict::Drop(reason), _) => Fate::Refused(reason),
+            (Verdict::Held(_), _) => Fate::Refused(DropReason::FragmentLimit),
         };
         self.settle_datagram::<F>(at, fate);
         verdict
     }
 
     /// A later fragment before the first: it waits, if need be in place of those that wait longest.
-    fn wait<F: Sided>(&mut self, at: u16, from: PortId) -> Verdict {
+    pub(super) fn wait<F: Sided>(&mut self, at: u16, from: PortId) -> Verdict {
+        self.hold::<F>(at, from, Datagrams::wait)
+    }
+
+    /// The first one, where it waits for the datagram's length.
+    pub(super) fn hold_first<F: Sided>(&mut self, at: u16, from: PortId) -> Verdict {
+        self.hold::<F>(at, from, Datagrams::hold_first)
+    }
+
+    /// It waits no longer if the length is known.
+    pub(super) fn release_first<F: Sided>(&mut self, at: u16) {
+        let (holding, datagrams) = F::held(self);
+        if datagrams.total(at).is_some() {
+            holding.release(datagrams.take_first(at), Fate::Sized);
+        }
+    }
+
+    fn hold<F: Sided>(
+        &mut self,
+        at: u16,
+        from: PortId,
+        place: impl FnOnce(&mut Datagrams<F::Addr>, u16, u16) -> u16,
+    ) -> Verdict {
         if let Some((oldest, v6)) = self.holding.overfull() {
             if v6 {
                 self.give_up::<V6>(oldest, DropReason::FragmentLimit);
@@ -177,7 +211,7 @@ impl Pipeline {
             }
         }
         let (holding, datagrams) = F::held(self);
-        match holding.take(from, at, F::V6, |slot| datagrams.wait(at, slot)) {
+        match holding.take(from, at, F::V6, |slot| place(datagrams, at, slot)) {
             Some(slot) => Verdict::Held(slot),
             None => Verdict::Drop(DropReason::FragmentLimit),
         }
@@ -186,7 +220,8 @@ impl Pipeline {
     /// A later fragment, after the first.
     fn follow<F: Sided + Tabled>(
         &mut self,
-        bytes: &mut [u8],
+        memory: &PacketMemory,
+        frame: &mut Frame,
         packet: &Packet,
         fate: Fate,
         from: PortId,
@@ -194,17 +229,38 @@ impl Pipeline {
     ) -> Verdict {
         match fate {
             Fate::Flow { src_port, dst_port, identification } => {
+                let bytes = memory.bytes_mut(frame);
                 let tuple = Tuple { src_port, dst_port, ..F::tuple(bytes, packet) };
                 match self.pass_later::<F>(bytes, packet, &tuple, identification, from, now) {
-                    Ok(port) => Verdict::Tx(port),
+                    Ok(hop) => self.leave(memory, frame, packet, &hop),
                     Err(reason) => Verdict::Drop(reason),
                 }
             }
             Fate::Handoff(owner) => Verdict::Handoff(owner),
             Fate::Kernel => Verdict::Kernel,
             Fate::Refused(reason) => Verdict::Drop(reason),
-            Fate::Unknown => Verdict::Drop(DropReason::FragmentOrphan),
+            Fate::Unknown | Fate::Sized => Verdict::Drop(DropReason::FragmentOrphan),
         }
+    }
+
+    /// [`Self::first`] of a packet whose length is known, and what becomes of its datagram.
+    #[allow(clippy::too_many_arguments, reason = "an arrival, put together from what was kept of it")]
+    pub(super) fn first_sized<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        packet: &Packet,
+        at: u16,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Verdict {
+        let verdict = self.first::<F>(memory, frame, packet, at, Arrival { from, handed, now });
+        let datagrams = &mut F::side_mut(self).datagrams;
+        if datagrams.is_complete(at) {
+            datagrams.remove(at);
+        }
+        verdict
     }
 
     /// Sends a later fragment the way of its flow. No error is ever sent about one.
@@ -216,7 +272,7 @@ impl Pipeline {
         identification: u32,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         let flows = &F::side(self).flows;
         let entry = flows.find(tuple, flows.hash(tuple)).ok_or(DropReason::NoFlow)?;
@@ -244,12 +300,13 @@ impl Pipeline {
         F::readdress(bytes, l3, to.src, to.dst);
         set_identification(bytes, packet, identification);
         wire::rewrite::set_macs(bytes, hop.dst, hop.src);
-        Ok(hop.port)
+        Ok(hop)
     }
 
     /// What becomes of a datagram is known: what waits for it waits no longer.
     fn settle_datagram<F: Sided>(&mut self, at: u16, fate: Fate) {
         let (holding, datagrams) = F::held(self);
+        holding.release(datagrams.take_first(at), fate);
         holding.release(datagrams.settle(at, fate), fate);
     }
 
@@ -292,18 +349,25 @@ impl Pipeline {
 
     /// The next held frame that has got a verdict.
     pub fn release(&mut self, memory: &PacketMemory, now: Now) -> Option<Released> {
-        let Waiting { mut frame, from, fate } = self.holding.take_ready()?;
-        let bytes = memory.bytes_mut(&mut frame);
-        // It was parsed when it came, and nobody has touched it since.
-        let verdict = match wire::parse(bytes) {
-            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(bytes, &packet, fate, from, now),
-            Ok(Parsed::Ip(packet)) => self.follow::<V4>(bytes, &packet, fate, from, now),
-            _ => Verdict::Drop(DropReason::FragmentMalformed),
+        let Waiting { mut frame, from, fate, v6 } = self.holding.take_ready()?;
+        let verdict = match fate {
+            Fate::Sized if v6 => self.release_sized::<V6>(memory, &mut frame, from, now),
+            Fate::Sized => self.release_sized::<V4>(memory, &mut frame, from, now),
+            fate => self.follow_held(memory, &mut frame, fate, from, now),
         };
         if let Verdict::Drop(reason) = verdict {
             self.stats.count_drop(reason);
         }
         Some(Released { frame, from, verdict })
+    }
+
+    fn follow_held(&mut self, memory: &PacketMemory, frame: &mut Frame, fate: Fate, from: PortId, now: Now) -> Verdict {
+        // It was parsed when it came, and nobody has touched it since.
+        match wire::parse(memory.bytes(frame)) {
+            Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(memory, frame, &packet, fate, from, now),
+            Ok(Parsed::Ip(packet)) => self.follow::<V4>(memory, frame, &packet, fate, from, now),
+            _ => Verdict::Drop(DropReason::FragmentMalformed),
+        }
     }
 
     /// Any held frame: to be given back to the pool at the end.
@@ -324,14 +388,29 @@ fn as_transport(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
     if be16(bytes, l4) == 0 || be16(bytes, l4 + 2) == 0 {
         return Err(DropReason::PortZero);
     }
-    if packet.protocol != PROTO_TCP {
-        return Ok(Packet { transport: Transport::Udp, ..*packet });
+    match packet.protocol {
+        PROTO_TCP => {}
+        PROTO_SCTP => return sctp_begins(bytes, packet),
+        _ => return Ok(Packet { transport: Transport::Udp, ..*packet }),
     }
     let [tcp_flags] = wire::bytes_at(bytes, l4 + 13);
     wire::parse::check_tcp_flags(tcp_flags)?;
     Ok(Packet { transport: Transport::Tcp, tcp_flags, ..*packet })
 }
 
-fn is_fragment(bytes: &[u8]) -> bool {
-    matches!(wire::parse(bytes), Ok(Parsed::Ip(Packet { transport: Transport::Fragment, .. })))
+/// An INIT in fragments opens nothing: it is alone in a packet of a few dozen bytes.
+fn sctp_begins(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
+    let [tag @ .., _, _, _, _] = wire::bytes_at::<8>(bytes, usize::from(packet.l4) + 4);
+    if tag == [0; 4] {
+        return Err(DropReason::BadSctpChunk);
+    }
+    Ok(Packet { transport: Transport::Sctp, ..*packet })
+}
+
+/// The headers of a frame that holds a fragment: tags may have moved them.
+fn fragment_in(bytes: &[u8]) -> Option<Packet> {
+    match wire::parse(bytes) {
+        Ok(Parsed::Ip(packet)) if packet.transport == Transport::Fragment => Some(packet),
+        _ => None,
+    }
 }

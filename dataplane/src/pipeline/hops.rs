@@ -5,13 +5,42 @@ use rustc_hash::FxHashMap;
 
 use crate::persist::{MAX_HOPS, StoredHop};
 use crate::verdict::PortId;
+use crate::wire::{self, Tags};
+
+/// Who sent a frame, and in which tags: where replies go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Neighbor {
+    pub mac: [u8; 6],
+    pub port: PortId,
+    pub tags: Tags,
+}
+
+impl Neighbor {
+    /// The sender of a frame that came in by `port`.
+    #[inline]
+    #[must_use]
+    pub fn of(frame: &[u8], port: PortId) -> Self {
+        Self { mac: wire::bytes_at(frame, 6), port, tags: Tags::of(frame) }
+    }
+
+    fn stored(self) -> StoredHop {
+        let used = if self.tags.is_empty() { PLAIN } else { TAGGED };
+        StoredHop { mac: self.mac, port: self.port.0, used }
+    }
+}
+
+/// Values of [`StoredHop::used`].
+const PLAIN: u8 = 1;
+const TAGGED: u8 = 2;
 
 /// No last hop: the number a record has when its client's is not known.
 pub const UNKNOWN: u16 = 0;
 
 pub struct LastHops {
     hops: Vec<StoredHop>,
-    by_mac: FxHashMap<([u8; 6], u8), u16>,
+    /// Of those whose frames have some; apart, so that a plain packet's hop is eight bytes.
+    tags: Vec<Tags>,
+    by_neighbor: FxHashMap<Neighbor, u16>,
     /// Seen in a record during the current sweep round, or added in it.
     marked: Vec<bool>,
     next: usize,
@@ -38,71 +67,82 @@ impl Rounds {
 
 impl Default for LastHops {
     fn default() -> Self {
-        let mut by_mac = FxHashMap::default();
+        let mut by_neighbor = FxHashMap::default();
         // Twice the room: a map more than half full of live entries may grow for the sake of removed
         // ones; one that is not cleans up in place.
-        by_mac.reserve(2 * MAX_HOPS);
+        by_neighbor.reserve(2 * MAX_HOPS);
         let (hops, marked) = (vec![StoredHop::default(); MAX_HOPS], vec![false; MAX_HOPS]);
-        Self { hops, by_mac, marked, next: 1, rounds: Rounds::default() }
+        Self { hops, tags: vec![Tags::NONE; MAX_HOPS], by_neighbor, marked, next: 1, rounds: Rounds::default() }
     }
 }
 
 impl LastHops {
     /// Takes up what an earlier process stored.
-    pub fn recover(&mut self, stored: &[StoredHop]) {
-        for (at, hop) in stored.iter().enumerate().skip(1).take(MAX_HOPS - 1) {
+    pub fn recover(&mut self, stored: &[StoredHop], tags: &[[u32; 2]]) {
+        for (at, (hop, tags)) in stored.iter().zip(tags).enumerate().skip(1).take(MAX_HOPS - 1) {
             if hop.used != 0 {
-                self.hops[at] = *hop;
-                self.by_mac.insert((hop.mac, hop.port), at as u16);
+                let neighbor = Neighbor { mac: hop.mac, port: PortId(hop.port), tags: Tags(*tags) };
+                self.hops[at] = neighbor.stored();
+                self.tags[at] = neighbor.tags;
+                self.by_neighbor.insert(neighbor, at as u16);
                 self.marked[at] = true;
             }
         }
     }
 
-    /// Whether this number is that neighbour's.
+    /// Whether this number is that neighbour's, of which an untagged frame came.
     #[inline(always)]
     #[must_use]
     pub fn is(&self, hop: u16, mac: [u8; 6], port: PortId) -> bool {
-        self.hops.get(usize::from(hop)).is_some_and(|known| *known == StoredHop { mac, port: port.0, used: 1 })
+        self.hops.get(usize::from(hop)).is_some_and(|known| *known == StoredHop { mac, port: port.0, used: PLAIN })
+    }
+
+    /// The neighbour of this number, if frames to it have no tags.
+    #[inline(always)]
+    #[must_use]
+    pub fn plain(&self, hop: u16) -> Option<([u8; 6], PortId)> {
+        let stored = self.hops.get(usize::from(hop)).filter(|stored| stored.used == PLAIN)?;
+        Some((stored.mac, PortId(stored.port)))
     }
 
     #[inline]
     #[must_use]
-    pub fn get(&self, hop: u16) -> Option<([u8; 6], PortId)> {
+    pub fn get(&self, hop: u16) -> Option<Neighbor> {
         let stored = self.hops.get(usize::from(hop)).filter(|stored| stored.used != 0)?;
-        Some((stored.mac, PortId(stored.port)))
+        let tags = if stored.used == PLAIN { Tags::NONE } else { self.tags[usize::from(hop)] };
+        Some(Neighbor { mac: stored.mac, port: PortId(stored.port), tags })
     }
 
     /// The number of a neighbour; `current` is the one its flow has now, most often still right.
     /// `store` keeps what is new. [`UNKNOWN`] when the list is full.
     #[inline]
-    pub fn intern(&mut self, current: u16, mac: [u8; 6], port: PortId, store: impl FnOnce(u16, StoredHop)) -> u16 {
-        let known = &self.hops[usize::from(current) % MAX_HOPS];
-        if known.used != 0 && known.mac == mac && known.port == port.0 {
+    pub fn intern(&mut self, current: u16, neighbor: Neighbor, store: impl FnOnce(u16, StoredHop, Tags)) -> u16 {
+        let at = usize::from(current) % MAX_HOPS;
+        if self.hops[at] == neighbor.stored() && (neighbor.tags.is_empty() || self.tags[at] == neighbor.tags) {
             return current;
         }
-        self.look_up(mac, port, store)
+        self.look_up(neighbor, store)
     }
 
-    fn look_up(&mut self, mac: [u8; 6], port: PortId, store: impl FnOnce(u16, StoredHop)) -> u16 {
-        if let Some(at) = self.by_mac.get(&(mac, port.0)) {
+    fn look_up(&mut self, neighbor: Neighbor, store: impl FnOnce(u16, StoredHop, Tags)) -> u16 {
+        if let Some(at) = self.by_neighbor.get(&neighbor) {
             self.marked[usize::from(*at)] = true;
             return *at;
         }
         // Full (number 0 is nobody's): not searched again for every packet. And nobody has a group's
         // address: a client that sends from one would have its replies spread over the segment.
-        if self.by_mac.len() >= MAX_HOPS - 1 || mac[0] & 1 != 0 {
+        if self.by_neighbor.len() >= MAX_HOPS - 1 || neighbor.mac[0] & 1 != 0 {
             return UNKNOWN;
         }
         let free =
             (0..MAX_HOPS - 1).map(|n| (self.next + n - 1) % (MAX_HOPS - 1) + 1).find(|at| self.hops[*at].used == 0);
         let Some(at) = free else { return UNKNOWN };
-        let hop = StoredHop { mac, port: port.0, used: 1 };
-        self.hops[at] = hop;
+        self.hops[at] = neighbor.stored();
+        self.tags[at] = neighbor.tags;
         self.marked[at] = true;
-        self.by_mac.insert((mac, port.0), at as u16);
+        self.by_neighbor.insert(neighbor, at as u16);
         self.next = at + 1;
-        store(at as u16, hop);
+        store(at as u16, neighbor.stored(), neighbor.tags);
         at as u16
     }
 
@@ -116,15 +156,17 @@ impl LastHops {
 
     /// A round through a family's flows is complete. Once that is so of both, hops that no flow
     /// refers to are forgotten.
-    pub fn end_round(&mut self, v6: bool, mut store: impl FnMut(u16, StoredHop)) {
+    pub fn end_round(&mut self, v6: bool, mut store: impl FnMut(u16, StoredHop, Tags)) {
         if !self.rounds.complete(usize::from(v6)) {
             return;
         }
         for at in 1..MAX_HOPS {
-            if self.hops[at].used != 0 && !self.marked[at] {
-                self.by_mac.remove(&(self.hops[at].mac, self.hops[at].port));
+            if !self.marked[at]
+                && let Some(neighbor) = self.get(at as u16)
+            {
+                self.by_neighbor.remove(&neighbor);
                 self.hops[at] = StoredHop::default();
-                store(at as u16, StoredHop::default());
+                store(at as u16, StoredHop::default(), Tags::NONE);
             }
             self.marked[at] = false;
         }
@@ -138,9 +180,10 @@ mod tests {
     #[test]
     fn a_hop_goes_only_after_a_whole_round_of_both_families_without_it() {
         let mut hops = LastHops::default();
-        let hop = hops.intern(UNKNOWN, [2, 0, 0, 0, 0, 1], PortId(0), |_, _| {});
+        let neighbor = Neighbor { mac: [2, 0, 0, 0, 0, 1], port: PortId(0), tags: Tags::NONE };
+        let hop = hops.intern(UNKNOWN, neighbor, |_, _, _| {});
         let ends = |hops: &mut LastHops, families: &[bool]| {
-            families.iter().for_each(|v6| hops.end_round(*v6, |_, _| {}));
+            families.iter().for_each(|v6| hops.end_round(*v6, |_, _, _| {}));
         };
         // New hops count as seen. Two ends of each family: one whole round since, and marks are cleared.
         ends(&mut hops, &[false, true, false, true]);

@@ -4,12 +4,21 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod budget;
+mod dsr;
 mod errors;
 mod express;
+mod farewell;
 mod fragments;
 pub mod hops;
+mod leave;
 mod open;
+mod pick;
+mod refuse;
+mod reply_check;
 mod revalidate;
+mod sctp;
+mod segment;
 mod side;
 #[doc(hidden)]
 pub mod testkit;
@@ -20,16 +29,21 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, FlowTable, SynInfo, tcp};
+use crate::flow::{Direction, Entry, FlowTable, State};
 use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
 use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
+use crate::schedule::Peers;
 use crate::stats::{Conflict, WorkerStats};
 use crate::tables::{Hop, Local, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Plain, TCP_FIN, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
-use hops::LastHops;
+use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use budget::Budget;
+use farewell::Farewells;
+use hops::{LastHops, Neighbor};
+use revalidate::Standing;
+use segment::follow;
 use side::{Side, Sided};
 
 pub use fragments::Released;
@@ -66,10 +80,14 @@ pub struct Pipeline {
     hops: LastHops,
     store: Store,
     stats: Arc<WorkerStats>,
-    icmp: IcmpBudget,
+    /// Of ICMP errors and refusals.
+    icmp: Budget,
+    /// Why the last packet that was answered in place was dropped.
+    answered: DropReason,
     holding: Holding,
     identifications: Identifications,
     sweep: upkeep::SweepClock,
+    farewells: Farewells,
 }
 
 impl Pipeline {
@@ -90,10 +108,12 @@ impl Pipeline {
             hops: LastHops::default(),
             store,
             stats,
-            icmp: IcmpBudget::new(config.icmp_per_second),
+            icmp: Budget::new(config.icmp_per_second),
+            answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
             sweep: upkeep::SweepClock::default(),
+            farewells: Farewells::default(),
         };
         pipeline.recover();
         Ok(pipeline)
@@ -159,8 +179,12 @@ impl Pipeline {
         }
         match wire::parse(bytes) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
-                Transport::Tcp | Transport::Udp if packet.v6 => Stage::Transit(packet, self.v6.begin(bytes, &packet)),
-                Transport::Tcp | Transport::Udp => Stage::Transit(packet, self.v4.begin(bytes, &packet)),
+                Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => {
+                    Stage::Transit(packet, self.v6.begin(bytes, &packet))
+                }
+                Transport::Tcp | Transport::Udp | Transport::Sctp => {
+                    Stage::Transit(packet, self.v4.begin(bytes, &packet))
+                }
                 Transport::Icmp => Stage::Icmp(packet),
                 Transport::Fragment => Stage::Fragment(packet),
                 Transport::Other => Stage::Other(packet),
@@ -208,7 +232,7 @@ impl Pipeline {
         }
     }
 
-    /// A TCP or UDP packet: found by its tuple, or the opening of a flow.
+    /// A TCP, UDP or SCTP packet: found by its tuple, or the opening of a flow.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(never)]
     fn transit<F: Sided + Tabled>(
@@ -225,15 +249,23 @@ impl Pipeline {
         let bytes = memory.bytes_mut(frame);
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
+        let found = if packet.transport == Transport::Sctp { self.unless_reopened::<F>(found, &packet) } else { found };
+        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
         let entry = match found {
-            Some(entry) if self.is_current::<F>(entry.record, packet.tcp_flags) => entry,
+            Some(entry) if standing == Some(Standing::Valid) => entry,
+            Some(_) if matches!(standing, Some(Standing::Reset | Standing::Rehome)) && !packet.may_open() => {
+                return self.refuse(memory, frame, &packet, DropReason::FlowRevoked, from, now);
+            }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
             }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
-                Err(Verdict::Drop(DropReason::TtlExceeded)) => {
-                    return self.time_exceeded(memory, frame, &packet, from, now);
+                Err(Verdict::Drop(reason)) if packet.transport == Transport::Sctp => {
+                    return self.refuse_sctp(memory, frame, &packet, reason, from, now);
+                }
+                Err(Verdict::Drop(reason)) => {
+                    return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
                 }
                 Err(verdict) => return verdict,
             },
@@ -241,8 +273,9 @@ impl Pipeline {
         match self.pass::<F>(bytes, &packet, entry, from, now) {
             Err(DropReason::TtlExceeded) => self.time_exceeded(memory, frame, &packet, from, now),
             Err(DropReason::TooBig) => self.too_big::<F>(memory, frame, &packet, entry, from, now),
+            Err(reason @ DropReason::FlowExpired) => self.refuse(memory, frame, &packet, reason, from, now),
             Err(reason) => Verdict::Drop(reason),
-            Ok(port) => Verdict::Tx(port),
+            Ok(hop) => self.leave(memory, frame, &packet, &hop),
         }
     }
 
@@ -255,36 +288,30 @@ impl Pipeline {
         entry: Entry,
         from: PortId,
         now: Now,
-    ) -> Result<PortId, DropReason> {
+    ) -> Result<Hop, DropReason> {
         let l3 = usize::from(packet.l3);
         if F::ttl(bytes, l3) <= 1 {
             return Err(DropReason::TtlExceeded);
         }
-        let forward = entry.direction == Direction::Forward;
+        if packet.tcp_flags & TCP_RST != 0 && !self.believes_reset::<F>(bytes, packet, entry) {
+            return self.pass_doubted::<F>(bytes, packet, entry);
+        }
         let hop = self.next_hop::<F>(entry, bytes, from)?;
         if u32::from(packet.end - packet.l3) > hop.mtu {
             return Err(DropReason::TooBig);
         }
         let side = F::side_mut(self);
-        let word = side.flows.record(entry.record).word().ok_or(DropReason::OutOfState)?;
-        let next = tcp::advance(word, packet.tcp_flags, entry.direction);
-        if next != word {
-            side.flows.transition(entry.record, word, next)?;
-        }
+        let (word, next) = match packet.transport {
+            Transport::Sctp => sctp::follow(side, bytes, packet, entry)?,
+            _ => follow(side, bytes, packet, entry)?,
+        };
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);
         let len = u32::from(packet.end - packet.l3);
-        if forward {
-            record.forward_bytes = record.forward_bytes.saturating_add(len);
-            if packet.transport == Transport::Tcp
-                && (next.state != crate::flow::State::Established || packet.tcp_flags & (TCP_FIN | TCP_RST) != 0)
-            {
-                let end = stream_end(bytes, packet);
-                (record.last_seq, record.last_timestamp) = (end.seq, end.timestamp);
-            }
-        } else {
-            record.reverse_bytes = record.reverse_bytes.saturating_add(len);
+        match entry.direction {
+            Direction::Forward => record.forward_bytes = record.forward_bytes.saturating_add(len),
+            Direction::Reverse => record.reverse_bytes = record.reverse_bytes.saturating_add(len),
         }
         let to = side.translation(entry, next);
         wire::rewrite::<F>(bytes, packet, &to);
@@ -292,7 +319,11 @@ impl Pipeline {
         if packet.tcp_flags & TCP_SYN != 0 {
             self.clamp_mss(bytes, packet, from, hop.port);
         }
-        Ok(hop.port)
+        if word.state == State::SynSent && packet.tcp_flags & TCP_RST != 0 {
+            // Refused or given up before it began: neither end knows of it any more.
+            F::side_mut(self).flows.remove(entry.record);
+        }
+        Ok(hop)
     }
 
     /// Towards the node: as the kernel routes it. Towards the client: back to the neighbour its
@@ -305,9 +336,7 @@ impl Pipeline {
             let known = record.hop;
             let hop = self.view.node_hops.get(slot).copied().flatten().ok_or(DropReason::NoNeighbor)?;
             let Self { hops, store, .. } = self;
-            let last = hops.intern(known, wire::bytes_at(bytes, 6), from, |at, hop| {
-                store.header_mut().hops[usize::from(at)] = hop;
-            });
+            let last = hops.intern(known, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
             if last != known {
                 F::side_mut(self).flows.record_mut(entry.record).hop = last;
             }
@@ -319,10 +348,10 @@ impl Pipeline {
     /// Back to the neighbour a client's packets come from.
     #[inline]
     fn client_hop<F: Sided>(&self, hop: u16) -> Result<Hop, DropReason> {
-        if let Some((dst, port)) = self.hops.get(hop)
+        if let Some(Neighbor { mac, port, tags }) = self.hops.get(hop)
             && let Some(view) = self.view.ports.get(usize::from(port.0))
         {
-            return Ok(Hop { port, dst, src: view.mac, mtu: view.mtu });
+            return Ok(Hop::new(port, mac, view.mac, view.mtu).in_tags(tags));
         }
         let default = if F::V6 { self.view.default_v6 } else { self.view.default_v4 };
         default.ok_or(DropReason::NoNeighbor)
@@ -342,11 +371,10 @@ impl Pipeline {
             return self.neighbor(memory, frame, from);
         }
         if crate::icmp::is_error(bytes, packet) {
-            let bytes = memory.bytes_mut(frame);
             return if packet.v6 {
-                self.icmp_error::<V6>(bytes, packet, handed)
+                self.icmp_error::<V6>(memory, frame, packet, handed)
             } else {
-                self.icmp_error::<V4>(bytes, packet, handed)
+                self.icmp_error::<V4>(memory, frame, packet, handed)
             };
         }
         match self.local_destination(bytes, packet) {
@@ -417,6 +445,14 @@ impl Pipeline {
         old
     }
 
+    /// Makes its flows' counts for schedulers known to the other workers', and reads theirs.
+    pub fn meet(&mut self, peers: &Arc<Peers>) {
+        let Self { worker, v4, v6, .. } = self;
+        peers.join(worker.0, Arc::clone(v4.flows.share()), Arc::clone(v6.flows.share()));
+        v4.scheduling.meet(Arc::clone(peers), worker.0, false);
+        v6.scheduling.meet(Arc::clone(peers), worker.0, true);
+    }
+
     #[must_use]
     pub fn stats(&self) -> &Arc<WorkerStats> {
         &self.stats
@@ -452,44 +488,6 @@ impl Pipeline {
     #[must_use]
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
-    }
-}
-
-/// Where a TCP packet's data ends, and its timestamp: what a node in TIME_WAIT will compare a new
-/// SYN with.
-fn stream_end(bytes: &[u8], packet: &Packet) -> SynInfo {
-    let l4 = usize::from(packet.l4);
-    let header = usize::from(wire::bytes_at::<1>(bytes, l4 + 12)[0] >> 4) * 4;
-    let data = usize::from(packet.end).saturating_sub(l4 + header) as u32;
-    let phantom = u32::from(packet.tcp_flags & TCP_FIN != 0);
-    SynInfo {
-        seq: be32(bytes, l4 + 4).wrapping_add(data).wrapping_add(phantom),
-        timestamp: wire::parse::tcp_timestamp(bytes, packet),
-    }
-}
-
-/// A budget of ICMP errors: so many per second, spent at most a tenth of a second's worth at once.
-struct IcmpBudget {
-    per_second: u64,
-    tokens_ns: u64,
-    last: Now,
-}
-
-impl IcmpBudget {
-    fn new(per_second: u32) -> Self {
-        Self { per_second: u64::from(per_second), tokens_ns: 100_000_000, last: Now::default() }
-    }
-
-    fn allows(&mut self, now: Now) -> bool {
-        let Some(cost) = 1_000_000_000_u64.checked_div(self.per_second) else { return false };
-        let burst = 100_000_000.max(cost);
-        self.tokens_ns = (self.tokens_ns + now.ns.saturating_sub(self.last.ns)).min(burst);
-        self.last = now;
-        if self.tokens_ns < cost {
-            return false;
-        }
-        self.tokens_ns -= cost;
-        true
     }
 }
 

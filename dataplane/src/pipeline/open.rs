@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use super::Pipeline;
+use super::dsr;
+use super::hops::Neighbor;
+use super::pick::pick;
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided, check_source_of, node_addr};
 use crate::clock::Now;
@@ -70,7 +73,13 @@ impl Pipeline {
     /// may know, or nothing of ours.
     fn not_for_us<F: Sided + Tabled>(&self, tuple: &Tuple<F::Addr>, handed: bool) -> Verdict {
         let key = ServiceKey { addr: tuple.src, port: tuple.src_port, protocol: tuple.protocol };
-        if handed || !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
+        if !self.view.tables.has_dnat || !F::tables(&self.view.tables).dnat.contains_key(&key) {
+            return Verdict::Kernel;
+        }
+        if let Some(answer) = self.probe_answer::<F>(tuple) {
+            return answer;
+        }
+        if handed {
             return Verdict::Kernel;
         }
         let owner = owner_by_client::<F>(&tuple.reversed(), self.workers);
@@ -100,7 +109,7 @@ impl Pipeline {
         from: PortId,
         now: Now,
     ) -> Result<u32, DropReason> {
-        let Parts { side, view, hops, store, stats } = F::parts(self);
+        let Parts { side, view, hops, store, stats, .. } = F::parts(self);
         let tables = &view.tables;
         let family = F::tables(tables);
         check_source_of::<F>(tables, tuple.src)?;
@@ -116,13 +125,17 @@ impl Pipeline {
             return Err(DropReason::TtlExceeded);
         }
         let tcp = packet.transport == Transport::Tcp;
-        let pick = F::pick_hash(tuple);
-        let backend = service.set.pick(pick).ok_or(DropReason::NoBackend)?;
+        let (backend, load) = pick::<F>(side, service, tuple, now).ok_or(DropReason::NoBackend)?;
         let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
         let hop = hop.ok_or(DropReason::NoNeighbor)?;
         let node = node_addr::<F>(backend.address);
+        dsr::check_way::<F>(family, service.mode, tuple.src, node, &hop, from)?;
         let node_port = service.port_of(backend);
-        let state = if tcp { State::SynSent } else { State::UdpOneWay };
+        let state = match packet.transport {
+            Transport::Tcp => State::SynSent,
+            Transport::Sctp => State::SctpInit,
+            _ => State::UdpOneWay,
+        };
         let mut flow = NewFlow {
             client: tuple.src,
             vip: tuple.dst,
@@ -137,11 +150,12 @@ impl Pipeline {
             hop: 0,
             node_slot: backend.node_slot,
             service: service.slot,
+            load,
         };
+        flow.word.flags = Flags::of_mode(service.mode);
         if service.mode == Mode::Dnat {
-            flow.word.flags = Flags::DNAT;
             make_way::<F>(side, tables, &flow)?;
-        } else {
+        } else if service.mode == Mode::Nat {
             let towards = Towards {
                 node,
                 node_port,
@@ -160,9 +174,7 @@ impl Pipeline {
             let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, is_home)?;
             (flow.snat, flow.snat_port) = (found.snat, found.port);
         }
-        flow.hop = hops.intern(0, wire::bytes_at(bytes, 6), from, |at, hop| {
-            store.header_mut().hops[usize::from(at)] = hop;
-        });
+        flow.hop = hops.intern(0, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
         let record = side.flows.insert(&flow, now)?;
         stats.flows_created.add(1);
         count_new(stats, service);
@@ -183,7 +195,7 @@ fn make_way<F: Tabled>(side: &mut Side<F>, tables: &Tables, flow: &NewFlow<F::Ad
     let Some(entry) = side.flows.find(&reply, side.flows.hash(&reply)) else { return Ok(()) };
     let record = side.flows.record_mut(entry.record);
     let Some(word) = record.word() else { return Ok(()) };
-    if revalidate::<F>(record, word, tables, false) == Standing::Valid {
+    if revalidate::<F>(record, word, tables, false).0 == Standing::Valid {
         return Err(DropReason::TupleTaken);
     }
     side.flows.remove(entry.record);

@@ -1,20 +1,39 @@
 //! Flows across a change of the configuration: what a record caches belongs to one snapshot. The
 //! first packet after a change, or the sweep, looks its service and backend up again by its tuple.
+//!
+//! A flow whose backend takes no new ones any more:
+//!
+//! | backend | TCP, `keep` | TCP, `reset` | TCP, `rehome` | UDP |
+//! | --- | --- | --- | --- | --- |
+//! | draining, or of weight 0 | goes on | goes on | goes on | goes on |
+//! | down by its checks | goes on | RST to both ends | RST to who sends next | another backend |
+//! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend |
+//!
+//! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
+//! RST: the client's next SYN finds another backend.
 
-use penstock_configs::desired::{BackendState, Mode};
+use penstock_configs::desired::{BackendState, OnDown};
 
 use super::Pipeline;
 use super::side::{Parts, Sided};
 use crate::flow::{Flags, Record, State, Word};
-use crate::tables::{Tabled, Tables};
-use crate::wire::{TCP_ACK, TCP_SYN};
+use crate::tables::{Backend, Service, Tabled, Tables};
+use crate::wire::{PROTO_TCP, TCP_ACK, TCP_SYN};
+
+/// In place of a node's slot, when the backend is no longer one: no next hop is ever known.
+pub(super) const NO_NODE: u16 = u16::MAX;
 
 /// What became of a flow under the running snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Valid,
-    /// Its service, backend or SNAT address is gone, or its client no longer allowed.
+    /// Its service or SNAT address is gone, or its client no longer allowed; or its backend is, and
+    /// another may take its place.
     Revoked,
+    /// A connection whose backend is gone: both ends are told.
+    Reset,
+    /// One of which only who goes on with it is told.
+    Rehome,
 }
 
 impl Pipeline {
@@ -22,55 +41,104 @@ impl Pipeline {
     /// closed one that a SYN would open again towards a backend that takes no new flows.
     #[inline]
     pub(super) fn is_current<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> bool {
+        self.standing::<F>(at, tcp_flags) == Standing::Valid
+    }
+
+    /// See [`Self::is_current`].
+    #[inline]
+    pub(super) fn standing<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> Standing {
         let record = F::side(self).flows.record(at);
         if record.epoch == self.view.tables.epoch && tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
-            return true;
+            return Standing::Valid;
         }
         self.check_again::<F>(at, tcp_flags)
     }
 
     #[inline(never)]
-    fn check_again<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> bool {
-        let Parts { side, view, .. } = F::parts(self);
+    fn check_again<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> Standing {
+        let Parts { side, view, stats, .. } = F::parts(self);
         let record = side.flows.record_mut(at);
-        let Some(word) = record.word() else { return false };
+        let Some(word) = record.word() else { return Standing::Revoked };
         let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        let reopens = opens && matches!(word.state, State::TimeWait | State::Reset);
-        let stands = revalidate::<F>(record, word, &view.tables, reopens) == Standing::Valid;
-        if !stands {
-            side.flows.remove(at);
+        let at_rest = matches!(word.state, State::TimeWait | State::Reset | State::Expired);
+        // Of a node that answers by itself no FIN is seen.
+        let closed = at_rest || word.state == State::FinWait && word.flags.has(Flags::DSR);
+        let reopens = opens && closed;
+        let (standing, load) = revalidate::<F>(record, word, &view.tables, reopens);
+        if standing == Standing::Valid {
+            side.flows.recount(at, load);
+            return standing;
         }
-        stands
+        if standing == Standing::Reset && !opens {
+            // It stays for the sweep to tell both ends.
+            side.flows.recount(at, 0);
+            return standing;
+        }
+        // Its bytes are its service's, whoever goes on with the client.
+        if let Some(counters) = stats.services.get(record.service as usize) {
+            super::upkeep::collect(record, counters);
+        }
+        side.flows.remove(at);
+        standing
     }
 }
 
-/// Looks a record's service and backend up in `tables` and notes where they are now.
+/// Looks a record's service and backend up in `tables` and notes where they are now. With it goes
+/// where the flow is counted from now on.
 pub(super) fn revalidate<F: Tabled>(
     record: &mut Record<F::Addr>,
     word: Word,
     tables: &Tables,
     as_new: bool,
-) -> Standing {
-    let Some(service) = tables.service_at::<F>(record.vip, record.vip_port, word.protocol) else {
-        return Standing::Revoked;
-    };
-    let dnat = word.flags.has(Flags::DNAT);
+) -> (Standing, u32) {
+    const REVOKED: (Standing, u32) = (Standing::Revoked, 0);
+    let Some(service) = tables.service_at::<F>(record.vip, record.vip_port, word.protocol) else { return REVOKED };
+    let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
-    if dnat != (service.mode == Mode::Dnat) || !dnat && snat.is_none_or(|snat| snat.retired) {
-        return Standing::Revoked;
+    let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;
+    if !of_mode || !keeps_client && snat.is_none_or(|snat| snat.retired) {
+        return REVOKED;
     }
     if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, record.client)) {
-        return Standing::Revoked;
-    }
-    let Some(backend) = service.set.find(F::to_ip(record.node), record.node_port, service.target_port) else {
-        return Standing::Revoked;
-    };
-    let takes_new = backend.state == BackendState::Active && backend.weight > 0;
-    if backend.state == BackendState::Down || as_new && !takes_new {
-        return Standing::Revoked;
+        return REVOKED;
     }
     record.service = service.slot;
-    record.node_slot = backend.node_slot;
+    let place = service.set.place(F::to_ip(record.node), record.node_port, service.target_port);
+    let backend = place.and_then(|place| service.set.backends.get(usize::from(place)));
+    let standing = judge(word, service, backend, as_new);
+    // Where a RST to the node goes; none, if the node may be gone too.
+    record.node_slot = backend.map_or(NO_NODE, |backend| backend.node_slot);
+    let (Some(place), Standing::Valid) = (place, standing) else { return (standing, 0) };
     record.epoch = tables.epoch;
-    Standing::Valid
+    (Standing::Valid, service.load_of(place))
+}
+
+/// By the state of a flow's backend; `None`: it is removed.
+fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool) -> Standing {
+    if as_new && !backend.is_some_and(Backend::takes_new) {
+        return Standing::Revoked;
+    }
+    match backend {
+        // Its ends have been told; it stays to answer those who ask again, if need be without a way to the node.
+        _ if word.state == State::Expired => {
+            return if backend.is_some() { Standing::Valid } else { Standing::Reset };
+        }
+        Some(backend) if backend.state != BackendState::Down => return Standing::Valid,
+        _ => {}
+    }
+    // A SYN without an answer may as well go elsewhere.
+    let is_answered = word.state != State::SynSent || word.flags.has(Flags::ANSWERED);
+    if word.protocol != PROTO_TCP || !is_answered {
+        return Standing::Revoked;
+    }
+    if service.on_down == OnDown::Keep && backend.is_some_and(|backend| !backend.unwanted) {
+        return Standing::Valid;
+    }
+    // In `dsr` the numbers a RST to the node would need are not known.
+    let tell_who_goes_on = service.on_down == OnDown::Rehome || word.flags.has(Flags::DSR);
+    match word.state {
+        State::SynSent | State::Established | State::FinWait if tell_who_goes_on => Standing::Rehome,
+        State::SynSent | State::Established | State::FinWait => Standing::Reset,
+        _ => Standing::Revoked,
+    }
 }

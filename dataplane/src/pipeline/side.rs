@@ -1,14 +1,17 @@
 //! The two families' state, reached by type, and what a pipeline is made from.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::Pipeline;
+use super::farewell::Farewells;
 use super::hops::LastHops;
 use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
 use crate::fragment::{DATAGRAMS, Datagrams, Holding};
 use crate::hash::FlowHasher;
 use crate::nat::{Partition, PortAllocator};
 use crate::persist::{PersistError, Shape, Store};
+use crate::schedule::{Scheduling, Share};
 use crate::stats::WorkerStats;
 use crate::tables::{Local, Tabled, Tables, View};
 use crate::verdict::{DropReason, WorkerId};
@@ -24,6 +27,8 @@ pub struct PipelineConfig {
     pub max_nodes: usize,
     pub max_services: usize,
     pub icmp_per_second: u32,
+    /// Pairs of service and backend per family whose flows can be counted.
+    pub max_counted: usize,
 }
 
 impl PipelineConfig {
@@ -47,6 +52,10 @@ pub struct Side<F: Family> {
     /// Flows per service slot, counted during a sweep round.
     pub counting: Box<[u32]>,
     pub counted: Box<[u32]>,
+    /// The tables under which the sweep's round under way began, and the last complete one.
+    pub round: u64,
+    pub swept: u64,
+    pub scheduling: Scheduling,
 }
 
 impl<F: Family> Side<F> {
@@ -64,12 +73,15 @@ impl<F: Family> Side<F> {
     pub fn translation(&self, entry: Entry, word: Word) -> Rewrite<F::Addr> {
         let record = self.flows.record(entry.record);
         match entry.direction {
-            Direction::Forward if word.flags.has(Flags::DNAT) => Rewrite {
-                src: record.client,
-                dst: record.node,
-                src_port: record.client_port,
-                dst_port: record.node_port,
-            },
+            Direction::Forward if word.flags.has(Flags::DNAT) => {
+                let stays = word.flags.has(Flags::DSR);
+                Rewrite {
+                    src: record.client,
+                    dst: if stays { record.vip } else { record.node },
+                    src_port: record.client_port,
+                    dst_port: if stays { record.vip_port } else { record.node_port },
+                }
+            }
             Direction::Forward => Rewrite {
                 src: self.flows.snat(record.snat),
                 dst: record.node,
@@ -90,6 +102,7 @@ pub struct Parts<'a, F: Family> {
     pub hops: &'a mut LastHops,
     pub store: &'a mut Store,
     pub stats: &'a WorkerStats,
+    pub farewells: &'a mut Farewells,
 }
 
 /// Picks a family's side of a pipeline.
@@ -116,8 +129,8 @@ macro_rules! sided {
 
             #[inline]
             fn parts(pipeline: &mut Pipeline) -> Parts<'_, Self> {
-                let Pipeline { $field: side, view, hops, store, stats, .. } = pipeline;
-                Parts { side, view, hops, store, stats }
+                let Pipeline { $field: side, view, hops, store, stats, farewells, .. } = pipeline;
+                Parts { side, view, hops, store, stats, farewells }
             }
 
             fn held(pipeline: &mut Pipeline) -> (&mut Holding, &mut Datagrams<Self::Addr>) {
@@ -135,21 +148,33 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
     let hasher = FlowHasher::new(store.seed());
     let partition = Partition { worker: config.worker, workers: config.workers };
     let (v4, v6) = store.records().ok_or_else(|| PersistError::Memory(std::io::Error::other("records taken twice")))?;
+    let share = || Arc::new(Share::new(config.max_counted));
+    let seed = store.seed()[1];
+    let scheduling = |family: u64| {
+        let seed = seed ^ family << 32 ^ u64::from(config.worker.0);
+        Scheduling::new(config.max_services, config.max_counted, seed)
+    };
     let zeros = || vec![0; config.max_services].into_boxed_slice();
     Ok((
         Side {
-            flows: FlowTable::new(v4, config.flows_v4, hasher).map_err(PersistError::Memory)?,
+            flows: FlowTable::new(v4, config.flows_v4, hasher, share()).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
+            round: 0,
+            swept: 0,
+            scheduling: scheduling(4),
         },
         Side {
-            flows: FlowTable::new(v6, config.flows_v6, hasher).map_err(PersistError::Memory)?,
+            flows: FlowTable::new(v6, config.flows_v6, hasher, share()).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
+            round: 0,
+            swept: 0,
+            scheduling: scheduling(6),
         },
     ))
 }

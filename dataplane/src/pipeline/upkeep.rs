@@ -2,11 +2,12 @@
 //! and the taking up of an earlier process's flows.
 
 use super::Pipeline;
-use super::revalidate::{Standing, revalidate};
+use super::farewell;
+use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::Record;
-use crate::persist::{MAX_SNATS, Store};
+use crate::flow::{Flags, Record, State, Word};
+use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
 use crate::wire::{Family, V4, V6};
@@ -33,6 +34,9 @@ impl Pipeline {
             return false;
         }
         self.expire_datagrams(now);
+        let Self { view, v4, v6, .. } = self;
+        v4.scheduling.exchange(view.tables.v4.counted, now);
+        v6.scheduling.exchange(view.tables.v6.counted, now);
         let v4 = self.sweep::<V4>(now, self.sweep.v4);
         let v6 = self.sweep::<V6>(now, self.sweep.v6);
         self.sweep.v4 = v4.0;
@@ -40,20 +44,21 @@ impl Pipeline {
         for (complete, v6) in [(v4.1, false), (v6.1, true)] {
             if complete {
                 let Self { hops, store, .. } = self;
-                hops.end_round(v6, |at, hop| store.header_mut().hops[usize::from(at)] = hop);
+                hops.end_round(v6, |at, hop, tags| store.keep_hop(at, hop, tags));
             }
         }
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
         self.stats.flows_established.set(u64::from(four.established + six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
+        self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         v4.2 || v6.2
     }
 
     /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a
     /// round was completed, and whether more is due.
     fn sweep<F: Sided + Tabled>(&mut self, now: Now, last: Now) -> (Now, bool, bool) {
-        let Parts { side, view, hops, stats, .. } = F::parts(self);
+        let Parts { side, view, hops, stats, farewells, .. } = F::parts(self);
         let records = u64::from(side.flows.swept_records().max(LEAST));
         let elapsed = now.ns.saturating_sub(last.ns).min(ROUND_NS);
         let due = (records * elapsed / ROUND_NS) as u32;
@@ -63,9 +68,21 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
-        let complete = side.flows.sweep(budget, |_, record, word| {
-            if record.epoch != tables.epoch && revalidate::<F>(record, word, tables, false) == Standing::Revoked {
-                return false;
+        let complete = side.flows.sweep(budget, |at, record, word, tally| {
+            if record.epoch != tables.epoch {
+                let (standing, load) = revalidate::<F>(record, word, tables, false);
+                if standing == Standing::Revoked {
+                    return false;
+                }
+                // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
+                tally.assign(at, record, load);
+                if standing == Standing::Reset
+                    && word.state != State::Expired
+                    && farewells.bid(at, F::V6, record, tally, now)
+                    && record.node_slot != NO_NODE
+                {
+                    record.epoch = tables.epoch;
+                }
             }
             let Some(service) = tables.service(record.service) else { return false };
             if let Some(counters) = stats.services.get(record.service as usize) {
@@ -75,11 +92,20 @@ impl Pipeline {
                 *count += 1;
             }
             hops.mark(record.hop);
-            now.tick().since(record.last_seen()) <= service.timeouts[word.state as usize]
+            let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
+            match overdue {
+                None => true,
+                Some(overdue) if farewell::is_due(word, service, overdue) => {
+                    farewells.bid(at, F::V6, record, tally, now);
+                    true
+                }
+                Some(_) => false,
+            }
         });
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);
             side.counting.fill(0);
+            side.swept = std::mem::replace(&mut side.round, tables.serial);
             self.publish_counts(tables_len(&self.view.tables.services));
         }
         let done = Now { ns: now.ns - elapsed + u64::from(budget) * ROUND_NS / records };
@@ -100,7 +126,7 @@ impl Pipeline {
         }
         let Self { v4, v6, store, hops, .. } = self;
         let header = store.header();
-        hops.recover(&header.hops);
+        hops.recover(&header.hops, &header.hop_tags);
         v4.flows.set_snats(header.snat_v4.iter().copied());
         v6.flows.set_snats(header.snat_v6.iter().map(|addr| u128::from_be_bytes(*addr)));
         let used = store.used_records();
@@ -108,14 +134,23 @@ impl Pipeline {
         recover_family(v6, used[1]);
     }
 
-    /// SNAT addresses by number as the store has them, for the first snapshot to keep the numbers.
+    /// SNAT addresses by number, as far as flows have them: for the first snapshot to keep the numbers.
     #[must_use]
-    pub fn stored_snats(store: &Store) -> (Vec<u32>, Vec<u128>) {
-        let header = store.header();
-        let v4 = header.snat_v4.iter().copied().take_while(|addr| *addr != 0).collect();
-        let v6 = header.snat_v6.iter().map(|a| u128::from_be_bytes(*a)).take_while(|addr| *addr != 0).collect();
-        (v4, v6)
+    pub fn snats_in_use(&self) -> (Vec<Option<u32>>, Vec<Option<u128>>) {
+        (snats_in_use(&self.v4), snats_in_use(&self.v6))
     }
+}
+
+fn snats_in_use<F: Family>(side: &Side<F>) -> Vec<Option<F::Addr>> {
+    let mut by_number = Vec::new();
+    for (record, _) in side.flows.live().filter(|(_, word)| !word.flags.has(Flags::DNAT)) {
+        let at = usize::from(record.snat);
+        if at >= by_number.len() {
+            by_number.resize(at + 1, None);
+        }
+        by_number[at] = Some(side.flows.snat(record.snat));
+    }
+    by_number
 }
 
 fn tables_len<T>(services: &[T]) -> usize {
@@ -124,10 +159,11 @@ fn tables_len<T>(services: &[T]) -> usize {
 
 fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
     let mut ports = Vec::new();
-    side.flows.recover(used, |record, _| {
+    side.flows.recover(used, |record, word| {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
+        record.commit(Word { flags: word.flags.without(Flags::COUNTED), ..word });
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
         if sane && record.snat_port != 0 {
@@ -139,7 +175,7 @@ fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
 }
 
 /// Moves a record's counters to its service's.
-fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
+pub(super) fn collect<A>(record: &mut Record<A>, counters: &ServiceCounters) {
     if record.packets != 0 {
         counters.packets.add(u64::from(record.packets));
         counters.forward_bytes.add(u64::from(record.forward_bytes));

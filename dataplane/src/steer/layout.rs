@@ -74,7 +74,7 @@ impl Encoded {
             }
         }
         for &(address, port, protocol) in &wanted.dnat {
-            if port == 0 || !matches!(protocol, 6 | 17) {
+            if port == 0 || !matches!(protocol, 6 | 17 | 132) {
                 return Err(SteerError::Dnat { address, protocol });
             }
             // The address alone stands for its fragments.
@@ -229,9 +229,9 @@ mod tests {
             let error = Encoded::new(&Steering { vips, snat, dnat: vec![] }).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("10.0.0.1"), "{error}");
         }
-        let dnat = vec![("10.0.0.12".parse().unwrap(), 53, 132)];
+        let dnat = vec![("10.0.0.12".parse().unwrap(), 53, 47)];
         let error = Encoded::new(&Steering { dnat, ..Steering::default() }).unwrap_err().to_string();
-        assert!(error.contains("protocol 132"), "{error}");
+        assert!(error.contains("protocol 47"), "{error}");
     }
 
     #[test]

@@ -3,33 +3,46 @@
 //! Validation has happened; what does not resolve here (a set member without an address of the
 //! VIP's family) is left out.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_configs::desired::{
-    Announce, Backend as WantedBackend, BackendState, Desired, Health, Mode, Protocol, Service as WantedService,
+    Announce, Backend as WantedBackend, BackendState, Desired, Health, Mode, Protocol, Scheduler,
+    Service as WantedService,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
 use rustc_hash::FxHashMap;
 
-use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables};
-use crate::clock::ticks;
+use super::motion::{self, Motion};
+use super::set::WHOLE;
+use super::slots::Slots;
+use super::snats::SnatIds;
+use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables, Ways};
+use crate::clock::{Now, ticks};
 use crate::flow::State;
 use crate::lpm::SourceSet;
-use crate::wire::{Family, PROTO_TCP, PROTO_UDP, V4, V6};
+use crate::schedule::Kind;
+use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 
 /// What the tables are compiled from.
 pub struct Inputs<'a> {
     pub owners: &'a BTreeMap<String, Arc<Desired>>,
     pub health: &'a Health,
+    pub ways: &'a Ways,
     pub snat: &'a [SnatAddress],
     pub timeouts: &'a Timeouts,
     pub announce: Announce,
     pub maglev_max: u32,
     pub max_services: usize,
     pub max_nodes: usize,
+    /// Pairs of service and backend that can be counted, per family.
+    pub max_counted: usize,
+    /// Default of the services' own.
+    pub panic_threshold: u8,
+    /// When this is: what backends that start slowly go by.
+    pub now: Now,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -38,9 +51,23 @@ pub enum CompileError {
     TooManyServices { wanted: usize, limit: usize },
     #[error("{wanted} node addresses are wanted, limits.nodes is {limit}: raise it and restart the dataplane")]
     TooManyNodes { wanted: usize, limit: usize },
-    #[error("more than {0} SNAT addresses of a family since the start: restart the dataplane")]
+    #[error(
+        "{wanted} pairs of service and backend are to be counted for their schedulers, limits.counted_backends is {limit}: \
+         raise it and restart the dataplane, or let services with many backends use maglev, rr or wrr"
+    )]
+    TooManyCounted { wanted: usize, limit: usize },
+    #[error(
+        "more than {0} SNAT addresses of a family, counting those taken away whose flows are not forgotten yet: \
+         list fewer, or try again in a few seconds"
+    )]
     TooManySnats(usize),
 }
+
+/// Sets by what they are made of. Services whose schedulers need other tables do not share one.
+type Sets = HashMap<(Vec<Backend>, Kind), Arc<BackendSet>>;
+
+/// What is counted: flows of a service to a backend, by its own port or 0.
+type Counted = ((IpAddr, u16, u8), IpAddr, u16);
 
 /// Compiles snapshots one after the other; what they share goes on being shared.
 #[derive(Default)]
@@ -48,20 +75,27 @@ pub struct Compiler {
     epoch: u16,
     services: Slots<(IpAddr, u16, u8)>,
     nodes: Slots<IpAddr>,
-    snat_v4: Vec<Snat<u32>>,
-    snat_v6: Vec<Snat<u128>>,
-    sets: HashMap<Vec<Backend>, Arc<BackendSet>>,
+    snat_v4: SnatIds<u32>,
+    snat_v6: SnatIds<u128>,
+    serial: u64,
+    swept: u64,
+    sets: Sets,
+    counted: [Slots<Counted>; 2],
+    motion: Motion,
     previous: Arc<Tables>,
 }
 
 impl Compiler {
-    /// Starts with the SNAT numbers that an earlier process's flow records use.
-    pub fn seed_snats(&mut self, v4: &[u32], v6: &[u128]) {
-        fn retired<A: Copy>(addr: &A) -> Snat<A> {
-            Snat { addr: *addr, first_port: 1, last_port: 0, shared: false, retired: true }
-        }
-        self.snat_v4 = v4.iter().map(retired).collect();
-        self.snat_v6 = v6.iter().map(retired).collect();
+    /// Starts with the SNAT numbers that an earlier process's flow records have: once for each worker.
+    pub fn seed_snats(&mut self, v4: &[Option<u32>], v6: &[Option<u128>]) {
+        self.snat_v4.seed(v4);
+        self.snat_v6.seed(v6);
+    }
+
+    /// Every worker has gone through all its flows under tables no older than these ([`Tables::serial`]):
+    /// SNAT numbers retired by then are free.
+    pub fn swept(&mut self, serial: u64) {
+        self.swept = serial;
     }
 
     /// Compiles the union of all owners' snapshots.
@@ -70,28 +104,38 @@ impl Compiler {
     /// A capacity fixed at start is exceeded; nothing has changed then.
     pub fn compile(&mut self, inputs: &Inputs<'_>) -> Result<Arc<Tables>, CompileError> {
         check_capacity(inputs)?;
-        let snat_v4 = merge_snats::<V4>(&self.snat_v4, inputs.snat)?;
-        let snat_v6 = merge_snats::<V6>(&self.snat_v6, inputs.snat)?;
-        (self.snat_v4, self.snat_v6) = (snat_v4, snat_v6);
+        let serial = self.serial + 1;
+        let snat_v4 = self.snat_v4.merged::<V4>(inputs.snat, serial, self.swept)?;
+        let snat_v6 = self.snat_v6.merged::<V6>(inputs.snat, serial, self.swept)?;
+        (self.snat_v4, self.snat_v6, self.serial) = (snat_v4, snat_v6, serial);
         self.epoch = if self.epoch == u16::MAX { 1 } else { self.epoch + 1 };
 
-        let mut tables = Tables { epoch: self.epoch, ..Tables::default() };
+        let mut tables = Tables { epoch: self.epoch, serial, ..Tables::default() };
         let mut sets = HashMap::new();
         let health = HealthIndex::new(inputs.health);
         self.services.retain(&inputs.services().collect());
         self.nodes.retain(&inputs.addresses());
+        self.motion.begin(inputs.now);
+        let mut services = Vec::new();
         for (owner, desired) in inputs.owners {
             let owner: Arc<str> = owner.as_str().into();
-            let mut resolved = Resolved::new(desired, &health);
+            let mut resolved = Resolved::new(desired, &health, inputs.ways);
             for wanted in &desired.services {
                 let service = self.service(&owner, wanted, &mut resolved, &mut sets, inputs);
-                insert(&mut tables, service, wanted.announce.unwrap_or(inputs.announce));
+                services.push((service, wanted.announce.unwrap_or(inputs.announce)));
             }
         }
+        self.count(services.iter_mut().map(|(service, _)| service));
+        for (service, announce) in services {
+            insert(&mut tables, service, announce);
+        }
         self.sets = sets;
+        [tables.v4.counted, tables.v6.counted] = [0, 1].map(|at: usize| self.counted[at].keys.len() as u32 + 1);
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
-        add_snats(&mut tables.v4, &self.snat_v4);
-        add_snats(&mut tables.v6, &self.snat_v6);
+        add_snats(&mut tables.v4, self.snat_v4.list());
+        add_snats(&mut tables.v6, self.snat_v6.list());
+        tables.v4.probe = inputs.ways.probes.iter().find_map(|probe| V4::from_ip(*probe));
+        tables.v6.probe = inputs.ways.probes.iter().find_map(|probe| V6::from_ip(*probe));
         let tables = Arc::new(tables);
         self.previous = Arc::clone(&tables);
         Ok(tables)
@@ -102,18 +146,21 @@ impl Compiler {
         owner: &Arc<str>,
         wanted: &WantedService,
         resolved: &mut Resolved<'_>,
-        sets: &mut HashMap<Vec<Backend>, Arc<BackendSet>>,
+        sets: &mut Sets,
         inputs: &Inputs<'_>,
     ) -> Service {
         let protocol = protocol_number(wanted.protocol);
         let slot = self.services.slot((wanted.vip, wanted.port, protocol));
-        let set = self.set(wanted, resolved, sets, inputs);
         let before = self
             .previous
             .service(slot)
-            .filter(|old| (old.vip, old.port, old.protocol) == (wanted.vip, wanted.port, protocol));
-        let moved =
-            before.and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) });
+            .filter(|old| (old.vip, old.port, old.protocol) == (wanted.vip, wanted.port, protocol))
+            .cloned();
+        let (set, panic) = self.set(wanted, before.as_deref(), resolved, sets, inputs);
+        let both_maglev = |old: &Service| [old.scheduler, wanted.scheduler] == [Scheduler::Maglev; 2];
+        let moved = before
+            .filter(|old| both_maglev(old))
+            .and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) });
         Service {
             slot,
             owner: Arc::clone(owner),
@@ -122,41 +169,80 @@ impl Compiler {
             port: wanted.port,
             protocol,
             mode: wanted.mode,
+            reply_check: wanted.reply_check,
             set,
-            target_port: wanted.target_port.unwrap_or(0),
+            target_port: wanted.backend_port().unwrap_or(0),
             sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
             timeouts: timeouts(inputs.timeouts, wanted),
+            on_idle: wanted.on_idle,
+            no_backend: wanted.no_backend,
             moved,
+            scheduler: wanted.scheduler,
+            loads: Box::default(),
+            on_down: wanted.on_down,
+            panic,
         }
+    }
+
+    /// When backends that start slowly are due to take more; `None`: none does.
+    #[must_use]
+    pub fn next_step(&self) -> Option<Now> {
+        self.motion.next_step()
     }
 }
 
 impl Compiler {
-    /// The compiled set of a service: that of a service before it, of the last snapshot, or a new one.
+    /// Gives the backends of services whose schedulers count their slots.
+    fn count<'a>(&mut self, services: impl Iterator<Item = &'a mut Service>) {
+        let mut services: Vec<_> = services.filter(|service| service.scheduler.counts()).collect();
+        fn keys(service: &Service) -> impl Iterator<Item = Counted> {
+            let key = (service.vip, service.port, service.protocol);
+            service.set.backends.iter().map(move |backend| (key, backend.address, backend.port))
+        }
+        for (family, slots) in self.counted.iter_mut().enumerate() {
+            let mut own: Vec<_> =
+                services.iter_mut().filter(|service| service.vip.is_ipv6() == (family == 1)).collect();
+            slots.retain(&own.iter().flat_map(|service| keys(service)).collect());
+            for service in &mut own {
+                service.loads = keys(service).map(|key| slots.slot(key) + 1).collect();
+            }
+        }
+    }
+
+    /// The compiled set of a service: that of a service before it, of the last snapshot, or a new one;
+    /// and whether it goes against its checks.
     fn set(
         &mut self,
         wanted: &WantedService,
+        before: Option<&Service>,
         resolved: &mut Resolved<'_>,
-        sets: &mut HashMap<Vec<Backend>, Arc<BackendSet>>,
+        sets: &mut Sets,
         inputs: &Inputs<'_>,
-    ) -> Arc<BackendSet> {
-        let name = resolved.cache_key(wanted);
-        if let Some(set) = name.as_ref().and_then(|name| resolved.compiled.get(name)) {
-            return Arc::clone(set);
+    ) -> (Arc<BackendSet>, bool) {
+        let threshold = wanted.panic_threshold.unwrap_or(inputs.panic_threshold);
+        let name = resolved.cache_key(wanted, threshold);
+        if let Some((set, panic)) = name.as_ref().and_then(|name| resolved.compiled.get(name)) {
+            return (Arc::clone(set), *panic);
         }
-        let mut backends = resolved.backends(wanted);
+        let (mut backends, wanted_states) = resolved.backends(wanted);
+        let panic = motion::panic(&mut backends, &wanted_states, threshold);
         for backend in &mut backends {
             backend.node_slot = self.nodes.slot(backend.address) as u16;
         }
-        let set = match sets.get(&backends).or_else(|| self.sets.get(&backends)) {
-            Some(set) => Arc::clone(set),
-            None => Arc::new(BackendSet::build(backends.clone(), inputs.maglev_max)),
-        };
-        sets.insert(backends, Arc::clone(&set));
-        if let Some(name) = name {
-            resolved.compiled.insert(name, Arc::clone(&set));
+        if let Some(seconds) = wanted.slow_start {
+            let key = (wanted.vip, wanted.port, protocol_number(wanted.protocol));
+            self.motion.ramp(key, seconds, before, &mut backends);
         }
-        set
+        let key = (backends, Kind::from(wanted.scheduler));
+        let set = match sets.get(&key).or_else(|| self.sets.get(&key)) {
+            Some(set) => Arc::clone(set),
+            None => Arc::new(BackendSet::build(key.0.clone(), key.1, inputs.maglev_max)),
+        };
+        sets.insert(key, Arc::clone(&set));
+        if let Some(name) = name {
+            resolved.compiled.insert(name, (Arc::clone(&set), panic));
+        }
+        (set, panic)
     }
 }
 
@@ -169,6 +255,10 @@ fn check_capacity(inputs: &Inputs<'_>) -> Result<(), CompileError> {
     if wanted > inputs.max_nodes {
         return Err(CompileError::TooManyNodes { wanted, limit: inputs.max_nodes });
     }
+    let wanted = [true, false].map(|v4| inputs.counted(v4)).into_iter().max().unwrap_or(0);
+    if wanted > inputs.max_counted {
+        return Err(CompileError::TooManyCounted { wanted, limit: inputs.max_counted });
+    }
     Ok(())
 }
 
@@ -177,6 +267,21 @@ impl Inputs<'_> {
     fn services(&self) -> impl Iterator<Item = (IpAddr, u16, u8)> {
         let all = self.owners.values().flat_map(|desired| &desired.services);
         all.map(|service| (service.vip, service.port, protocol_number(service.protocol)))
+    }
+
+    /// How many backends of one family's services may have to be counted.
+    fn counted(&self, v4: bool) -> usize {
+        let of_owner = |desired: &Arc<Desired>| -> usize {
+            let sizes: HashMap<&str, usize> =
+                desired.sets.iter().map(|set| (set.name.as_str(), set.backends.len())).collect();
+            let counting = |service: &&WantedService| service.scheduler.counts() && service.vip.is_ipv4() == v4;
+            let size = |service: &WantedService| match &service.set {
+                Some(name) => sizes.get(name.as_str()).copied().unwrap_or(0),
+                None => service.backends.len(),
+            };
+            desired.services.iter().filter(counting).map(size).sum()
+        };
+        self.owners.values().map(of_owner).sum()
     }
 
     /// Every address a backend may have, used or not.
@@ -198,19 +303,35 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTO_TCP,
         Protocol::Udp => PROTO_UDP,
+        Protocol::Sctp => PROTO_SCTP,
+    }
+}
+
+/// The protocol of a service or a flow.
+#[must_use]
+pub fn protocol_of(number: u8) -> Protocol {
+    match number {
+        PROTO_UDP => Protocol::Udp,
+        PROTO_SCTP => Protocol::Sctp,
+        _ => Protocol::Tcp,
     }
 }
 
 fn timeouts(defaults: &Timeouts, service: &WantedService) -> [u32; State::COUNT] {
     let own = service.timeouts.clone().unwrap_or_default();
     let mut by_state = [0; State::COUNT];
-    by_state[State::SynSent as usize] = ticks(defaults.tcp_syn);
+    by_state[State::SynSent as usize] = ticks(own.tcp_syn.unwrap_or(defaults.tcp_syn));
     by_state[State::Established as usize] = ticks(own.tcp_established.unwrap_or(defaults.tcp_established));
-    by_state[State::FinWait as usize] = ticks(defaults.tcp_fin);
-    by_state[State::TimeWait as usize] = ticks(defaults.tcp_time_wait);
-    by_state[State::Reset as usize] = ticks(defaults.tcp_rst);
-    by_state[State::UdpOneWay as usize] = ticks(defaults.udp_one_way);
+    by_state[State::FinWait as usize] = ticks(own.tcp_fin.unwrap_or(defaults.tcp_fin));
+    by_state[State::TimeWait as usize] = ticks(own.tcp_time_wait.unwrap_or(defaults.tcp_time_wait));
+    by_state[State::Reset as usize] = ticks(own.tcp_rst.unwrap_or(defaults.tcp_rst));
+    by_state[State::Expired as usize] = by_state[State::Reset as usize];
+    by_state[State::UdpOneWay as usize] = ticks(own.udp_one_way.unwrap_or(defaults.udp_one_way));
     by_state[State::UdpStream as usize] = ticks(own.udp.unwrap_or(defaults.udp));
+    by_state[State::SctpInit as usize] = ticks(defaults.sctp_init);
+    by_state[State::SctpEstablished as usize] = ticks(own.sctp_established.unwrap_or(defaults.sctp_established));
+    by_state[State::SctpShutdown as usize] = ticks(defaults.sctp_shutdown);
+    by_state[State::SctpClosed as usize] = ticks(defaults.sctp_closed);
     by_state
 }
 
@@ -247,27 +368,10 @@ fn insert_family<A: Copy + Eq + Hash>(
             if let Some(addr) = number(backend.address) {
                 let key = ServiceKey { addr, port: service.port_of(backend), protocol: service.protocol };
                 family.dnat.insert(key, ());
+                family.dnat_nodes.insert(addr);
             }
         }
     }
-}
-
-/// The list with the numbers kept: an address that is gone is retired, a new one added behind.
-fn merge_snats<F: Family>(old: &[Snat<F::Addr>], wanted: &[SnatAddress]) -> Result<Vec<Snat<F::Addr>>, CompileError> {
-    let mut list: Vec<_> = old.iter().map(|snat| Snat { retired: true, ..*snat }).collect();
-    for want in wanted {
-        let Some(addr) = F::from_ip(want.address) else { continue };
-        let [first_port, last_port] = want.ports;
-        let snat = Snat { addr, first_port, last_port, shared: want.shared, retired: false };
-        match list.iter_mut().find(|known| known.addr == addr) {
-            Some(known) => *known = snat,
-            None => list.push(snat),
-        }
-    }
-    if list.len() > crate::persist::MAX_SNATS {
-        return Err(CompileError::TooManySnats(crate::persist::MAX_SNATS));
-    }
-    Ok(list)
 }
 
 fn add_snats<A: Copy + Eq + Hash>(family: &mut FamilyTables<A>, snats: &[Snat<A>]) {
@@ -298,13 +402,17 @@ impl HealthIndex {
     /// The worst of what the owner wants and the checks found.
     fn state(&self, address: IpAddr, port: u16, wanted: BackendState) -> BackendState {
         let found = [self.by_address.get(&address), self.by_port.get(&(address, port))];
-        let rank = |state: &BackendState| match state {
-            BackendState::Active => 0,
-            BackendState::Draining => 1,
-            BackendState::Down => 2,
-        };
-        found.into_iter().flatten().copied().chain([wanted]).max_by_key(rank).unwrap_or(wanted)
+        found.into_iter().flatten().copied().fold(wanted, worse)
     }
+}
+
+fn worse(one: BackendState, other: BackendState) -> BackendState {
+    let rank = |state: &BackendState| match state {
+        BackendState::Active => 0,
+        BackendState::Draining => 1,
+        BackendState::Down => 2,
+    };
+    std::cmp::max_by_key(one, other, rank)
 }
 
 /// One owner's names, resolved.
@@ -312,33 +420,42 @@ struct Resolved<'a> {
     nodes: FxHashMap<&'a str, &'a [IpAddr]>,
     sets: FxHashMap<&'a str, &'a [WantedBackend]>,
     health: &'a HealthIndex,
+    ways: &'a Ways,
     /// Sets compiled for earlier services of this owner.
-    compiled: FxHashMap<SetUse, Arc<BackendSet>>,
+    compiled: FxHashMap<SetUse, (Arc<BackendSet>, bool)>,
 }
 
-/// What the compiled form of a named set depends on beside the set: the VIP's family, and the target
-/// port where some check's result is about a port.
-type SetUse = (String, bool, u16);
+/// What the compiled form of a named set depends on beside the set: the VIP's family, the target port
+/// where some check's result is about a port, the panic threshold, and the scheduler's tables.
+type SetUse = (String, bool, u16, u8, Kind);
 
 impl<'a> Resolved<'a> {
-    fn new(desired: &'a Desired, health: &'a HealthIndex) -> Self {
+    fn new(desired: &'a Desired, health: &'a HealthIndex, ways: &'a Ways) -> Self {
         let nodes = desired.nodes.iter().map(|node| (node.name.as_str(), node.addresses.as_slice())).collect();
         let sets = desired.sets.iter().map(|set| (set.name.as_str(), set.backends.as_slice())).collect();
-        Self { nodes, sets, health, compiled: FxHashMap::default() }
+        Self { nodes, sets, health, ways, compiled: FxHashMap::default() }
     }
 
-    fn cache_key(&self, service: &WantedService) -> Option<SetUse> {
+    /// `None`: the set is the service's own, or its own in time.
+    fn cache_key(&self, service: &WantedService, threshold: u8) -> Option<SetUse> {
+        if service.mode != Mode::Nat {
+            // The ways there and back are the service's own.
+            return None;
+        }
         let port = if self.health.by_port.is_empty() { 0 } else { service.target_port.unwrap_or(0) };
-        Some((service.set.clone()?, service.vip.is_ipv4(), port))
+        let name = service.set.clone().filter(|_| service.slow_start.is_none())?;
+        Some((name, service.vip.is_ipv4(), port, threshold, Kind::from(service.scheduler)))
     }
 
-    fn backends(&self, service: &WantedService) -> Vec<Backend> {
+    /// A service's backends as checked, and what their owner wants of each.
+    fn backends(&self, service: &WantedService) -> (Vec<Backend>, Vec<BackendState>) {
         let members = match &service.set {
             Some(name) => self.sets.get(name.as_str()).copied().unwrap_or_default(),
             None => &service.backends,
         };
-        let target_port = service.target_port.unwrap_or(0);
+        let target_port = service.backend_port().unwrap_or(0);
         let mut backends = Vec::with_capacity(members.len());
+        let mut wanted = Vec::with_capacity(members.len());
         for member in members {
             let of_node = || {
                 let addresses = self.nodes.get(member.node.as_deref()?)?;
@@ -350,49 +467,23 @@ impl<'a> Resolved<'a> {
             }
             let port = member.port.unwrap_or(0);
             let checked = if port == 0 { target_port } else { port };
-            let state = self.health.state(address, checked, member.state);
-            backends.push(Backend { address, port, weight: member.weight, state, node_slot: 0 });
+            let way = self.ways.state(service, (address, checked, protocol_number(service.protocol)));
+            let own = worse(member.state, way);
+            let state = self.health.state(address, checked, own);
+            let unwanted = member.state == BackendState::Down;
+            let weight = member.weight;
+            backends.push(Backend {
+                address,
+                port,
+                weight,
+                state,
+                checked: state,
+                unwanted,
+                ramp: WHOLE,
+                node_slot: 0,
+            });
+            wanted.push(own);
         }
-        backends
-    }
-}
-
-/// Stable small numbers for keys. Numbers of keys that are gone come free before new keys ask, so
-/// there are never more of them than keys at a time; the one free longest is used again first.
-struct Slots<K> {
-    by_key: HashMap<K, u32>,
-    keys: Vec<Option<K>>,
-    free: VecDeque<u32>,
-}
-
-impl<K> Default for Slots<K> {
-    fn default() -> Self {
-        Self { by_key: HashMap::new(), keys: Vec::new(), free: VecDeque::new() }
-    }
-}
-
-impl<K: Copy + Eq + Hash> Slots<K> {
-    /// Frees the numbers of all other keys.
-    fn retain(&mut self, wanted: &HashSet<K>) {
-        for (slot, key) in self.keys.iter_mut().enumerate() {
-            if let Some(gone) = key.take_if(|key| !wanted.contains(key)) {
-                self.by_key.remove(&gone);
-                self.free.push_back(slot as u32);
-            }
-        }
-    }
-
-    fn slot(&mut self, key: K) -> u32 {
-        let Self { by_key, keys, free } = self;
-        *by_key.entry(key).or_insert_with(|| match free.pop_front() {
-            Some(slot) => {
-                keys[slot as usize] = Some(key);
-                slot
-            }
-            None => {
-                keys.push(Some(key));
-                keys.len() as u32 - 1
-            }
-        })
+        (backends, wanted)
     }
 }

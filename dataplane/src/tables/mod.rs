@@ -2,18 +2,23 @@
 //! want, the box's own config and the checks' results.
 
 pub mod compile;
+mod motion;
 pub mod set;
+mod slots;
+pub mod snats;
 pub mod view;
+pub mod ways;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::Mode;
-use rustc_hash::FxHashMap;
+use penstock_configs::desired::{Mode, NoBackend, OnDown, OnIdle, Scheduler};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub use compile::{Compiler, Inputs};
 pub use set::{Backend, BackendSet};
 pub use view::{Hop, PortView, View};
+pub use ways::Ways;
 
 use crate::flow::State;
 use crate::lpm::SourceSet;
@@ -25,6 +30,8 @@ use crate::wire::{Family, V4, V6};
 pub struct Tables {
     /// Which snapshot this is; cached numbers in flow records are valid for one epoch. Never 0.
     pub epoch: u16,
+    /// Counts the snapshots of this process, and does not wrap.
+    pub serial: u64,
     /// By slot; a service keeps its slot while it exists, so that its counters go on.
     pub services: Vec<Option<Arc<Service>>>,
     pub v4: FamilyTables<u32>,
@@ -41,7 +48,13 @@ pub struct FamilyTables<A> {
     pub locals: FxHashMap<A, Local>,
     /// Backends of `dnat` services by address, port and protocol: packets from there are replies.
     pub dnat: FxHashMap<ServiceKey<A>, ()>,
+    /// Addresses of those backends.
+    pub dnat_nodes: FxHashSet<A>,
+    /// What they answer to this address is an answer to the reply check.
+    pub probe: Option<A>,
     pub snats: Vec<Snat<A>>,
+    /// Slots of counted backends in use: all are below this.
+    pub counted: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +97,8 @@ pub struct Service {
     pub port: u16,
     pub protocol: u8,
     pub mode: Mode,
+    /// Mode `dnat`: backends wait until their replies were seen to come back.
+    pub reply_check: bool,
     pub set: Arc<BackendSet>,
     /// The port of backends that have none of their own.
     pub target_port: u16,
@@ -91,8 +106,16 @@ pub struct Service {
     pub sources: Option<SourceSet>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
-    /// What the set's last change moved.
+    pub on_idle: OnIdle,
+    pub no_backend: NoBackend,
+    /// What the set's last change moved; of schedulers other than Maglev nothing is known.
     pub moved: Option<Moved>,
+    pub scheduler: Scheduler,
+    /// Where each backend's flows are counted, in the set's order; empty: the scheduler does not ask.
+    pub loads: Box<[u32]>,
+    pub on_down: OnDown,
+    /// The checks left too few backends, and are not believed.
+    pub panic: bool,
 }
 
 impl Service {
@@ -101,6 +124,15 @@ impl Service {
     #[inline]
     pub fn port_of(&self, backend: &Backend) -> u16 {
         if backend.port == 0 { self.target_port } else { backend.port }
+    }
+}
+
+impl Service {
+    /// Where flows to this backend, by its place in the set, are counted; 0: nowhere.
+    #[must_use]
+    #[inline]
+    pub fn load_of(&self, backend: u16) -> u32 {
+        self.loads.get(usize::from(backend)).copied().unwrap_or(0)
     }
 }
 

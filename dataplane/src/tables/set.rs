@@ -6,6 +6,10 @@ use penstock_configs::desired::BackendState;
 use rustc_hash::FxHashMap;
 
 use crate::maglev::{self, MaglevTable, Moved};
+use crate::schedule::{Kind, Plan};
+
+/// [`Backend::ramp`] of one that has started.
+pub const WHOLE: u8 = 10;
 
 /// A place packets can go.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -14,7 +18,15 @@ pub struct Backend {
     /// Its own port; 0: the service's target port.
     pub port: u16,
     pub weight: u16,
+    /// What it is taken for: the worst of what its owner wants and its checks found, unless those are not
+    /// believed.
     pub state: BackendState,
+    /// The worst of the two.
+    pub checked: BackendState,
+    /// Down because its owner says so.
+    pub unwanted: bool,
+    /// Tenths of its weight it takes new flows by: 10, or less while it starts slowly.
+    pub ramp: u8,
     /// The address's place in the list of nodes.
     pub node_slot: u16,
 }
@@ -24,28 +36,33 @@ pub struct Backend {
 /// three nodes and two made 509 and 251 slots, and 63 % moved where a third had to. 8 KiB a table.
 const SMALLEST_UNITS: u64 = 40;
 
+impl Backend {
+    #[must_use]
+    #[inline]
+    pub fn takes_new(&self) -> bool {
+        self.state == BackendState::Active && self.weight > 0
+    }
+}
+
+/// A set, with the tables its services' schedulers choose by.
 pub struct BackendSet {
     pub backends: Vec<Backend>,
+    /// Of one slot, where no scheduler asks for it.
     pub maglev: MaglevTable,
+    /// Empty, where Maglev chooses.
+    pub plan: Plan,
     by_address: FxHashMap<(IpAddr, u16), u16>,
 }
 
 impl BackendSet {
-    /// Compiles a set. Draining and down backends, and those of weight 0, take no slots.
+    /// Compiles a set for schedulers of a kind. Draining and down backends, and those of weight 0, take no slots.
     #[must_use]
-    pub fn build(backends: Vec<Backend>, maglev_max: u32) -> Self {
-        let weights: Vec<(u64, u32)> = backends
-            .iter()
-            .map(|backend| {
-                let weight = if backend.state == BackendState::Active { u32::from(backend.weight) } else { 0 };
-                (maglev::backend_identity(backend.address, backend.port), weight)
-            })
-            .collect();
-        // The size follows the set as configured, not its health: a flap must not resize the table.
-        let units = maglev::weight_units(backends.iter().map(|backend| u32::from(backend.weight)));
-        let size = maglev::size_for(units.max(SMALLEST_UNITS), maglev_max);
+    pub fn build(backends: Vec<Backend>, kind: Kind, maglev_max: u32) -> Self {
+        let shares = shares(&backends);
         let by_address = backends.iter().zip(0..).map(|(backend, at)| ((backend.address, backend.port), at)).collect();
-        Self { maglev: MaglevTable::build(&weights, size), backends, by_address }
+        let plan = Plan::build(&backends, &shares, kind);
+        let maglev = if kind == Kind::Maglev { maglev(&backends, &shares, maglev_max) } else { MaglevTable::none() };
+        Self { maglev, plan, backends, by_address }
     }
 
     /// The backend a new flow goes to.
@@ -58,9 +75,15 @@ impl BackendSet {
     /// The backend at an address; `port` is the one packets go to, `target_port` the service's.
     #[must_use]
     pub fn find(&self, address: IpAddr, port: u16, target_port: u16) -> Option<&Backend> {
+        self.place(address, port, target_port).and_then(|at| self.backends.get(usize::from(at)))
+    }
+
+    /// See [`Self::find`]: its place in the set.
+    #[must_use]
+    pub fn place(&self, address: IpAddr, port: u16, target_port: u16) -> Option<u16> {
         let own = self.by_address.get(&(address, port));
         let by_target = || if port == target_port { self.by_address.get(&(address, 0)) } else { None };
-        own.or_else(by_target).and_then(|at| self.backends.get(usize::from(*at)))
+        own.or_else(by_target).copied()
     }
 
     /// What the change from `old` to this set moved.
@@ -72,4 +95,23 @@ impl BackendSet {
     fn identities(&self) -> Vec<u64> {
         self.backends.iter().map(|backend| maglev::backend_identity(backend.address, backend.port)).collect()
     }
+}
+
+/// What each backend weighs now. In tenths only while one of them starts slowly, so that weights as they
+/// are configured make the tables they always made.
+fn shares(backends: &[Backend]) -> Vec<u32> {
+    let is_ramping = backends.iter().any(|backend| backend.takes_new() && backend.ramp < WHOLE);
+    let weight = |backend: &Backend| {
+        let tenths = if is_ramping { u32::from(backend.ramp) } else { 1 };
+        if backend.takes_new() { u32::from(backend.weight) * tenths } else { 0 }
+    };
+    backends.iter().map(weight).collect()
+}
+
+fn maglev(backends: &[Backend], shares: &[u32], max: u32) -> MaglevTable {
+    let identity = |backend: &Backend| maglev::backend_identity(backend.address, backend.port);
+    let weights: Vec<(u64, u32)> = backends.iter().map(identity).zip(shares.iter().copied()).collect();
+    // The size follows the set as configured, not its health: a flap must not resize the table.
+    let units = maglev::weight_units(backends.iter().map(|backend| u32::from(backend.weight)));
+    MaglevTable::build(&weights, maglev::size_for(units.max(SMALLEST_UNITS), max))
 }

@@ -8,6 +8,7 @@ use rustc_hash::FxHashSet;
 use super::Tables;
 use crate::rss::Placement;
 use crate::verdict::PortId;
+use crate::wire::Tags;
 
 /// The next hop of a packet: out of which port, between which link-layer addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,44 @@ pub struct Hop {
     pub src: [u8; 6],
     /// Of the port or the route, whichever is smaller.
     pub mtu: u32,
+    /// The same for packets that may take the short way, which writes no tags: none may towards a tagged hop.
+    pub plain_mtu: u16,
+    /// The tags frames leave in; `None`: those they came in.
+    pub tags: Option<Tags>,
+    /// The hop is the target itself, not a router on the way.
+    pub adjacent: bool,
+}
+
+// Two to a cache line.
+const _: () = assert!(size_of::<Option<Hop>>() == 32);
+
+impl Hop {
+    /// A hop that is the target itself and leaves tags as they are.
+    #[inline(always)]
+    #[must_use]
+    pub fn new(port: PortId, dst: [u8; 6], src: [u8; 6], mtu: u32) -> Self {
+        Self { port, dst, src, mtu, plain_mtu: plain(mtu), tags: None, adjacent: true }
+    }
+
+    /// The hop in these tags.
+    #[inline]
+    #[must_use]
+    pub fn in_tags(self, tags: Tags) -> Self {
+        let plain_mtu = if tags.is_empty() { plain(self.mtu) } else { 0 };
+        Self { plain_mtu, tags: Some(tags), ..self }
+    }
+
+    /// The hop as a router on the way to a target behind it.
+    #[must_use]
+    pub fn of_router(self) -> Self {
+        Self { adjacent: false, ..self }
+    }
+}
+
+/// No packet is longer than its length field can say.
+#[inline(always)]
+fn plain(mtu: u32) -> u16 {
+    mtu.min(u32::from(u16::MAX)) as u16
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -69,6 +69,9 @@ pub struct ErrorKind {
 /// TTL or hop limit exceeded in transit.
 pub const TIME_EXCEEDED: ErrorKind = ErrorKind { v4: [11, 0], v6: [3, 0], word: 0 };
 
+/// Nobody listens on the port.
+pub const PORT_UNREACHABLE: ErrorKind = ErrorKind { v4: [3, 3], v6: [1, 4], word: 0 };
+
 /// Fragmentation needed, or packet too big. Both have the MTU in the same word, IPv4 in its lower half
 /// (RFC 1191 section 4, RFC 4443 section 3.2). Translation changes no packet's length: what fits
 /// behind the box is what its sender may send.

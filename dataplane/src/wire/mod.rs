@@ -8,12 +8,16 @@ pub mod family;
 pub mod icmp;
 pub mod parse;
 pub mod plain;
+pub mod reset;
 pub mod rewrite;
+pub mod sctp;
+pub mod tags;
 
 pub use family::{Family, Tuple, V4, V6};
 pub use parse::{Packet, Parsed, Transport, parse};
 pub use plain::Plain;
 pub use rewrite::{Rewrite, rewrite};
+pub use tags::Tags;
 
 pub const ETHERNET_HEADER: usize = 14;
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -24,6 +28,7 @@ pub const PROTO_ICMP: u8 = 1;
 pub const PROTO_TCP: u8 = 6;
 pub const PROTO_UDP: u8 = 17;
 pub const PROTO_ICMPV6: u8 = 58;
+pub const PROTO_SCTP: u8 = 132;
 
 pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;

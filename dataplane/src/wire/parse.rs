@@ -1,8 +1,8 @@
 //! One pass over the headers of a frame: everything that could be wrong with a length is found here.
 
 use super::{
-    ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-    TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be16,
+    ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP,
+    PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, be16, sctp,
 };
 use crate::verdict::DropReason;
 
@@ -28,6 +28,7 @@ pub struct Packet {
     pub transport: Transport,
     /// The protocol of the transport header as it stands in the packet.
     pub protocol: u8,
+    /// Of SCTP [`sctp::OPENS`], or nothing.
     pub tcp_flags: u8,
 }
 
@@ -35,6 +36,7 @@ pub struct Packet {
 pub enum Transport {
     Tcp,
     Udp,
+    Sctp,
     /// ICMP or ICMPv6, by the packet's family.
     Icmp,
     /// A fragment, first or not: `l4` is where its payload starts.
@@ -43,11 +45,15 @@ pub enum Transport {
 }
 
 impl Packet {
-    /// Whether it may be the first of a flow: UDP, or a SYN alone.
+    /// Whether it may be the first of a flow: UDP, a SYN alone, or an SCTP INIT.
     #[inline]
     #[must_use]
     pub fn may_open(&self) -> bool {
-        self.transport != Transport::Tcp || self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+        match self.transport {
+            Transport::Tcp => self.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN,
+            Transport::Sctp => self.tcp_flags & sctp::OPENS != 0,
+            _ => true,
+        }
     }
 }
 
@@ -210,6 +216,10 @@ fn transport(
             check_ports(header[0..4].try_into().unwrap_or([0; 4]))?;
             packet.transport = Transport::Udp;
         }
+        PROTO_SCTP => {
+            packet.tcp_flags = sctp::check(frame.get(l4..end).unwrap_or_default())?;
+            packet.transport = Transport::Sctp;
+        }
         PROTO_ICMP if !v6 => packet.transport = icmp(len)?,
         PROTO_ICMPV6 if v6 => packet.transport = icmp(len)?,
         _ => {}
@@ -236,19 +246,27 @@ fn check_ports(ports: [u8; 4]) -> Result<(), DropReason> {
 /// The value of a TCP timestamp option (RFC 7323); 0: there is none.
 #[must_use]
 pub fn tcp_timestamp(frame: &[u8], packet: &Packet) -> u32 {
+    tcp_timestamps(frame, packet)[0]
+}
+
+/// The value of a TCP timestamp option, and the one it echoes; zeros: there is none.
+#[must_use]
+pub fn tcp_timestamps(frame: &[u8], packet: &Packet) -> [u32; 2] {
     let l4 = usize::from(packet.l4);
     let end = l4 + usize::from(frame.get(l4 + 12).copied().unwrap_or(0) >> 4) * 4;
-    let Some(options) = frame.get(l4 + 20..end) else { return 0 };
+    let Some(options) = frame.get(l4 + 20..end) else { return [0; 2] };
     let mut rest = options;
     // Each turn takes at least one byte, so a loop of options ends.
     while let [kind, tail @ ..] = rest {
         rest = match (kind, tail) {
-            (0, _) => return 0,
+            (0, _) => return [0; 2],
             (1, tail) => tail,
-            (8, [10, a, b, c, d, _, _, _, _, ..]) => return u32::from_be_bytes([*a, *b, *c, *d]),
+            (8, [10, a, b, c, d, e, f, g, h, ..]) => {
+                return [u32::from_be_bytes([*a, *b, *c, *d]), u32::from_be_bytes([*e, *f, *g, *h])];
+            }
             (_, [len, ..]) if *len >= 2 => rest.get(usize::from(*len)..).unwrap_or_default(),
-            _ => return 0,
+            _ => return [0; 2],
         };
     }
-    0
+    [0; 2]
 }

@@ -1,6 +1,6 @@
 //! Address and port translation in place.
 
-use super::{Family, Packet, Transport, bytes_at, put};
+use super::{Family, Packet, Transport, bytes_at, put, sctp};
 
 /// The tuple a packet gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Rewrite<A> {
     pub dst_port: u16,
 }
 
-/// Gives a TCP or UDP packet its new tuple, takes one from its TTL, and mends the checksums by delta.
+/// Gives a TCP, UDP or SCTP packet its new tuple, takes one from its TTL, and mends the checksums by delta.
 #[inline(always)]
 pub fn rewrite<F: Family>(packet: &mut [u8], headers: &Packet, to: &Rewrite<F::Addr>) {
     let addresses = F::readdress(packet, usize::from(headers.l3), to.src, to.dst);
@@ -19,6 +19,9 @@ pub fn rewrite<F: Family>(packet: &mut [u8], headers: &Packet, to: &Rewrite<F::A
     let old_ports = bytes_at::<4>(packet, l4);
     let ([s0, s1], [d0, d1]) = (to.src_port.to_be_bytes(), to.dst_port.to_be_bytes());
     let ports = [s0, s1, d0, d1];
+    if headers.transport == Transport::Sctp {
+        return sctp::set_ports(packet, l4, usize::from(headers.end) - l4, ports);
+    }
     put(packet, l4, ports);
     let change = addresses.with(old_ports, ports);
     if headers.transport == Transport::Tcp {

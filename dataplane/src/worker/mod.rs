@@ -61,7 +61,8 @@ pub struct WorkerParts<P: Port, K: Port> {
 impl<P: Port, K: Port> Worker<P, K> {
     #[must_use]
     pub fn new(parts: WorkerParts<P, K>) -> Self {
-        let WorkerParts { sockets, kernel, pool, pipeline, exchange, mailbox, idle } = parts;
+        let WorkerParts { sockets, kernel, pool, mut pipeline, exchange, mailbox, idle } = parts;
+        pipeline.meet(exchange.peers());
         let egress = Egress::new(&sockets.iter().map(|socket| socket.id).collect::<Vec<_>>());
         let stats = Arc::clone(pipeline.stats());
         Self { id: pipeline.worker(), sockets, kernel, pool, pipeline, exchange, mailbox, stats, egress, idle, turn: 0 }
@@ -109,6 +110,9 @@ impl<P: Port, K: Port> Worker<P, K> {
         if self.pipeline.has_released() {
             // Only the time-outs of fragments: they wake nobody.
             self.release(&mut None, now);
+        }
+        while let Some((frame, port)) = self.pipeline.next_farewell(&mut self.pool) {
+            self.conclude(port, frame, Verdict::Tx(port), &mut None);
         }
         self.count(worked);
         worked || due

@@ -95,6 +95,17 @@ impl Engine for MemoryEngine {
             workers: (0..2).map(worker).collect(),
             services,
             services_total,
+            snat: vec![penstock_configs::status::SnatStatus {
+                address: [10, 0, 0, 1].into(),
+                backend: ([10, 0, 0, 11], 31_443).into(),
+                protocol: penstock_configs::desired::Protocol::Tcp,
+                used: 54_000,
+                resting: 9_000,
+                capacity: 64_512,
+                occupancy: 0.84,
+                growth_per_second: 25.0,
+                full_in_seconds: Some(412.0),
+            }],
             notices: vec!["eth1: the driver has no zero-copy; packets are copied (about 400 ns each)".into()],
         }
     }
@@ -128,6 +139,7 @@ impl Engine for MemoryEngine {
                 created: 90_000,
                 expired: 88_721,
                 evicted: 0,
+                ..FlowCounters::default()
             },
             sockets: vec![SocketCounters {
                 interface: "eth0".into(),
@@ -155,6 +167,8 @@ fn port(interface: &str, queues: u16, zero_copy: bool) -> PortStatus {
         xdp: "native".into(),
         zero_copy,
         link: zero_copy,
+        bond: None,
+        standby: false,
         mtu: 1500,
         rx_packets_per_second: 1_234_567.0,
         tx_packets_per_second: 999.4,
@@ -188,9 +202,11 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
             address,
             port,
             weight: backend.weight,
+            effective: 100,
             state: known.map_or(BackendState::Active, |health| health.state),
             reason: known.map(|health| health.reason.clone()).unwrap_or_default(),
             flows: 411,
+            reply_check: None,
             reachable: true,
         }
     };
@@ -209,6 +225,8 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         moved: 12,
         table_size: 65_537,
         disrupted: 0,
+        scheduler: service.scheduler,
+        panic: false,
         backends_total: u32::try_from(backends.len()).expect("few backends"),
         backends_up: u32::try_from(backends.iter().filter(|b| b.is_up()).count()).expect("few backends"),
         backends,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use penstock_configs::desired::{Backend, BackendSet, Desired, Mode, Node, Protocol, Scheduler, Service};
+use penstock_configs::desired::{
+    Backend, BackendSet, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+};
 use penstock_configs::file::SnatAddress;
 
 use super::host::Address;
@@ -97,9 +99,15 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         set: Some(SET.to_owned()),
         backends: Vec::new(),
         target_port: Some(NODE_PORT),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     let vips: [IpAddr; 2] = [VIP_V4.into(), VIP_V6.into()];
     let node_of =

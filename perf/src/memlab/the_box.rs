@@ -135,16 +135,17 @@ impl TheBox {
             max_nodes: MAX_NODES,
             max_services: MAX_SERVICES,
             icmp_per_second: 1000,
+            max_counted: 64,
         };
         let seed = self.plan.seed ^ u64::from(worker);
         let store = Store::open(&self.store_path(usize::from(worker)), config.shape(), BOOT, [seed, !seed])?;
         ensure!(store.discarded.is_none(), "flow state of this very lab was discarded: {:?}", store.discarded);
         ensure!(store.recovered == (self.starts > 1), "flow state was not taken up");
-        let (snat_v4, snat_v6) = Pipeline::stored_snats(&store);
-        self.compiler.seed_snats(&snat_v4, &snat_v6);
         let ports = self.plan.ports.len();
         let stats = Arc::new(WorkerStats::new(ports + 1, MAX_SERVICES));
         let pipeline = Pipeline::new(&config, store, Arc::clone(&stats))?;
+        let (snat_v4, snat_v6) = pipeline.snats_in_use();
+        self.compiler.seed_snats(&snat_v4, &snat_v6);
         let mailbox = Arc::new(Mailbox::new(Arc::clone(exchange.bell(WorkerId(worker)))));
         let (sockets, peers): (Vec<_>, Vec<_>) = (0..ports as u8)
             .map(|id| {
@@ -180,6 +181,7 @@ impl TheBox {
         let owners: BTreeMap<String, Arc<Desired>> = [("file".to_owned(), Arc::new(desired.clone()))].into();
         self.tables = self.compiler.compile(&Inputs {
             owners: &owners,
+            ways: &Default::default(),
             health: &Health::default(),
             snat: &self.plan.snat,
             timeouts: &self.plan.timeouts,
@@ -187,11 +189,14 @@ impl TheBox {
             maglev_max: self.plan.maglev_max,
             max_services: MAX_SERVICES,
             max_nodes: MAX_NODES,
+            max_counted: 64,
+            panic_threshold: 0,
+            now: Now::default(),
         })?;
         self.publications += 1;
         let plan = &self.plan;
         let src = plan.ports[usize::from(plan.node_port)];
-        let hop = |dst: &[u8; 6]| Hop { port: PortId(plan.node_port), dst: *dst, src, mtu: MTU };
+        let hop = |dst: &[u8; 6]| Hop::new(PortId(plan.node_port), *dst, src, MTU);
         let mut ports: Vec<_> =
             plan.ports.iter().map(|mac| PortView { mac: *mac, mtu: MTU, is_kernel: false, mss_clamp: 0 }).collect();
         ports.push(PortView { mac: [2, 0, 0, 0, 0, 0xff], mtu: MTU, is_kernel: true, mss_clamp: 0 });

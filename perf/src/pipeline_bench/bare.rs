@@ -58,7 +58,7 @@ fn burst<A, const HEADERS: usize, const SEQ: usize>(
         if let Some(record) = records.get(flow) {
             prefetch(record);
             // The second line of a record that has two.
-            prefetch(&record.last_timestamp);
+            prefetch(&record.seen);
         }
     }
     for (frame, flow) in frames.iter_mut().zip(wanted) {

@@ -53,7 +53,7 @@ fn some_flow(n: u64, flows: u32) -> u32 {
 const LANES: usize = BLOCK / 4;
 /// What the client sends, one step a block; the node answers in the next block.
 const CLIENT_SENDS: [TcpFlags; 6] =
-    [TcpFlags::Syn, TcpFlags::Ack, TcpFlags::Push, TcpFlags::Ack, TcpFlags::FinAck, TcpFlags::Ack];
+    [TcpFlags::Syn, TcpFlags::Ack, TcpFlags::Push, TcpFlags::Ack, TcpFlags::FinAck, TcpFlags::LastAck];
 const NODE_ANSWERS: [Option<TcpFlags>; 6] =
     [Some(TcpFlags::SynAck), None, Some(TcpFlags::Push), Some(TcpFlags::Push), Some(TcpFlags::FinAck), None];
 

@@ -40,6 +40,8 @@ pub enum TcpFlags {
     Ack,
     Push,
     FinAck,
+    /// Acknowledges the other's FIN, behind its own.
+    LastAck,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,30 +58,37 @@ impl Endpoints {
     }
 }
 
-/// A client's packet to the box. `flow` becomes the sequence number.
+/// A client's packet to the box. `flow` becomes the sequence number, which both ends begin with.
 pub fn from_client(ends: Endpoints, flags: TcpFlags, flow: u32) -> anyhow::Result<Template> {
-    tcp(CLIENT_MAC, BOX_MACS[0], ends, flags, flow)
+    let received = if matches!(flags, TcpFlags::LastAck) { 2 } else { 1 };
+    tcp(CLIENT_MAC, BOX_MACS[0], ends, flags, flow, flow.wrapping_add(received))
 }
 
-/// A node's packet to the box.
+/// A node's packet to the box; its FIN follows the client's.
 pub fn from_node(ends: Endpoints, flags: TcpFlags, flow: u32) -> anyhow::Result<Template> {
-    tcp(NODE_MAC, BOX_MACS[1], ends, flags, flow)
+    let received = if matches!(flags, TcpFlags::FinAck) { 2 } else { 1 };
+    tcp(NODE_MAC, BOX_MACS[1], ends, flags, flow, flow.wrapping_add(received))
 }
 
-fn tcp(src: [u8; 6], dst: [u8; 6], ends: Endpoints, flags: TcpFlags, flow: u32) -> anyhow::Result<Template> {
+fn tcp(src: [u8; 6], dst: [u8; 6], ends: Endpoints, flags: TcpFlags, flow: u32, ack: u32) -> anyhow::Result<Template> {
     let ethernet = PacketBuilder::ethernet2(src, dst);
     let ip = match (ends.src, ends.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
         (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
         _ => bail!("a packet between two families"),
     };
-    let plain = ip.tcp(ends.src_port, ends.dst_port, flow, 64_000);
+    let sent = match flags {
+        TcpFlags::FinAck => 1,
+        TcpFlags::LastAck => 2,
+        _ => 0,
+    };
+    let plain = ip.tcp(ends.src_port, ends.dst_port, flow.wrapping_add(sent), 64_000);
     let packet = match flags {
         TcpFlags::Syn => plain.syn(),
-        TcpFlags::SynAck => plain.syn().ack(1),
-        TcpFlags::Ack => plain.ack(1),
-        TcpFlags::Push => plain.ack(1).psh(),
-        TcpFlags::FinAck => plain.ack(1).fin(),
+        TcpFlags::SynAck => plain.syn().ack(ack),
+        TcpFlags::Ack | TcpFlags::LastAck => plain.ack(ack),
+        TcpFlags::Push => plain.ack(ack).psh(),
+        TcpFlags::FinAck => plain.ack(ack).fin(),
     };
     let mut bytes = [0; ROOM];
     let len = packet.size(0);

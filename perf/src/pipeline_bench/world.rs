@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use arrayvec::ArrayVec;
-use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, NoBackend, OnIdle, Protocol};
 use penstock_configs::desired::{Scheduler, Service};
 use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;
@@ -63,6 +63,7 @@ impl World {
             max_nodes: NODES as usize,
             max_services: plan.services as usize,
             icmp_per_second: 1000,
+            max_counted: 64,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
@@ -147,9 +148,9 @@ fn view(plan: Plan) -> anyhow::Result<View> {
     let tables = tables(plan)?;
     let hop = |address: &IpAddr| {
         let known = (0..NODES).any(|n| packets::node(plan.v6, n) == *address);
-        known.then_some(Hop { port: NODE_PORT, dst: NODE_MAC, src: BOX_MACS[1], mtu: MTU })
+        known.then_some(Hop::new(NODE_PORT, NODE_MAC, BOX_MACS[1], MTU))
     };
-    let default = Some(Hop { port: CLIENT_PORT, dst: CLIENT_MAC, src: BOX_MACS[0], mtu: MTU });
+    let default = Some(Hop::new(CLIENT_PORT, CLIENT_MAC, BOX_MACS[0], MTU));
     let port = |mac| PortView { mac, mtu: MTU, is_kernel: false, mss_clamp: 0 };
     Ok(View {
         number: 1,
@@ -175,9 +176,15 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         set: Some(set.name.clone()),
         backends: Vec::new(),
         target_port: Some(30_000 + (n % 2_767) as u16),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     let desired = Desired {
         generation: 1,
@@ -190,6 +197,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
     let inputs = Inputs {
         owners: &owners,
         health: &Health::default(),
+        ways: &Default::default(),
         snat: &(0..SNATS).map(snat).collect::<Vec<_>>(),
         // The established ones stay, however far `expire` moves the clock.
         timeouts: &Timeouts { tcp_established: 10_000_000, ..Timeouts::default() },
@@ -197,6 +205,9 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         maglev_max: 65_537,
         max_services: plan.services as usize,
         max_nodes: NODES as usize,
+        max_counted: 64,
+        panic_threshold: 0,
+        now: Now::default(),
     };
     Compiler::default().compile(&inputs).context("the benchmark's own tables")
 }

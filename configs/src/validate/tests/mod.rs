@@ -52,6 +52,7 @@ fn host() -> HostFacts {
         ],
         gateways: vec!["192.0.2.1".parse().expect("an address"), "fe80::1".parse().expect("an address")],
         local_port_range: Some([32_768, 60_999]),
+        reserved_ports: Vec::new(),
         listeners: vec![22, 6443],
         interfaces: vec![("lo".into(), 1), ("eth0".into(), 4), ("eth1".into(), 2)],
         cores: 8,

@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use crate::desired::{Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Scheduler, Service};
+use crate::desired::{
+    Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
+};
 use crate::file::SnatAddress;
 use crate::resolve::Resolver;
 use crate::validate::{BoxContext, desired, warnings};
@@ -32,9 +34,15 @@ fn large(mode: Mode) -> Desired {
         set: Some("all".into()),
         backends: Vec::new(),
         target_port: Some(30_000 + index),
+        reply_check: true,
         source_ranges: Vec::new(),
         announce: None,
         timeouts: None,
+        on_down: Default::default(),
+        slow_start: None,
+        panic_threshold: None,
+        on_idle: OnIdle::default(),
+        no_backend: NoBackend::default(),
     };
     Desired {
         generation: 1,

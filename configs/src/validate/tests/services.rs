@@ -183,7 +183,10 @@ fn source_ranges_and_timeouts() {
         &[("port = 443", &more("source_ranges = [\"10.0.0.0/8\", \"192.0.2.77/24\"]"))],
         &["service[0] \"web\".source_ranges[1]: 192.0.2.77/24", "write \"192.0.2.0/24\""],
     );
-    one(&[("port = 443", &more("timeouts = { udp = 0 }"))], &["service[0] \"web\".timeouts.udp: is 0"]);
+    for key in ["tcp_syn", "tcp_established", "tcp_fin", "tcp_time_wait", "tcp_rst", "udp_one_way", "udp"] {
+        let text = format!("timeouts = {{ {key} = 0 }}");
+        one(&[("port = 443", &more(&text))], &[&format!("service[0] \"web\".timeouts.{key}: is 0")]);
+    }
     one(
         &[("port = 443", &more("timeouts = { tcp_established = 4000000000 }"))],
         &["service[0] \"web\".timeouts.tcp_established: is 4000000000 seconds"],
@@ -247,4 +250,85 @@ fn warnings_of_what_is_seldom_meant() {
         assert!(found.starts_with(wanted), "{found} / {wanted}");
     }
     assert_eq!(warnings(&edited(&[]).desired(1)), []);
+}
+
+#[test]
+fn backends_in_motion() {
+    let with = |line: &str| [("target_port = 31443", format!("target_port = 31443\n{line}"))];
+    let faults = |line: &str| {
+        let edits = with(line);
+        let edits: Vec<(&str, &str)> = edits.iter().map(|(from, to)| (*from, to.as_str())).collect();
+        faults_of(&edits, None)
+    };
+    for good in [
+        "scheduler = \"random-two-choices\"\nslow_start = 30",
+        "scheduler = \"nq\"",
+        "on_down = \"rehome\"\npanic_threshold = 100",
+        "panic_threshold = 0",
+    ] {
+        assert_eq!(faults(good), Vec::<String>::new(), "{good}");
+    }
+    for (bad, says) in [
+        ("slow_start = 0", "service[0] \"web\".slow_start: is 0; write 1 to 3600 seconds"),
+        ("slow_start = 3601", "service[0] \"web\".slow_start: is 3601"),
+        ("panic_threshold = 101", "service[0] \"web\".panic_threshold: is 101, more than all"),
+        (
+            "scheduler = \"rr\"\nslow_start = 5",
+            "service[0] \"web\".slow_start: has no effect with the scheduler \"rr\"",
+        ),
+    ] {
+        let found = faults(bad);
+        assert!(found.len() == 1 && found[0].contains(says), "{bad}: {found:?}");
+    }
+    let udp = [("protocol = \"tcp\"", "protocol = \"udp\"\non_down = \"reset\"")];
+    one(&udp, &["service[0] \"web\".on_down: is about TCP connections"]);
+    one(&[("\"lb1\"", "\"lb1\"\npanic_threshold = 200")], &["box.panic_threshold: is 200, more than all"]);
+    one(&[("[limits]", "[limits]\ncounted_backends = 0")], &["limits.counted_backends: is 0"]);
+}
+
+#[test]
+fn ends_and_refusals() {
+    let more = |text: &str| format!("port = 443\n{text}");
+    one(
+        &[("port = 443", &more("on_idle = \"reset\"")), ("protocol = \"tcp\"", "protocol = \"udp\"")],
+        &["service[0] \"web\".on_idle: is \"reset\", and UDP has no way to say so", "leave it out"],
+    );
+}
+
+#[test]
+fn dsr_leaves_ports_alone() {
+    let dsr = |more: &str| format!("protocol = \"tcp\"\nmode = \"dsr\"\n{more}");
+    let (protocol, target) = ("protocol = \"tcp\"", "target_port = 31443");
+    let faults = |more: &str, to: &str| faults_of(&[(protocol, &dsr(more)), (target, to)], None);
+    assert!(faults("", "").is_empty(), "no port is needed");
+    assert!(faults("", "target_port = 443").is_empty());
+    one(
+        &[(protocol, &dsr(""))],
+        &["service[0] \"web\".target_port: is 31443, and mode \"dsr\" leaves the packet its port 443"],
+    );
+    let ports = |port: u16| format!("backends = [{{ node = \"worker-1\" }}, {{ node = \"worker-2\", port = {port} }}]");
+    let set = "backends = [{ node = \"worker-1\" }, { node = \"worker-2\" }]";
+    assert!(faults_of(&[(protocol, &dsr("")), (target, ""), (set, &ports(443))], None).is_empty());
+    one(
+        &[(protocol, &dsr("")), (target, ""), (set, &ports(8443))],
+        &["service[0] \"web\".set: backend 1 names port 8443, and mode \"dsr\""],
+    );
+    one(
+        &[(protocol, &dsr("")), (SET, &ports(8443))],
+        &["service[0] \"web\".backends[1].port: backend 1 names port 8443"],
+    );
+    // Nothing is sent from the box: no SNAT address is needed.
+    let no_v4 = ("[[snat]]\naddress = \"192.0.2.250\"\n", "");
+    assert!(faults_of(&[no_v4, (protocol, &dsr("")), (target, "")], None).is_empty());
+}
+
+#[test]
+fn a_waived_reply_check_is_warned_of() {
+    for (mode, wanted) in [("dnat", "blackholes its clients"), ("nat", "is about mode \"dnat\" only")] {
+        let more = format!("protocol = \"tcp\"\nmode = {mode:?}\nreply_check = false");
+        let found = warnings(&edited(&[("protocol = \"tcp\"", &more)]).desired(1));
+        let [found] = &found[..] else { panic!("{found:?}") };
+        let found = found.to_string();
+        assert!(found.starts_with("service[0] \"web\".reply_check: is ") && found.contains(wanted), "{found}");
+    }
 }

@@ -33,6 +33,23 @@ fn vip_ranges() {
 }
 
 #[test]
+fn reply_probe() {
+    let with = |list: &str| format!("name = \"lb1\"\nreply_probe = [{list}]");
+    for (list, wanted) in [
+        ("\"127.0.0.1\"", "box.reply_probe[0]: 127.0.0.1 is a loopback address"),
+        ("\"198.51.100.1\", \"198.51.100.2\"", "box.reply_probe[1]: 198.51.100.2 is a second IPv4 address"),
+        ("\"192.0.2.250\"", "snat[0].address: 192.0.2.250 is box.reply_probe"),
+        ("\"192.0.2.101\"", "box.reply_probe[0]: 192.0.2.101 is the address of node \"worker-1\""),
+        ("\"192.0.2.10\"", "service[0] \"web\".vip: 192.0.2.10 is box.reply_probe"),
+    ] {
+        one(&[("name = \"lb1\"", &with(list))], &[wanted]);
+    }
+    for list in ["", "\"198.51.100.1\"", "\"198.51.100.1\", \"2001:db8::9\""] {
+        assert!(faults_of(&[("name = \"lb1\"", &with(list))], None).is_empty(), "{list}");
+    }
+}
+
+#[test]
 fn interfaces() {
     let port = |text: &'static str| [("[[port]]\ninterface = \"eth0\"", text)];
     one(&[("version = 1", "version = 1\nport = []"), port("")[0]], &["port: names no interface", "[[port]]"]);

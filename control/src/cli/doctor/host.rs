@@ -221,13 +221,16 @@ fn shared_ports(machine: &Machine, file: &ConfigFile) -> Vec<Finding> {
     for snat in file.snat.iter().filter(|snat| snat.shared) {
         let subject = format!("shared SNAT {}", snat.address);
         let [first, last] = snat.ports;
+        let reserved = machine.reserved_ports();
+        let is_reserved = (first..=last).all(|port| reserved.iter().any(|[from, to]| (*from..=*to).contains(&port)));
         if let Some(range) = machine.local_port_range()
             && overlap(snat.ports, range)
+            && !is_reserved
         {
             findings.push(Finding::bad(
                 &subject,
                 format!("ports {first}-{last} overlap ip_local_port_range {}-{}", range[0], range[1]),
-                "choose ports outside, or narrow the range: sysctl -w net.ipv4.ip_local_port_range=\"32768 50000\"",
+                format!("choose ports outside, or keep the kernel off: sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}"),
             ));
         }
         let taken: Vec<u16> = machine.listeners().into_iter().filter(|port| (first..=last).contains(port)).collect();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use penstock_configs::validate::HostFacts;
+use penstock_configs::validate::{HostFacts, port_list};
 use serde_json::Value;
 
 #[derive(Debug)]
@@ -66,7 +66,11 @@ impl Machine {
         Some([ports.next()?, ports.next()?])
     }
 
-    /// Ports of listening TCP sockets and of bound UDP ones, either family.
+    pub(super) fn reserved_ports(&self) -> Vec<[u16; 2]> {
+        port_list(&self.read("/proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default())
+    }
+
+    /// Ports of listening TCP sockets and of bound UDP ones, either family, at any address but loopback.
     pub(super) fn listeners(&self) -> Vec<u16> {
         let mut ports = Vec::new();
         for (file, state) in [("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")] {
@@ -74,8 +78,9 @@ impl Machine {
             ports.extend(text.lines().skip(1).filter_map(|line| {
                 let mut fields = line.split_whitespace().skip(1);
                 let (local, in_state) = (fields.next()?, fields.nth(1)? == state);
-                let port = u16::from_str_radix(local.rsplit_once(':')?.1, 16).ok()?;
-                in_state.then_some(port)
+                let (address, port) = local.rsplit_once(':')?;
+                let port = u16::from_str_radix(port, 16).ok()?;
+                (in_state && !is_loopback(address)).then_some(port)
             }));
         }
         ports.sort_unstable();
@@ -101,10 +106,21 @@ impl Machine {
             addresses: addresses.collect(),
             gateways: routes.iter().filter_map(|route| route["gateway"].as_str()?.parse().ok()).collect(),
             local_port_range: self.local_port_range(),
+            reserved_ports: self.reserved_ports(),
             listeners: self.listeners(),
             interfaces: interfaces.iter().map(|name| (name.clone(), self.queues(name))).collect(),
             cores: u16::try_from(self.cores().len()).unwrap_or(u16::MAX),
         }
+    }
+}
+
+/// As the kernel writes addresses there: words of 32 bits, each in the machine's order.
+fn is_loopback(hex: &str) -> bool {
+    let word = |text: &str| u32::from_str_radix(text, 16).map(u32::to_ne_bytes).unwrap_or_default();
+    match hex.len() {
+        8 => word(hex)[0] == 127,
+        32 => hex[..24].bytes().all(|digit| digit == b'0') && word(&hex[24..]) == [0, 0, 0, 1],
+        _ => false,
     }
 }
 
@@ -138,9 +154,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let proc_net = directory.path().join("proc/net");
         fs::create_dir_all(&proc_net).expect("made");
-        let tcp = "  sl  local_address rem_address   st\n   0: 00000000:0016 00000000:0000 0A 0\n   1: 0100007F:1F90 0100007F:9999 01 0\n";
+        let tcp = "  sl  local_address rem_address   st\n   0: 00000000:0016 00000000:0000 0A 0\n   1: 0100007F:1F90 0100007F:9999 01 0\n   2: 0100007F:1F91 0 0A 0\n";
         fs::write(proc_net.join("tcp"), tcp).expect("written");
-        let udp = "  sl  local\n   0: 00000000000000000000000000000000:0035 0:0 07 0\n";
+        let udp = "  sl  local\n   0: 00000000000000000000000000000000:0035 0:0 07 0\n   1: 00000000000000000000000001000000:0036 0:0 07 0\n";
         fs::write(proc_net.join("udp6"), udp).expect("written");
         assert_eq!(Machine::at(directory.path()).listeners(), [22, 53]);
     }

@@ -1,9 +1,11 @@
 //! `penstock doctor`: what about this machine would keep the box from working, or from working
-//! well. Each finding says what to do about it. Reads files only; changes nothing.
+//! well. Each finding says what to do about it. Reads files, and the status of a dataplane that runs;
+//! changes nothing.
 
 mod host;
 mod interfaces;
 mod machine;
+mod running;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -16,6 +18,7 @@ use self::machine::Machine;
 use super::failure::{Failure, Outcome};
 use super::screen::{Screen, Style};
 use super::units::count;
+use crate::client::Dataplane;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -72,9 +75,13 @@ impl Finding {
     }
 }
 
-pub(super) fn run(screen: &Screen, arguments: &Arguments) -> Outcome {
+pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Arguments) -> Outcome {
     let machine = Machine::this();
     let mut findings = host::check(&machine);
+    // None runs before the first start, when the doctor is asked most.
+    if let Ok(status) = dataplane.status().await {
+        findings.extend(running::check(&status));
+    }
     if let Some(path) = &arguments.file {
         let facts = machine.facts();
         match source::load_for(path, Some(&facts)) {

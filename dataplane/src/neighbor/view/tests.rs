@@ -1,10 +1,13 @@
 //! Messages in, data out: what a lab without the 8021q module can't show, and what must be ignored.
 
 use netlink_packet_route::address::AddressHeader;
-use netlink_packet_route::link::{InfoKind, VlanProtocol};
+use netlink_packet_route::link::VlanProtocol;
 use netlink_packet_route::route::RouteFlags;
 
+use penstock_configs::file::PortConfig;
+
 use super::*;
+use crate::neighbor::bond;
 
 const MAC: Mac = [2, 0, 0, 0, 0, 1];
 
@@ -143,4 +146,108 @@ fn route_changes_name_their_prefix() {
     assert_eq!(change, Change::Routes("2001:db8::/64".parse().unwrap()));
     message.header.flags = RouteFlags::Cloned;
     assert_eq!(view.apply(&RouteNetlinkMessage::NewRoute(message)), Change::Nothing);
+}
+
+fn bond(index: u32, name: &str, mode: BondMode) -> RouteNetlinkMessage {
+    let data = LinkInfo::Data(InfoData::Bond(vec![InfoBond::Mode(mode)]));
+    link(index, name, vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bond), data])])
+}
+
+fn member(index: u32, name: &str, master: u32, state: BondPortState) -> RouteNetlinkMessage {
+    let data = LinkInfo::PortData(InfoPortData::BondPort(vec![InfoBondPort::BondPortState(state)]));
+    link(index, name, vec![LinkAttribute::Controller(master), LinkAttribute::LinkInfo(vec![data])])
+}
+
+/// A bond of eth0 and eth1, with a VLAN on it; eth0 in use.
+fn bonded(mode: BondMode, second: BondPortState) -> KernelView {
+    let mut view = KernelView::default();
+    view.apply(&bond(9, "bond0", mode));
+    view.apply(&member(3, "eth1", 9, second));
+    view.apply(&member(2, "eth0", 9, BondPortState::Active));
+    view.apply(&vlan(10, 9, 100, VlanProtocol::Ieee8021Q));
+    view
+}
+
+fn port(interface: &str) -> PortConfig {
+    serde_json::from_value(serde_json::json!({ "interface": interface, "mss_clamp": 1400 })).unwrap()
+}
+
+fn resolved(view: &KernelView, ports: &[&str]) -> Result<Vec<String>, String> {
+    let ports: Vec<PortConfig> = ports.iter().map(|name| port(name)).collect();
+    match bond::resolve_in(view, &ports, 2048) {
+        Ok(ports) => Ok(ports.into_iter().map(|port| port.interface).collect()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[test]
+fn a_bond_is_served_on_its_members() {
+    let view = bonded(BondMode::Ieee8023Ad, BondPortState::Active);
+    assert_eq!(resolved(&view, &["bond0", "eth7"]).unwrap(), ["eth0", "eth1", "eth7"]);
+    let members = bond::resolve_in(&view, &[port("bond0")], 2048).unwrap();
+    assert!(members.iter().all(|member| member.mss_clamp == Some(1400)), "the port's settings are the members'");
+    // By the members' own names it is the same box.
+    assert_eq!(resolved(&view, &["eth0", "eth1"]).unwrap(), ["eth0", "eth1"]);
+    assert_eq!(view.bond_of("eth1"), Some("bond0"));
+    let error = resolved(&view, &["bond0", "eth0"]).unwrap_err();
+    assert!(error.contains("eth0") && error.contains("member of bond0"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_a_port_is_refused_with_what_can() {
+    let mut view = KernelView::default();
+    let over = |index, name: &str, kind| link(index, name, vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])]);
+    view.apply(&over(5, "br0", InfoKind::Bridge));
+    view.apply(&link(6, "eth6", vec![LinkAttribute::Controller(5)]));
+    view.apply(&over(7, "team0", InfoKind::Team));
+    view.apply(&over(8, "veth0", InfoKind::Veth));
+    view.apply(&bond(9, "bond0", BondMode::ActiveBackup));
+    view.apply(&bond(10, "bond1", BondMode::BalanceAlb));
+    view.apply(&member(11, "eth8", 10, BondPortState::Active));
+    view.apply(&vlan(12, 6, 100, VlanProtocol::Ieee8021Q));
+    view.apply(&link(13, "jumbo", vec![LinkAttribute::Mtu(9000)]));
+    view.apply(&link(14, "largest", vec![LinkAttribute::Mtu(2048 - 256 - 22)]));
+    for (name, words) in [
+        ("br0", &["a bridge", "(eth6)"][..]),
+        ("team0", &["a team", "each as a [[port]]"]),
+        ("vlan100", &["a VLAN sub-interface", "(eth6)"]),
+        ("bond0", &["no members", "master bond0"]),
+        ("bond1", &["balance-alb", "active-backup"]),
+        ("jumbo", &["MTU is 9000", "2048 bytes has 1770", "holds 3818", "ip link set jumbo mtu 1770"]),
+    ] {
+        let error = resolved(&view, &[name]).unwrap_err();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    assert_eq!(resolved(&view, &["veth0", "eth6", "largest"]).unwrap(), ["veth0", "eth6", "largest"]);
+    assert!(bond::resolve_in(&view, &[port("jumbo")], 4096).is_err());
+}
+
+#[test]
+fn routes_by_a_bond_leave_by_a_member_in_use() {
+    let ports = ["eth0".to_owned(), "eth1".to_owned()];
+    let by = |view: &KernelView, link, spread| {
+        let path = view.path_for(link, &ports, spread).unwrap();
+        (path.port.0, path.up)
+    };
+    let view = bonded(BondMode::Ieee8023Ad, BondPortState::Active);
+    assert_eq!([0, 1, 2, 3].map(|spread| by(&view, 9, spread)), [(0, true), (1, true), (0, true), (1, true)]);
+    let tagged = view.path(10, &ports).unwrap();
+    assert_eq!(
+        (tagged.port, tagged.tags[0], tagged.up),
+        (PortId(0), Some(VlanTag { ethertype: 0x8100, id: 100 }), true)
+    );
+    assert_eq!(view.vlans(&ports), [(tagged.port, tagged.tags)]);
+
+    let mut view = bonded(BondMode::ActiveBackup, BondPortState::Backup);
+    assert_eq!([0, 1].map(|spread| by(&view, 9, spread)), [(0, true); 2]);
+    // The bonding driver fails over.
+    assert_eq!(view.apply(&member(2, "eth0", 9, BondPortState::Backup)), Change::Links);
+    view.apply(&member(3, "eth1", 9, BondPortState::Active));
+    assert_eq!([0, 1].map(|spread| by(&view, 9, spread)), [(1, true); 2]);
+    // None is left: there is a way, but it is down.
+    view.apply(&member(3, "eth1", 9, BondPortState::Backup));
+    assert!(!by(&view, 9, 0).1);
+    // A bridge's or somebody else's members are no way at all.
+    view.apply(&link(9, "bond0", vec![]));
+    assert_eq!(view.path(9, &ports), None);
 }

@@ -9,9 +9,9 @@ use etherparse::{
 
 use super::{BACK, BOX_MACS, FRONT, client_mac, node_mac};
 use crate::verdict::PortId;
-use crate::wire::{PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, sctp};
 
-/// A TCP or UDP packet to be.
+/// A TCP, UDP or SCTP packet to be; of the last, `seq` is the verification tag and `payload` the chunks.
 #[derive(Debug, Clone)]
 pub struct Pkt {
     pub smac: [u8; 6],
@@ -30,7 +30,7 @@ pub struct Pkt {
     pub ip_options: Vec<u8>,
     /// Zero bytes behind the packet, as short frames have.
     pub padding: usize,
-    /// UDP without a checksum.
+    /// UDP or SCTP without a checksum.
     pub unchecked: bool,
 }
 
@@ -43,6 +43,12 @@ impl Pkt {
     /// See [`Self::tcp`].
     pub fn udp(src: &str, dst: &str) -> Self {
         Self::between(src.parse().expect("a source"), dst.parse().expect("a destination"), PROTO_UDP, 0)
+    }
+
+    /// See [`Self::tcp`].
+    pub fn sctp(src: &str, dst: &str, tag: u32, chunks: &[u8]) -> Self {
+        let ends = (src.parse().expect("a source"), dst.parse().expect("a destination"));
+        Self::between(ends.0, ends.1, PROTO_SCTP, 0).with(|pkt| pkt.seq = tag).payload(chunks)
     }
 
     pub fn syn(src: &str, dst: &str) -> Self {
@@ -58,8 +64,9 @@ impl Pkt {
             dst,
             protocol,
             flags,
-            seq: 1000,
-            ack: 0,
+            // Both ends begin with 1000, and nobody has said anything yet.
+            seq: if flags & TCP_SYN != 0 { 1000 } else { 1001 },
+            ack: if flags & TCP_ACK != 0 { 1001 } else { 0 },
             timestamp: None,
             ttl: 64,
             payload: Vec::new(),
@@ -71,10 +78,13 @@ impl Pkt {
 
     /// What a node answers to a packet it got.
     pub fn answer(to: &Seen, flags: u8) -> Self {
+        let phantom = u32::from(to.flags & (TCP_SYN | TCP_FIN) != 0);
+        let end = to.seq.wrapping_add(to.payload.len() as u32).wrapping_add(phantom);
         Self {
             smac: node_mac(to.dst.ip()),
             dmac: BOX_MACS[usize::from(BACK.0)],
             vlans: to.vlans.clone(),
+            ack: if flags & TCP_ACK != 0 { end } else { 0 },
             ..Self::between(to.dst, to.src, to.protocol, flags)
         }
     }
@@ -107,6 +117,17 @@ impl Pkt {
 
     fn transport(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
+        if self.protocol == PROTO_SCTP {
+            bytes.extend([self.src.port(), self.dst.port()].map(u16::to_be_bytes).as_flattened());
+            bytes.extend(self.seq.to_be_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(&self.payload);
+            if !self.unchecked {
+                let sum = sctp::right_checksum(&bytes);
+                bytes[8..12].copy_from_slice(&sum);
+            }
+            return bytes;
+        }
         if self.protocol == PROTO_TCP {
             let mut header = TcpHeader::new(self.src.port(), self.dst.port(), self.seq, 0xffff);
             header.acknowledgment_number = self.ack;
@@ -271,10 +292,12 @@ pub struct Seen {
     pub dst: SocketAddr,
     pub protocol: u8,
     pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
     pub ttl: u8,
     /// Of TCP and UDP the data, of ICMP the message.
     pub payload: Vec<u8>,
-    /// Checksums that are wrong: "ip", "tcp", "udp", "icmp".
+    /// Checksums that are wrong: "ip", "tcp", "udp", "sctp", "icmp".
     pub wrong: Vec<&'static str>,
 }
 
@@ -334,7 +357,23 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
             }
             ([0, 0], 0, icmp.slice())
         }
+        None if protocol == PROTO_SCTP => {
+            let bytes = sliced.ip_payload().map_or(&[][..], |payload| payload.payload);
+            let (Some([s0, s1, d0, d1, _, _, _, _, sum @ ..]), chunks) = (bytes.first_chunk::<12>(), bytes.get(12..))
+            else {
+                return Err("no SCTP header".into());
+            };
+            if *sum != [0; 4] && *sum != sctp::right_checksum(bytes) {
+                wrong.push("sctp");
+            }
+            let ports = [u16::from_be_bytes([*s0, *s1]), u16::from_be_bytes([*d0, *d1])];
+            (ports, 0, chunks.unwrap_or_default())
+        }
         _ => ([0, 0], 0, sliced.ip_payload().map_or(&[][..], |payload| payload.payload)),
+    };
+    let (seq, ack) = match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.sequence_number(), tcp.acknowledgment_number()),
+        _ => (0, 0),
     };
     Ok(Seen {
         smac: ethernet.source(),
@@ -344,6 +383,8 @@ pub fn look(frame: &[u8]) -> Result<Seen, String> {
         dst: SocketAddr::new(dst, ports[1]),
         protocol,
         flags,
+        seq,
+        ack,
         ttl,
         payload: payload.to_vec(),
         wrong,

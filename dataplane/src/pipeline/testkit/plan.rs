@@ -5,13 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_configs::desired::{
-    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, Protocol, Scheduler, Service,
+    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
+    Service,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
+use crate::clock::Now;
 use crate::tables::compile::CompileError;
-use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
+use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View, Ways};
+use crate::wire::Tags;
 
 /// Services, SNAT addresses and what else the tables are compiled from.
 #[derive(Debug, Clone)]
@@ -20,8 +23,13 @@ pub struct Plan {
     pub snat: Vec<SnatAddress>,
     pub timeouts: Timeouts,
     pub health: Health,
+    pub ways: Ways,
     /// Nodes the kernel knows no neighbour for.
     pub unknown: Vec<IpAddr>,
+    /// Nodes behind a router.
+    pub routed: Vec<IpAddr>,
+    /// The tags of the nodes' network; `None`: packets keep theirs.
+    pub node_tags: Option<Tags>,
     /// Whether there is a default next hop towards clients.
     pub gateway: bool,
     pub mtu: u32,
@@ -30,6 +38,8 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// What the compiler takes for now.
+    pub now: Now,
 }
 
 impl Default for Plan {
@@ -39,12 +49,16 @@ impl Default for Plan {
             snat: Vec::new(),
             timeouts: Timeouts::default(),
             health: Health::default(),
+            ways: Ways::default(),
             unknown: Vec::new(),
+            routed: Vec::new(),
+            node_tags: None,
             gateway: false,
             mtu: 1500,
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            now: Now::default(),
         }
     }
 }
@@ -57,6 +71,7 @@ impl Plan {
         let protocol = match protocol {
             "tcp" => Protocol::Tcp,
             "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
             other => panic!("protocol {other}"),
         };
         self.services.push(Service {
@@ -69,9 +84,16 @@ impl Plan {
             set: None,
             backends: backends.iter().map(|backend| Self::backend(backend)).collect(),
             target_port: None,
+            reply_check: true,
             source_ranges: Vec::new(),
             announce: None,
             timeouts: None,
+            on_down: Default::default(),
+            slow_start: None,
+            panic_threshold: None,
+            on_idle: OnIdle::default(),
+            // A drop is what most tables look for; those of the answer ask for it.
+            no_backend: NoBackend::Drop,
         });
         self.services.last_mut().expect("just added")
     }
@@ -109,26 +131,28 @@ impl Plan {
         compiler.compile(&Inputs {
             owners: &owners,
             health: &self.health,
+            ways: &self.ways,
             snat: &self.snat,
             timeouts: &self.timeouts,
             announce: Announce::L2,
             maglev_max: self.maglev_max,
             max_services: 64,
             max_nodes: 64,
+            max_counted: 64,
+            panic_threshold: 0,
+            now: self.now,
         })
     }
 
     /// The tables with next hops: nodes behind [`BACK`], each with the address [`node_mac`] says.
     pub fn view(&self, tables: Arc<Tables>, number: u64) -> View {
-        let hop = |address: &IpAddr| Hop {
-            port: BACK,
-            dst: node_mac(*address),
-            src: BOX_MACS[1],
-            mtu: self.node_mtu.unwrap_or(self.mtu),
+        let hop = |address: &IpAddr| {
+            let hop = Hop::new(BACK, node_mac(*address), BOX_MACS[1], self.node_mtu.unwrap_or(self.mtu));
+            let hop = if self.routed.contains(address) { hop.of_router() } else { hop };
+            self.node_tags.map_or(hop, |tags| hop.in_tags(tags))
         };
         let known = |address: &&IpAddr| !self.unknown.contains(address);
-        let default =
-            self.gateway.then_some(Hop { port: FRONT, dst: [2, 0x99, 0, 0, 0, 1], src: BOX_MACS[0], mtu: self.mtu });
+        let default = self.gateway.then_some(Hop::new(FRONT, [2, 0x99, 0, 0, 0, 1], BOX_MACS[0], self.mtu));
         let ours = tables.v4.locals.keys().map(|addr| IpAddr::from(addr.to_be_bytes()));
         let ours: Vec<IpAddr> = ours.chain(tables.v6.locals.keys().map(|addr| addr.to_be_bytes().into())).collect();
         let port = |id: usize| PortView {

@@ -27,6 +27,7 @@ pub fn config(worker: u16, workers: u16) -> PipelineConfig {
         max_nodes: 64,
         max_services: 64,
         icmp_per_second: 100,
+        max_counted: 64,
     }
 }
 
@@ -37,6 +38,8 @@ pub struct Rig {
     pub pipeline: Pipeline,
     pub pool: FramePool,
     pub now: Now,
+    /// What the box said of its own accord during sweeps.
+    pub said: Vec<Out>,
     views: u64,
 }
 
@@ -83,14 +86,12 @@ impl Rig {
     /// Over a store that may hold flows.
     pub fn over(plan: Plan, config: &PipelineConfig, store: Store) -> Self {
         let mut compiler = Compiler::default();
-        if store.recovered {
-            let (v4, v6) = Pipeline::stored_snats(&store);
-            compiler.seed_snats(&v4, &v6);
-        }
         let stats = Arc::new(WorkerStats::new(3, config.max_services));
         let pipeline = Pipeline::new(config, store, stats).expect("memory");
+        let (v4, v6) = pipeline.snats_in_use();
+        compiler.seed_snats(&v4, &v6);
         let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
-        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), views: 0 };
+        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), said: Vec::new(), views: 0 };
         rig.apply();
         rig
     }
@@ -98,6 +99,7 @@ impl Rig {
     /// Compiles the plan as it is now and runs on it.
     pub fn apply(&mut self) {
         self.views += 1;
+        self.compiler.swept(self.pipeline.stats().swept.get());
         let tables = self.plan.compile(&mut self.compiler).expect("within the limits");
         let view = self.plan.view(tables, self.views);
         self.pipeline.adopt(Arc::new(view));
@@ -117,11 +119,22 @@ impl Rig {
     pub fn sweep(&mut self) {
         let mut quarters = 0;
         while quarters < 10 {
-            if !self.pipeline.upkeep(self.now) {
+            if !self.upkeep() {
                 self.now.ns += 250_000_000;
                 quarters += 1;
             }
         }
+    }
+
+    /// One step of upkeep, and what is said because of it.
+    pub fn upkeep(&mut self) -> bool {
+        let due = self.pipeline.upkeep(self.now);
+        while let Some((frame, port)) = self.pipeline.next_farewell(&mut self.pool) {
+            let bytes = self.pool.memory().bytes(&frame).to_vec();
+            self.pool.give(frame);
+            self.said.push(Out { verdict: Verdict::Tx(port), bytes });
+        }
+        due
     }
 
     pub fn front(&mut self, packet: &[u8]) -> Out {

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use penstock_configs::desired::BackendState;
+use penstock_configs::desired::{BackendState, OnDown};
 
 use super::*;
-use crate::pipeline::testkit::{down, draining};
+use crate::pipeline::PipelineConfig;
+use crate::pipeline::testkit::{self, down, draining};
 use crate::verdict::DropReason;
+use crate::wire::TCP_RST;
 
 /// Three nodes for one service.
 fn three() -> Plan {
@@ -14,6 +16,11 @@ fn three() -> Plan {
     plan.serve(WEB, &["10.0.0.11:31443", "10.0.0.12:31443", "10.0.0.13:31443"]);
     plan.snat(SNAT, [1024, 65535]);
     plan
+}
+
+/// A box that says as many errors and RSTs as there is need for.
+fn outspoken() -> Rig {
+    Rig::with(three(), &PipelineConfig { icmp_per_second: 1_000_000_000, ..testkit::config(0, 1) })
 }
 
 fn open_many(rig: &mut Rig, count: usize) -> Vec<Conn> {
@@ -26,12 +33,17 @@ fn only_its_flows_suffer(rig: &mut Rig, conns: &[Conn], gone: &str) {
     for (n, conn) in conns.iter().enumerate() {
         if conn.at_node.dst.ip().to_string() == gone {
             lost += 1;
+            let before = rig.pipeline.stats().drops[DropReason::FlowRevoked as usize].get();
             if n % 2 == 0 {
-                conn.out(rig, TCP_ACK).dropped(DropReason::FlowRevoked);
+                let told = conn.out(rig, TCP_ACK).to_client();
+                assert_eq!((told.src, told.dst), (conn.vip.parse().unwrap(), conn.client.parse().unwrap()));
+                assert_eq!(told.flags, TCP_RST);
             } else {
-                rig.back(&conn.reply(TCP_ACK).bytes()).dropped(DropReason::FlowRevoked);
+                let told = rig.back(&conn.reply(TCP_ACK).bytes()).to_node();
+                assert_eq!((told.src, told.dst, told.flags), (conn.at_node.src, conn.at_node.dst, TCP_RST));
             }
-            conn.out(rig, TCP_ACK).dropped(DropReason::OutOfState);
+            assert_eq!(rig.pipeline.stats().drops[DropReason::FlowRevoked as usize].get(), before + 1);
+            assert_eq!(conn.out(rig, TCP_ACK).to_client().flags, TCP_RST);
             let anew = rig.front(&Pkt::syn(&conn.client, &conn.vip).bytes()).to_node();
             assert_ne!(anew.dst.ip().to_string(), gone);
         } else {
@@ -45,7 +57,7 @@ fn only_its_flows_suffer(rig: &mut Rig, conns: &[Conn], gone: &str) {
 
 #[test]
 fn a_backend_removed() {
-    let mut rig = Rig::new(three());
+    let mut rig = outspoken();
     let conns = open_many(&mut rig, 300);
     rig.change(|plan| drop(plan.service(WEB).backends.remove(1)));
     only_its_flows_suffer(&mut rig, &conns, "10.0.0.12");
@@ -53,7 +65,8 @@ fn a_backend_removed() {
 
 #[test]
 fn a_backend_down_by_its_checks() {
-    let mut rig = Rig::new(three());
+    let mut rig = outspoken();
+    rig.change(|plan| plan.service(WEB).on_down = OnDown::Reset);
     let conns = open_many(&mut rig, 300);
     rig.change(|plan| plan.health("10.0.0.13", BackendState::Down));
     only_its_flows_suffer(&mut rig, &conns, "10.0.0.13");
@@ -61,7 +74,7 @@ fn a_backend_down_by_its_checks() {
 
 #[test]
 fn a_backend_down_by_its_owner() {
-    let mut rig = Rig::new(three());
+    let mut rig = outspoken();
     let conns = open_many(&mut rig, 300);
     rig.change(|plan| down(&mut plan.service(WEB).backends[0]));
     only_its_flows_suffer(&mut rig, &conns, "10.0.0.11");
@@ -219,20 +232,53 @@ fn shares_are_even_and_removal_moves_little() {
     assert!(excess < 0.01 && moved.share() < 0.35, "{moved:?}");
 
     // At the full size, by the tables alone.
+    use crate::schedule::Kind;
     use crate::tables::{Backend, BackendSet};
     let backend = |n: u8| Backend {
         address: [10, 0, 0, n].into(),
         port: 31_443,
         weight: if n == 0 { 1 } else { 300 },
         state: if n == 0 { BackendState::Down } else { BackendState::Active },
+        checked: BackendState::Active,
+        unwanted: false,
+        ramp: 10,
         node_slot: u16::from(n),
     };
-    let old = BackendSet::build((0..4).map(backend).collect(), 65_537);
-    let new = BackendSet::build((0..3).map(backend).collect(), 65_537);
+    let old = BackendSet::build((0..4).map(backend).collect(), Kind::Maglev, 65_537);
+    let new = BackendSet::build((0..3).map(backend).collect(), Kind::Maglev, 65_537);
     assert_eq!(old.maglev.size(), 65_537);
     let moved = new.moved_from(&old);
     let excess = f64::from(moved.excess()) / f64::from(moved.size);
     println!("removal of one of three at 65,537: {excess:.4} of the slots moved without need");
     assert!(excess < 0.01, "{excess}");
     assert!((moved.share() - 1.0 / 3.0).abs() < 0.02, "{}", moved.share());
+}
+
+/// More addresses than there are numbers, one after the other; flows of the one that stays are never touched.
+#[test]
+fn snat_addresses_come_and_go_without_end() {
+    let mut rig = Rig::new(three());
+    let staying = open_many(&mut rig, 20);
+    for turn in 0..600_u32 {
+        let address = std::net::Ipv4Addr::from(0x0a09_0000 + turn).to_string();
+        rig.change(|plan| {
+            plan.snat.truncate(1);
+            plan.snat(&address, [1024, 65535]);
+        });
+        let passing: Vec<Conn> = (0..4)
+            .map(|n| Conn::open(&mut rig, &format!("198.51.{}.{}:{}", turn % 250, n + 1, 9000 + turn), TO_WEB))
+            .collect();
+        for conn in &passing {
+            conn.to_client(&mut rig, TCP_ACK);
+        }
+        if turn % 50 == 0 {
+            rig.check();
+        }
+        rig.sweep();
+    }
+    for conn in &staying {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.check();
 }

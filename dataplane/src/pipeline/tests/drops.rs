@@ -6,7 +6,7 @@ use penstock_configs::desired::{BackendState, Mode};
 
 use super::*;
 use crate::flow::Capacity;
-use crate::pipeline::testkit::{FRONT, Icmp, config};
+use crate::pipeline::testkit::{FRONT, Icmp, config, down};
 use crate::verdict::DropReason as R;
 use crate::wire::{TCP_RST, TCP_SYN};
 
@@ -31,6 +31,19 @@ fn planned(reason: R, change: impl FnOnce(&mut Plan), packets: Vec<Vec<u8>>) -> 
     let mut plan = plan();
     change(&mut plan);
     Case { reason, rig: Rig::new(plan), packets }
+}
+
+/// One service in `dsr`.
+fn dsr(plan: &mut Plan) {
+    let service = plan.service(WEB);
+    service.mode = Mode::Dsr;
+    service.backends[0].port = None;
+}
+
+/// What the receiver of a packet complains about to its sender.
+fn parameter_problem(about: &Pkt) -> Vec<u8> {
+    let message = [&[12, 0, 0, 0, 20, 0, 0, 0], &about.bytes()[14..]].concat();
+    Icmp::message(about.dst.ip(), about.src.ip(), &message).bytes()
 }
 
 /// A packet with bytes replaced.
@@ -89,6 +102,13 @@ fn headers() -> Vec<Case> {
         case(R::BadTcpOffset, vec![mangled(&v4(), 46, &[0x40]), mangled(&v4(), 46, &[0xf0])]),
         case(R::BadUdpLength, vec![mangled(&udp(), 38, &[0, 7]), mangled(&udp(), 38, &[0, 13])]),
         case(R::BadTcpFlags, vec![mangled(&v4(), 47, &[0]), mangled(&v4(), 47, &[0x03]), mangled(&v4(), 47, &[0x06])]),
+        case(
+            R::BadSctpChunk,
+            vec![
+                Pkt::sctp(CLIENT, TO_WEB, 7, &[3, 0, 0, 3]).bytes(),
+                Pkt::sctp(CLIENT6, TO_WEB6, 0, &[3, 0, 0, 4]).bytes(),
+            ],
+        ),
         case(R::PortZero, vec![mangled(&v4(), 34, &[0, 0]), mangled(&udp(), 36, &[0, 0])]),
     ]
 }
@@ -145,7 +165,7 @@ fn services() -> Vec<Case> {
     let part = |at: u16, len| mangled(&Pkt::udp(CLIENT, TO_DNS).payload(&vec![0; len]), 20, &at.to_be_bytes());
     let tcp_part = |at: u16| mangled(&Pkt::syn(CLIENT, TO_WEB).payload(&[0; 4]), 20, &at.to_be_bytes());
     let part6 = |field: u8, len| extended(44, &[&[17, 0, 0, field, 0, 0, 0, 1][..], &vec![0; len]].concat());
-    let sctp = |dst: &str| Icmp { protocol: 132, ..Icmp::echo("198.51.100.7", dst, b"") }.bytes();
+    let gre = |dst: &str| Icmp { protocol: 47, ..Icmp::echo("198.51.100.7", dst, b"") }.bytes();
     vec![
         case(
             R::FragmentMalformed,
@@ -156,12 +176,13 @@ fn services() -> Vec<Case> {
             vec![tcp_part(0x2001), tcp_part(0x0002), mangled(&Pkt::syn(CLIENT, TO_WEB), 16, &[0, 28, 0, 0, 0x20, 0])],
         ),
         case(R::PortZero, vec![part6(1, 8)]),
-        case(R::UnsupportedProtocol, vec![sctp(VIP), sctp(SNAT), extended(50, &[0; 8])]),
+        case(R::UnsupportedProtocol, vec![gre(VIP), gre(SNAT), extended(50, &[0; 8])]),
         case(
             R::NoService,
             vec![Pkt::syn(CLIENT, "203.0.113.10:80").bytes(), Pkt::udp(CLIENT, "203.0.113.10:443").bytes()],
         ),
-        planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Down), vec![syn()]),
+        planned(R::NoBackend, |plan| plan.health("10.0.0.11", BackendState::Draining), vec![syn()]),
+        planned(R::NoBackend, |plan| down(&mut plan.service(WEB).backends[0]), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends.clear(), vec![syn()]),
         planned(R::NoBackend, |plan| plan.service(WEB).backends[0].weight = 0, vec![syn()]),
         case(
@@ -181,6 +202,28 @@ fn services() -> Vec<Case> {
         case(
             R::IcmpUnmatched,
             vec![Icmp::message("198.51.100.7".parse().unwrap(), VIP.parse().unwrap(), &[3; 8]).bytes()],
+        ),
+        planned(
+            R::NotAdjacent,
+            |plan| {
+                dsr(plan);
+                plan.routed = vec!["10.0.0.11".parse().unwrap()];
+            },
+            vec![syn()],
+        ),
+        planned(R::Hairpin, dsr, vec![Pkt::syn("10.0.0.11:5555", TO_WEB).bytes()]),
+        planned(
+            R::ReplyProbe,
+            |plan| {
+                plan.service(WEB).mode = Mode::Dnat;
+                plan.service(DNS).mode = Mode::Dnat;
+                plan.ways.probes = vec!["192.0.2.254".parse().unwrap()];
+            },
+            vec![
+                Pkt::tcp("10.0.0.11:31443", "192.0.2.254:40000", TCP_SYN | TCP_ACK).bytes(),
+                Pkt::tcp("10.0.0.11:31443", "192.0.2.254:40000", TCP_RST | TCP_ACK).bytes(),
+                parameter_problem(&Pkt::udp("192.0.2.254:40000", "10.0.0.11:31053")),
+            ],
         ),
         case(R::NeighborIgnored, vec![[&[0xff; 12][..], &[8, 6], &[0; 46]].concat()]),
     ]
@@ -252,13 +295,19 @@ fn every_reason_is_reached_and_named() {
         case.rig.check();
         reached.insert(case.reason);
     }
-    // These two come with a packet sent, or instead of one: `icmp` tests them.
+    // These come with a packet sent, or instead of one: `icmp` and `tcp` test them.
     let mut rig = rig();
     let spent = Pkt::syn(CLIENT, TO_WEB).with(|pkt| pkt.ttl = 1).bytes();
     for _ in 0..11 {
         rig.front(&spent);
     }
-    reached.extend([R::TtlExceeded, R::RateLimited].iter().filter(|reason| rig.drops(**reason) > 0));
+    rig.wait(1);
+    rig.change(|plan| plan.service(WEB).on_idle = penstock_configs::desired::OnIdle::Reset);
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    rig.wait(7440);
+    rig.sweep();
+    conn.out(&mut rig, TCP_ACK);
+    reached.extend([R::TtlExceeded, R::RateLimited, R::FlowExpired].iter().filter(|reason| rig.drops(**reason) > 0));
     let missing: Vec<&str> = R::ALL
         .iter()
         .filter(|r| !reached.contains(r) && !NOT_THE_PIPELINES.contains(r) && !OF_FRAGMENTS.contains(r))

@@ -118,8 +118,8 @@ fn a_resting_port_serves_a_syn_its_node_will_take() {
         let mut rig = one_port();
         let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
         rig.front(&conn.request(TCP_FIN | TCP_ACK).with(|pkt| pkt.timestamp = closing).bytes()).to_node();
-        conn.to_client(&mut rig, TCP_FIN | TCP_ACK);
-        let last = conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.timestamp) = (1002, closing));
+        rig.back(&conn.reply(TCP_FIN | TCP_ACK).with(|pkt| pkt.ack = 1002).bytes()).to_client();
+        let last = conn.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.ack, pkt.timestamp) = (1002, 1002, closing));
         rig.front(&last.bytes()).to_node();
         let syn = Pkt::syn(OTHER, TO_WEB).with(|pkt| (pkt.seq, pkt.timestamp) = (syn_seq, syn_stamp));
         let out = rig.front(&syn.bytes());
@@ -273,4 +273,91 @@ fn each_worker_issues_ports_of_its_own_and_hands_over_what_it_does_not_own() {
         let syn = Pkt::syn(&format!("198.51.100.7:{}", 5000 + n), "203.0.113.10:80").bytes();
         rigs[0].front(&syn).dropped(DropReason::NoService);
     }
+}
+
+/// A full range from warning to recovery: nobody who has a port is touched, one more address serves at once.
+#[test]
+fn a_second_snat_address_ends_exhaustion_and_moves_nobody() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [40_000, 40_063]);
+    let mut rig = Rig::new(plan);
+    let open = |rig: &mut Rig, n: usize| Conn::open(rig, &format!("198.51.100.{}:{}", n % 200 + 1, 3000 + n), TO_WEB);
+    let conns: Vec<Conn> = (0..64).map(|n| open(&mut rig, n)).collect();
+    for n in 64..80 {
+        let syn = Pkt::syn(&format!("198.51.100.{}:{}", n % 200 + 1, 3000 + n), TO_WEB);
+        rig.front(&syn.bytes()).dropped(DropReason::SnatExhausted);
+    }
+    assert_eq!(rig.drops(DropReason::SnatExhausted), 16);
+    rig.change(|plan| {
+        plan.snat("10.0.0.2", [40_000, 40_063]);
+    });
+    let more: Vec<Conn> = (64..128).map(|n| open(&mut rig, n)).collect();
+    assert!(more.iter().all(|conn| conn.at_node.src.ip().to_string() == "10.0.0.2"));
+    for conn in conns.iter().chain(&more) {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.front(&Pkt::syn(OTHER, TO_WEB).bytes()).dropped(DropReason::SnatExhausted);
+    // One ends and has rested: one more fits.
+    conns[7].close(&mut rig);
+    rig.wait(61);
+    for conn in conns.iter().chain(&more).filter(|conn| conn.client != conns[7].client) {
+        conn.to_node(&mut rig, TCP_ACK);
+    }
+    let there = rig.front(&Pkt::syn(OTHER, TO_WEB).bytes()).to_node();
+    assert_eq!(there.src, conns[7].at_node.src);
+    rig.check();
+}
+
+/// Twenty times round a range whose every port rests, by clients whose clocks and sequence numbers have nothing
+/// to do with each other: each finds one that the node would take (RFC 6191), and never a living one's.
+#[test]
+fn every_port_resting_and_no_connection_fails() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [40_000, 40_255]);
+    let mut rig = Rig::new(plan);
+    let living: Vec<Conn> =
+        (0..32).map(|n| Conn::open(&mut rig, &format!("198.51.101.9:{}", 3000 + n), TO_WEB)).collect();
+    // Numbers as arbitrary as real ones, and the same in every run.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut any = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 16) as u32
+    };
+    let mut last: std::collections::HashMap<u16, (u32, u32)> = std::collections::HashMap::new();
+    let mut early = 0;
+    for n in 0..20 * 256_u32 {
+        let client = format!("198.51.{}.{}:{}", 102 + n / 200 % 100, n % 200 + 1, 1024 + n);
+        let (seq, stamp) = (any(), if n % 7 == 0 { None } else { Some(any().max(1)) });
+        let with = |pkt: Pkt| pkt.with(|pkt| (pkt.seq, pkt.timestamp) = (seq, stamp));
+        let there = rig.front(&with(Pkt::syn(&client, TO_WEB)).bytes()).to_node();
+        // The oracle is the node's rule: a later timestamp, or without two of them a later sequence number.
+        if let Some((old_seq, old_stamp)) = last.get(&there.src.port()) {
+            early += 1;
+            let later = |new: u32, old: u32| (new.wrapping_sub(old) as i32) > 0;
+            let taken = match stamp.filter(|_| *old_stamp != 0) {
+                Some(stamp) => later(stamp, *old_stamp) || stamp == *old_stamp && later(seq, *old_seq),
+                None => later(seq, *old_seq),
+            };
+            assert!(taken, "{n}: the node would refuse");
+        }
+        rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
+        let next = |pkt: Pkt, by: u32| pkt.with(|pkt| (pkt.seq, pkt.timestamp) = (seq.wrapping_add(by), stamp));
+        rig.front(&next(Pkt::tcp(&client, TO_WEB, TCP_FIN | TCP_ACK), 1).bytes()).to_node();
+        rig.back(&Pkt::answer(&there, TCP_FIN | TCP_ACK).bytes()).to_client();
+        rig.front(&next(Pkt::tcp(&client, TO_WEB, TCP_ACK), 2).bytes()).to_node();
+        last.insert(there.src.port(), (seq.wrapping_add(2), stamp.unwrap_or_default()));
+        rig.now.ns += 1_000_000;
+    }
+    assert_eq!(rig.drops(DropReason::SnatExhausted), 0);
+    assert_eq!(early, 20 * 256 - (256 - 32), "after the first round every port rests");
+    for conn in &living {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.check();
 }

@@ -12,7 +12,7 @@ use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, internet_sum, valid};
 use crate::verdict::{DropReason, PortId, Verdict};
 
 /// Cuts a frame's IP payload at these offsets, all multiples of eight.
-fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
+pub(super) fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
     let v4 = frame[12] == 8;
     let l4 = if v4 { 34 } else { 54 };
     let payload = &frame[l4..];
@@ -46,7 +46,7 @@ fn split(frame: &[u8], cuts: &[usize], id: u32) -> Vec<Vec<u8>> {
 }
 
 /// Puts pieces together as an end system does, and returns the identification and the whole.
-fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
+pub(super) fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
     let mut parts: BTreeMap<usize, &[u8]> = BTreeMap::new();
     let mut heads: Vec<(u32, Vec<u8>)> = Vec::new();
     for piece in pieces {
@@ -84,7 +84,7 @@ fn join(pieces: &[Vec<u8>]) -> (u32, Vec<u8>) {
 }
 
 /// All that leaves when a frame comes in.
-fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
+pub(super) fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
     let out = rig.send(from, frame);
     let mut outs: Vec<Out> = [out].into_iter().filter(|out| !matches!(out.verdict, Verdict::Held(_))).collect();
     outs.extend(rig.released().into_iter().map(|(_, out)| out));
@@ -93,7 +93,7 @@ fn pass(rig: &mut Rig, from: PortId, frame: &[u8]) -> Vec<Out> {
 }
 
 #[track_caller]
-fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
+pub(super) fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
     outs.into_iter()
         .map(|out| {
             assert_eq!(out.verdict, Verdict::Tx(port));
@@ -102,7 +102,7 @@ fn sent(outs: Vec<Out>, port: PortId) -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn every(step: usize) -> Vec<usize> {
+pub(super) fn every(step: usize) -> Vec<usize> {
     (1..100).map(|n| n * step).collect()
 }
 
@@ -368,6 +368,24 @@ fn too_big_and_time_exceeded_for_the_first_only() {
         let outs: Vec<Out> = dying.iter().flat_map(|piece| pass(&mut rig, FRONT, piece)).collect();
         assert_eq!(valid(&outs[0].bytes).payload[0], if client == CLIENT { 11 } else { 3 });
         assert!(outs[1..].iter().all(|out| out.verdict == Verdict::Drop(DropReason::TtlExceeded)));
+    }
+}
+
+/// The answer to who cannot be served is about the first one too, and the rest are named for the same reason.
+#[test]
+fn no_backend_is_said_of_the_first_only() {
+    let mut plan = plan();
+    for service in &mut plan.services {
+        service.backends.clear();
+        service.no_backend = penstock_configs::desired::NoBackend::Reject;
+    }
+    let mut rig = Rig::new(plan);
+    for (client, vip, kind) in [(CLIENT, TO_DNS, [3, 3]), (CLIENT6, TO_DNS6, [1, 4])] {
+        let pieces = split(&Pkt::udp(client, vip).payload(&datagram(4000)).bytes(), &every(1400), 9);
+        let outs: Vec<Out> = [1, 0, 2].iter().flat_map(|at| pass(&mut rig, FRONT, &pieces[*at])).collect();
+        let (answers, drops): (Vec<&Out>, Vec<&Out>) = outs.iter().partition(|out| out.verdict == Verdict::Tx(FRONT));
+        assert_eq!(answers.iter().map(|out| valid(&out.bytes).payload[..2].to_vec()).collect::<Vec<_>>(), [kind]);
+        assert!(drops.len() == 2 && drops.iter().all(|out| out.verdict == Verdict::Drop(DropReason::NoBackend)));
     }
 }
 

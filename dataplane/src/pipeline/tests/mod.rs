@@ -6,10 +6,16 @@ mod errors;
 mod express;
 mod flows;
 mod fragments;
+mod headers;
 mod icmp;
 mod malformed;
+mod modes;
+mod motion;
 mod nat;
+mod refuse;
+mod sctp;
 mod simulation;
+mod tcp;
 
 use super::testkit::{Out, Pkt, Plan, Rig, Seen};
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_SYN};
@@ -65,7 +71,7 @@ impl Conn {
     }
 
     fn request(&self, flags: u8) -> Pkt {
-        Pkt::tcp(&self.client, &self.vip, flags).with(|pkt| pkt.seq = 1001)
+        Pkt::tcp(&self.client, &self.vip, flags).with(|pkt| pkt.seq = self.at_node.seq.wrapping_add(1))
     }
 
     fn reply(&self, flags: u8) -> Pkt {
@@ -92,8 +98,8 @@ impl Conn {
     #[track_caller]
     fn close(&self, rig: &mut Rig) {
         self.to_node(rig, TCP_FIN | TCP_ACK);
-        self.to_client(rig, TCP_FIN | TCP_ACK);
-        rig.front(&self.request(TCP_ACK).with(|pkt| pkt.seq = 1002).bytes()).to_node();
+        rig.back(&self.reply(TCP_FIN | TCP_ACK).with(|pkt| pkt.ack = 1002).bytes()).to_client();
+        rig.front(&self.request(TCP_ACK).with(|pkt| (pkt.seq, pkt.ack) = (1002, 1002)).bytes()).to_node();
     }
 
     fn out(&self, rig: &mut Rig, flags: u8) -> Out {
