@@ -387,6 +387,38 @@ fn privileged_local_in_mode_dnat_keeps_the_clients_address() {
     cluster.finish().unwrap();
 }
 
+/// Mode `dsr`: no node port is needed, the status says `ipMode: VIP`, kube-proxy takes the packets for its own, and the
+/// pod sees the client.
+#[test]
+fn privileged_dsr_needs_no_node_port_and_keeps_the_clients_address() {
+    if !privilege::require("privileged_dsr_needs_no_node_port_and_keeps_the_clients_address") {
+        return;
+    }
+    let cluster = Cluster::start(Lab::builder().topology(Topology::OneArm), "").expect("a cluster in the lab");
+    cluster.pods("web", &[Pod::ready("a", "node0"), Pod::ready("b", "node2")]).unwrap();
+    cluster
+        .expose("web", &[(80, TCP)], |s| {
+            local(s);
+            s["metadata"]["annotations"] = json!({"penstock.dev/mode": "dsr"});
+            s["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
+        })
+        .unwrap();
+    let target = SocketAddr::new(cluster.address("web").unwrap(), 80);
+    let shown = cluster.service("web").unwrap();
+    assert_eq!(shown["status"]["loadBalancer"]["ingress"][0]["ipMode"], "VIP");
+    assert!(shown["spec"]["ports"][0]["nodePort"].is_null(), "{shown}");
+    cluster.nodes_follow().unwrap();
+    soon(&cluster, "an answer", || tries(cluster.client(), target));
+    let client = cluster.lab.clients[0].addr.v4.to_string();
+    let seen = http::get_text(cluster.client(), target, "/").unwrap();
+    assert!(seen.contains(&format!("sees {client}:")), "{seen}");
+    assert_eq!(nodes_of(&answers(&cluster, target, 60)), ["node0", "node2"]);
+    cluster.pods("web", &[Pod::ready("b", "node2")]).unwrap();
+    serving(&cluster, "web", &["node2"]);
+    assert_eq!(nodes_of(&answers(&cluster, target, 20)), ["node2"]);
+    cluster.finish().unwrap();
+}
+
 /// A node that is labelled, that says 503, that is dead, and one that is the box itself.
 #[test]
 fn privileged_nodes_leave_and_come_back() {

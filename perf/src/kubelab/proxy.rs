@@ -4,9 +4,10 @@
 //! One thread follows the API server's store and tells each node's thread (inside the node's namespace) what to listen
 //! on. Open connections outlive a change, as a pod's do when the rules for new ones change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -47,6 +48,8 @@ enum Transport {
 struct Wanted {
     /// With the name it answers by.
     ports: BTreeMap<(Transport, u16), String>,
+    /// Addresses a Service shows with `ipMode: VIP`: kube-proxy takes packets to them for the node's own.
+    vips: BTreeSet<IpAddr>,
     health: BTreeMap<u16, bool>,
 }
 
@@ -65,6 +68,9 @@ impl Proxies {
         let ending = Arc::new(AtomicBool::new(false));
         let (mut senders, mut applied, mut threads) = (Vec::new(), Vec::new(), Vec::new());
         for host in hosts {
+            // The box answers ARP for the VIPs, also for those a node takes for its own.
+            host.ns.sysctl("net.ipv4.conf.all.arp_ignore", "1")?;
+            host.ns.sysctl("net.ipv4.conf.all.arp_announce", "2")?;
             let (sender, told) = watch::channel::<Told>(Arc::default());
             let done = Arc::new(AtomicU64::new(0));
             let (namespace, reached) = (host.ns.clone(), done.clone());
@@ -123,17 +129,39 @@ fn wanted(server: &ApiServer, node: &str) -> Wanted {
         let spec = &service["spec"];
         let local = spec["externalTrafficPolicy"] == "Local";
         let (usable, ready_here) = endpoints(&slices, &service, node, local);
+        let vips: Vec<IpAddr> = own_addresses(&service).collect();
         for port in spec["ports"].as_array().into_iter().flatten() {
             let transport = if port["protocol"] == "UDP" { Transport::Udp } else { Transport::Tcp };
             if let (Some(pod), Some(number)) = (&usable, number(&port["nodePort"])) {
                 wanted.ports.insert((transport, number), format!("{pod}@{node}"));
             }
+            if let (Some(pod), Some(number), false) = (&usable, number(&port["port"]), vips.is_empty()) {
+                wanted.ports.insert((transport, number), format!("{pod}@{node}"));
+            }
         }
+        wanted.vips.extend(vips);
         if let Some(port) = number(&spec["healthCheckNodePort"]).filter(|_| local) {
             wanted.health.insert(port, ready_here);
         }
     }
     wanted
+}
+
+fn own_addresses(service: &Value) -> impl Iterator<Item = IpAddr> {
+    let ingress = service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+    ingress.filter(|i| i["ipMode"] == "VIP").filter_map(|i| i["ip"].as_str()?.parse().ok())
+}
+
+/// Whether the node has the address now.
+fn own(vip: IpAddr, add: bool) {
+    let (word, length) = (if add { "add" } else { "del" }, if vip.is_ipv6() { 128 } else { 32 });
+    let mut command = Command::new("ip");
+    command.args(["address", word, &format!("{vip}/{length}"), "dev", "lo"]);
+    if vip.is_ipv6() && add {
+        command.arg("nodad");
+    }
+    // A test that needs it fails by its own words.
+    let _ = command.stderr(Stdio::null()).status();
 }
 
 /// The pod a new connection at this node gets, if any, and whether one is ready on the node itself (KEP-1669: where
@@ -179,6 +207,7 @@ fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()>
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut ports: BTreeMap<(Transport, u16), Listening> = BTreeMap::new();
+        let mut vips: BTreeSet<IpAddr> = BTreeSet::new();
         while told.changed().await.is_ok() {
             let now = told.borrow_and_update().clone();
             let (revision, wanted) = &*now;
@@ -187,6 +216,8 @@ fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()>
                 let name = if *ok { HEALTHY } else { UNHEALTHY };
                 ((Transport::Tcp, *port), name.to_owned())
             }));
+            vips.symmetric_difference(&wanted.vips).for_each(|vip| own(*vip, wanted.vips.contains(vip)));
+            vips.clone_from(&wanted.vips);
             ports.retain(|key, _| names.contains_key(key));
             for (key, name) in names {
                 if let Some(listening) = ports.get_mut(&key) {
