@@ -43,23 +43,32 @@ pub struct Control {
 }
 
 impl Control {
-    /// `more` comes after the tables every lab has: `[[health.check]]`, say.
+    /// `kubernetes`: lines of the `[kubernetes]` table.
     pub fn start(lab: &Lab, dataplane: &Path, kubeconfig: &str, kubernetes: &str) -> Result<Self> {
-        let socket = dataplane.with_file_name("control.sock");
-        let files = (lab.path("kubeconfig.yaml")?, lab.path("control.toml")?);
-        fs::write(&files.0, kubeconfig)?;
+        let path = lab.path("kubeconfig.yaml")?;
+        fs::write(&path, kubeconfig)?;
+        let tables = format!("[kubernetes]\nkubeconfig = \"{}\"\n{kubernetes}\n{QUICK}", path.display());
+        Self::with(lab, dataplane, &tables)
+    }
+
+    /// Health checks for the services of the dataplane's file, and nothing else.
+    pub fn without_cluster(lab: &Lab, dataplane: &Path) -> Result<Self> {
+        Self::with(lab, dataplane, "")
+    }
+
+    fn with(lab: &Lab, dataplane: &Path, tables: &str) -> Result<Self> {
+        let (socket, config) = (dataplane.with_file_name("control.sock"), lab.path("control.toml")?);
         let text = format!(
             "version = 1\nbox = \"lab\"\ndataplane = \"{}\"\nsocket = \"{}\"\n\n[health]\ninterval = 0.3\ntimeout = 0.3\n\
-             rise = 1\nfall = 2\n\n[kubernetes]\nkubeconfig = \"{}\"\n{kubernetes}\n{QUICK}",
+             rise = 1\nfall = 2\n\n{tables}",
             dataplane.display(),
             socket.display(),
-            files.0.display()
         );
-        fs::write(&files.1, text)?;
+        fs::write(&config, text)?;
         let mut control = Self {
             ns: lab.the_box.clone(),
             program: program("penstock-control")?,
-            config: files.1,
+            config,
             log: lab.path("control.log")?,
             socket,
             process: None,
