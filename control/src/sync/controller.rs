@@ -13,15 +13,14 @@ use penstock_configs::desired::{BackendState, Desired};
 use super::driver::{Parcel, Progress};
 use super::events::Note;
 use super::feed::{FeedState, Input};
-use super::job::{Done, Job, RecordWrite, Step};
+use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
-use crate::index::extract::{self};
 use crate::index::kinds::{NodeInfo, Out, RecordInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
-use crate::index::{self, Changed, Index, ServiceKey, Update};
+use crate::index::{Changed, Index, ServiceKey, Update};
 use crate::leader::Role;
 use crate::probe::{HealthView, ProbeTarget};
 
@@ -96,7 +95,7 @@ pub struct Controller {
     drained_at: HashMap<Arc<str>, Instant>,
     term: Option<u64>,
     translate_wanted: bool,
-    touched: BTreeSet<ServiceKey>,
+    pub(super) touched: BTreeSet<ServiceKey>,
     all_touched: bool,
     /// When to look at a Service again.
     timers: BTreeSet<(Instant, ServiceKey)>,
@@ -162,7 +161,7 @@ impl Controller {
         }
     }
 
-    fn on_update(&mut self, update: Update, now: Instant) {
+    pub(super) fn on_update(&mut self, update: Update, now: Instant) {
         let service = match &update {
             Update::Service(
                 Change::Seen(key, _) | Change::Put(key, _) | Change::Wrote(key, _) | Change::Gone(key, _),
@@ -247,7 +246,7 @@ impl Controller {
     }
 
     /// Somebody who found nothing may find something now.
-    fn capacity_changed(&mut self) {
+    pub(super) fn capacity_changed(&mut self) {
         self.pools_dirty = true;
         for work in self.work.values_mut() {
             work.allocate_after = None;
@@ -312,92 +311,6 @@ impl Controller {
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect()
-    }
-
-    pub fn on_done(&mut self, done: Done, now: Instant, notes: &mut Vec<Note>) {
-        match done {
-            Done::Service { job, result } => {
-                let retry = (self.kubernetes.timing.retry, self.kubernetes.timing.retry_max);
-                let work = self.work.entry(job.key.clone()).or_default();
-                work.in_flight = work.in_flight.saturating_sub(1);
-                self.touched.insert(job.key.clone());
-                match result {
-                    Ok(object) => {
-                        work.failures = 0;
-                        work.not_before = None;
-                        if let Step::Status(wanted) = &job.step {
-                            work.written = Some(wanted.clone());
-                        }
-                        notes.extend(job.notes);
-                        if let Some(object) = object {
-                            self.on_update(index::wrote_service(*object, &self.kubernetes), now);
-                        }
-                    }
-                    Err(error) => {
-                        // What the server will not have now it will not have in a moment either.
-                        let failures = if is_final(&error) { u32::MAX } else { work.failures };
-                        let pause = super::backoff::after(failures, retry.0, retry.1);
-                        work.failures += 1;
-                        work.pardoned = true;
-                        work.not_before = Some(now + pause);
-                        tracing::debug!(service = %job.key, "{}", super::feed::api_error(&error));
-                        // A conflict is the usual way of hearing that something changed meanwhile.
-                        let conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
-                        if (work.failures == 3 || failures == u32::MAX) && !conflict {
-                            let message = format!("cannot write: {}", super::feed::api_error(&error));
-                            notes.push(Note::warning(&job.key, &job.uid, "SyncLoadBalancerFailed", message));
-                        }
-                    }
-                }
-            }
-            Done::Record { job, result } => {
-                self.records_in_flight.remove(&job.address);
-                // Whatever came of it: while it was under way, its address counted as taken.
-                self.capacity_changed();
-                if let Some(key) = &job.service {
-                    let work = self.work.entry(key.clone()).or_default();
-                    work.in_flight = work.in_flight.saturating_sub(1);
-                    self.touched.insert(key.clone());
-                }
-                match result {
-                    Ok(object) => {
-                        self.record_backoff.remove(&job.address);
-                        notes.extend(job.notes);
-                        let change = match (object, &job.write) {
-                            (Some(object), _) => match extract::record(&object) {
-                                Some(record) => Change::Wrote(job.address, record),
-                                None => return,
-                            },
-                            (None, RecordWrite::Delete { resource_version, .. }) => {
-                                Change::Gone(job.address, resource_version.parse().unwrap_or(0))
-                            }
-                            (None, _) => return,
-                        };
-                        self.on_update(Update::Record(change), now);
-                    }
-                    Err(error) => {
-                        tracing::debug!(address = %job.address, "{}", super::feed::api_error(&error));
-                        let failures = self.record_backoff.get(&job.address).map_or(0, |(failures, _)| *failures);
-                        let pause = super::backoff::after(
-                            failures,
-                            self.kubernetes.timing.retry,
-                            self.kubernetes.timing.retry_max,
-                        );
-                        self.record_backoff.insert(job.address, (failures + 1, now + pause));
-                    }
-                }
-            }
-            Done::PoolStatus { name, result } => {
-                if let Err(error) = result {
-                    tracing::debug!(pool = &*name, "{}", super::feed::api_error(&error));
-                }
-            }
-            Done::Box { result } => {
-                if let Err(error) = result {
-                    tracing::debug!("VipBox: {}", super::feed::api_error(&error));
-                }
-            }
-        }
     }
 
     // --- what follows
@@ -564,11 +477,6 @@ impl Controller {
             .values()
             .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
     }
-}
-
-/// Invalid, or not permitted.
-fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 405 | 422))
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

@@ -9,6 +9,7 @@
 //! The loop owns all state and does no I/O; whatever waits runs in tasks that answer by message.
 
 mod allocate;
+mod answers;
 mod backoff;
 mod controller;
 mod driver;
