@@ -18,6 +18,9 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     pub workers: Vec<WorkerStatus>,
     pub services: Vec<ServiceStatus>,
+    /// How many services are served, whether or not they are listed here.
+    #[serde(default)]
+    pub services_total: u64,
     /// The fullest pairs of SNAT address and backend, the fullest first; not all there are.
     #[serde(default)]
     pub snat: Vec<SnatStatus>,
@@ -92,7 +95,80 @@ pub struct ServiceStatus {
     /// The checks left too few backends, and are not believed.
     #[serde(default)]
     pub panic: bool,
+    /// How many backends there are, and how many of them take new flows, whether or not they are listed here.
+    #[serde(default)]
+    pub backends_total: u32,
+    #[serde(default)]
+    pub backends_up: u32,
     pub backends: Vec<BackendStatus>,
+}
+
+impl ServiceStatus {
+    #[must_use]
+    pub fn is_troubled(&self) -> bool {
+        self.backends_total == 0 || self.backends_up < self.backends_total
+    }
+}
+
+impl BackendStatus {
+    /// Takes new flows.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.state == BackendState::Active && self.reachable && self.weight > 0
+    }
+}
+
+/// The query of `GET /v1/status`: 5,000 services over 500 nodes have millions of backends, and nobody reads them all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatusQuery {
+    /// Only services whose name, owner or VIP contains this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only: Option<String>,
+    /// List at most so many services, those in trouble first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub services: Option<usize>,
+    /// Where the services listed have more backends than this, list only those in trouble, and at most so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backends: Option<usize>,
+}
+
+impl StatusQuery {
+    #[must_use]
+    pub fn is_about(&self, owner: &str, name: &str, vip: IpAddr) -> bool {
+        let Some(text) = &self.only else { return true };
+        owner.contains(text) || name.contains(text) || vip.to_string().contains(text)
+    }
+
+    /// Leaves out what is not to be listed.
+    pub fn choose(&self, services: &mut Vec<ServiceStatus>) {
+        if let Some(most) = self.services.filter(|most| *most < services.len()) {
+            services.sort_by_key(|service| !service.is_troubled());
+            services.truncate(most);
+        }
+    }
+
+    #[must_use]
+    pub fn listing(&self, services: &[ServiceStatus]) -> Listing {
+        let total: usize = services.iter().map(|service| service.backends_total as usize).sum();
+        let most = self.backends.unwrap_or(usize::MAX);
+        Listing { all: total <= most, left: most }
+    }
+}
+
+/// Which backends are still to be listed.
+#[derive(Debug)]
+pub struct Listing {
+    all: bool,
+    left: usize,
+}
+
+impl Listing {
+    pub fn takes(&mut self, up: bool) -> bool {
+        let takes = self.all || !up && self.left > 0;
+        self.left = self.left.saturating_sub(usize::from(takes));
+        takes
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -376,5 +452,70 @@ impl Serialize for Endpoint {
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, ups: &[bool]) -> ServiceStatus {
+        let backend = |up: &bool| BackendStatus {
+            name: "n".into(),
+            address: "10.0.0.1".parse().expect("an address"),
+            port: 80,
+            weight: 1,
+            effective: 100,
+            reply_check: None,
+            state: if *up { BackendState::Active } else { BackendState::Down },
+            reason: String::new(),
+            flows: 0,
+            reachable: true,
+        };
+        let up = u32::try_from(ups.iter().filter(|up| **up).count()).expect("few");
+        ServiceStatus {
+            owner: "o".into(),
+            name: name.into(),
+            vip: "203.0.113.1".parse().expect("an address"),
+            port: 80,
+            protocol: Protocol::Tcp,
+            mode: Mode::default(),
+            flows: 0,
+            new_flows_per_second: 0.0,
+            packets: 0,
+            bytes: 0,
+            moved: 0,
+            table_size: 0,
+            disrupted: 0,
+            scheduler: Scheduler::default(),
+            panic: false,
+            backends_total: u32::try_from(ups.len()).expect("few"),
+            backends_up: up,
+            backends: ups.iter().map(backend).collect(),
+        }
+    }
+
+    #[test]
+    fn a_query_lists_the_troubled_first_and_no_more_than_is_asked_for() {
+        let all = || vec![service("a", &[true, true]), service("b", &[true, false]), service("c", &[])];
+        let names = |query: &StatusQuery| {
+            let mut services = all();
+            query.choose(&mut services);
+            services.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
+        };
+        let most = |services: usize| StatusQuery { services: Some(services), ..StatusQuery::default() };
+        assert_eq!(names(&StatusQuery::default()), ["a", "b", "c"]);
+        assert_eq!(names(&most(3)), ["a", "b", "c"], "in the order served where nothing is cut");
+        assert_eq!(names(&most(2)), ["b", "c"]);
+        let listed = |backends: Option<usize>| {
+            let services = all();
+            let mut listing = StatusQuery { backends, ..StatusQuery::default() }.listing(&services);
+            let backends = services.iter().flat_map(|s| &s.backends);
+            backends.filter(|b| listing.takes(b.is_up())).map(BackendStatus::is_up).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(None).len(), 4);
+        assert_eq!(listed(Some(4)).len(), 4);
+        assert_eq!(listed(Some(3)), [false]);
+        assert_eq!(listed(Some(0)), Vec::<bool>::new());
     }
 }

@@ -4,18 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper::{Method, StatusCode};
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary, Refused};
 use penstock_configs::desired::{Desired, Health};
-use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Reason, Status};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Reason, Status, StatusQuery};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::net::UnixStream;
+
+use crate::unix_http::{self, Transport};
 
 pub const DEFAULT_SOCKET: &str = "/run/penstock/dataplane.sock";
 
@@ -82,7 +81,18 @@ impl Dataplane {
     /// # Errors
     /// As every call here: no dataplane, no permission, or a refusal with its reasons.
     pub async fn status(&self) -> Answer<Status> {
-        self.get("/v1/status").await
+        self.status_of(&StatusQuery::default()).await
+    }
+
+    /// # Errors
+    /// See [`status`](Self::status).
+    pub async fn status_of(&self, query: &StatusQuery) -> Answer<Status> {
+        let only = query.only.as_ref().map(|text| format!("only={}", encoded(text)));
+        let services = query.services.map(|most| format!("services={most}"));
+        let backends = query.backends.map(|most| format!("backends={most}"));
+        let query: Vec<String> = [only, services, backends].into_iter().flatten().collect();
+        let question = if query.is_empty() { "" } else { "?" };
+        self.get(&format!("/v1/status{question}{}", query.join("&"))).await
     }
 
     /// # Errors
@@ -159,10 +169,12 @@ impl Dataplane {
         self.get("/v1/health").await
     }
 
+    /// In the place of what this source said before.
+    ///
     /// # Errors
     /// See [`status`](Self::status).
-    pub async fn put_health(&self, health: &Health) -> Answer<Accepted> {
-        self.put("/v1/health", health, None).await
+    pub async fn put_health(&self, source: &str, health: &Health) -> Answer<Accepted> {
+        self.put(&format!("/v1/health?source={}", encoded(source)), health, None).await
     }
 
     /// # Errors
@@ -219,25 +231,17 @@ impl Dataplane {
     }
 
     async fn exchange(&self, method: Method, target: &str, body: Bytes, request: &str) -> Answer<Bytes> {
-        let broken = |source| ClientError::Broken { socket: self.socket.clone(), request: request.into(), source };
-        let stream = UnixStream::connect(&self.socket).await.map_err(|source| match source.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Forbidden { socket: self.socket.clone() },
-            _ => ClientError::NoDataplane { socket: self.socket.clone(), source },
+        let answer = unix_http::exchange(&self.socket, method, target, body).await;
+        let (status, body) = answer.map_err(|error| match error {
+            Transport::Connect(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                ClientError::Forbidden { socket: self.socket.clone() }
+            }
+            Transport::Connect(source) => ClientError::NoDataplane { socket: self.socket.clone(), source },
+            Transport::Broken(source) => {
+                ClientError::Broken { socket: self.socket.clone(), request: request.into(), source }
+            }
+            Transport::Request(error) => ClientError::Unexpected { request: request.into(), why: error.to_string() },
         })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // Ends with the request: `sender` is dropped when this function returns.
-        tokio::spawn(connection);
-        let message = Request::builder()
-            .method(method)
-            .uri(target)
-            .header("host", "penstock")
-            .header("content-type", "application/json")
-            .body(Full::new(body))
-            .map_err(|error| ClientError::Unexpected { request: request.into(), why: error.to_string() })?;
-        let response = sender.send_request(message).await.map_err(broken)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
         if status.is_success() {
             return Ok(body);
         }
@@ -249,7 +253,7 @@ impl Dataplane {
     }
 }
 
-fn encoded(segment: &str) -> String {
+pub(crate) fn encoded(segment: &str) -> String {
     utf8_percent_encode(segment, NON_ALPHANUMERIC).to_string()
 }
 

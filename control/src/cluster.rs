@@ -15,7 +15,7 @@ pub enum ClusterError {
     #[error("{path}: {source}")]
     Kubeconfig { path: PathBuf, source: KubeconfigError },
     #[error(
-        "no way to an API server: {0}. Set kubernetes.kubeconfig (configs/kubernetes/kubeconfig.md makes one), or run as \
+        "no way to an API server: {0}. Set kubernetes.kubeconfig (configs/kubernetes/README.md says how to make one), or run as \
          a pod with a service account"
     )]
     Infer(kube::config::InferConfigError),

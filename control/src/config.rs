@@ -204,6 +204,10 @@ pub struct TimingConfig {
     pub status_grace: f64,
     /// A Service being deleted is let go after this time even if the dataplane has not acknowledged.
     pub teardown_wait: f64,
+    /// A node that was labelled out of load balancers keeps its flows for this long, and takes no new ones.
+    pub node_drain: f64,
+    /// How often the kubeconfig, its certificates and the CA are looked at for a change.
+    pub credentials: f64,
     /// How long a watch lasts before it is renewed; also when a dead connection is noticed.
     pub watch: u32,
     /// Watches silent for longer than this are stale, in metrics and status.
@@ -223,6 +227,8 @@ impl Default for TimingConfig {
             debounce: 0.01,
             status_grace: 30.0,
             teardown_wait: 120.0,
+            node_drain: 300.0,
+            credentials: 30.0,
             watch: 240,
             stale_after: 300.0,
             retry: 0.5,
@@ -381,6 +387,8 @@ impl KubernetesConfig {
             ("debounce", timing.debounce),
             ("status_grace", timing.status_grace),
             ("teardown_wait", timing.teardown_wait),
+            ("node_drain", timing.node_drain),
+            ("credentials", timing.credentials),
             ("stale_after", timing.stale_after),
             ("retry", timing.retry),
             ("retry_max", timing.retry_max),

@@ -11,7 +11,10 @@ use crate::client::ClientError;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataplaneError {
-    /// Nobody listens, or the answer did not come: worth trying again, with the whole snapshot.
+    /// Nobody listens at its socket: the process is gone, and with it whoever answered for the addresses.
+    #[error("the dataplane is not there: {0}")]
+    Absent(String),
+    /// The answer did not come: worth trying again, with the whole snapshot.
     #[error("the dataplane does not answer: {0}")]
     Unreachable(String),
     /// The snapshot has faults. The same snapshot would be refused again.
@@ -48,7 +51,8 @@ pub trait Dataplane: Send + Sync + 'static {
     /// it is asked every few seconds.
     fn generation(&self, owner: &str) -> impl Future<Output = Result<Option<u64>, DataplaneError>> + Send;
 
-    fn put_health(&self, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
+    /// In the place of what this source said before.
+    fn put_health(&self, source: &str, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
 
 impl Dataplane for crate::client::Dataplane {
@@ -65,12 +69,12 @@ impl Dataplane for crate::client::Dataplane {
         Ok(owners.into_iter().find(|o| o.owner == owner).map(|o| o.generation))
     }
 
-    async fn put_health(&self, health: &Health) -> Result<(), DataplaneError> {
-        Self::put_health(self, health).await.map(|_| ()).map_err(|e| said(&e))
+    async fn put_health(&self, source: &str, health: &Health) -> Result<(), DataplaneError> {
+        Self::put_health(self, source, health).await.map(|_| ()).map_err(|e| said(&e))
     }
 }
 
-/// 409: a term, a generation. Any other refusal of the client's: the document's fault. The rest may pass.
+/// Nobody listens: gone, and not only busy. 409: a term, a generation. Any other refusal of the client's: the document's fault. The rest may pass.
 fn said(error: &ClientError) -> DataplaneError {
     match error.refused() {
         Some((StatusCode::CONFLICT, refused)) => DataplaneError::Fenced(refused.error.clone()),
@@ -82,6 +86,7 @@ fn said(error: &ClientError) -> DataplaneError {
             }
             DataplaneError::Refused { faults }
         }
+        _ if matches!(error, ClientError::NoDataplane { .. }) => DataplaneError::Absent(error.to_string()),
         _ => DataplaneError::Unreachable(error.to_string()),
     }
 }

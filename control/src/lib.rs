@@ -28,4 +28,5 @@ pub mod pool;
 pub mod probe;
 pub mod serve;
 pub mod sync;
+pub mod unix_http;
 pub mod why;

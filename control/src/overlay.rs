@@ -1,7 +1,7 @@
 //! Brings the health checks' verdict to the dataplane.
 //!
-//! The overlay is whole each time and for every owner, so one place sends it: on each change, and again now and then,
-//! for a dataplane that has started meanwhile.
+//! The overlay is whole each time, so one place sends it: on each change, and again now and then, for a dataplane that
+//! has started meanwhile. `source` tells the control processes of several clusters apart.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 pub async fn push<D: Dataplane>(
     dataplane: Arc<D>,
+    source: String,
     mut views: watch::Receiver<Arc<HealthView>>,
     mut shutdown: watch::Receiver<bool>,
 ) {
@@ -25,7 +26,7 @@ pub async fn push<D: Dataplane>(
     while !*shutdown.borrow() {
         let view = views.borrow_and_update().clone();
         let pause = if view.checking {
-            let answer = dataplane.put_health(&Health { backends: view.backends.clone() }).await;
+            let answer = dataplane.put_health(&source, &Health { backends: view.backends.clone() }).await;
             let now = answer.err();
             if now != trouble {
                 if let Some(error) = &now {

@@ -25,6 +25,9 @@ pub enum ServeError {
     Ended(#[from] std::io::Error),
 }
 
+/// The reason of an answer that there is no cluster to ask about.
+pub const NO_KUBERNETES: &str = "NoKubernetes";
+
 #[derive(Debug, Clone)]
 pub struct Api {
     pub metrics: Arc<Metrics>,
@@ -65,8 +68,7 @@ fn answer<T: serde::Serialize>(answer: Option<T>) -> Response {
     match answer {
         Some(answer) => Json(answer).into_response(),
         None => {
-            let error =
-                serde_json::json!({"error": "penstock-control runs without a [kubernetes] table, or is ending"});
+            let error = serde_json::json!({"error": "penstock-control runs without a [kubernetes] table, or is ending", "reason": NO_KUBERNETES});
             (StatusCode::NOT_FOUND, Json(error)).into_response()
         }
     }

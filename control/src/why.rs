@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock_configs::desired::BackendState;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::index::outcome::Health;
 use crate::index::translate::{Plan, Stage};
 use crate::index::{ServiceKey, support};
 use crate::pool::Family;
-use crate::sync::{Controller, FeedState};
+use crate::sync::{Controller, FEEDS, FeedState};
 
 /// `GET /v1/why/{namespace}/{service}`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Why {
     /// The answer.
     pub sentence: String,
@@ -26,10 +26,18 @@ pub struct Why {
     pub notices: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeWhy {
     pub node: String,
     pub reason: String,
+}
+
+impl Why {
+    #[must_use]
+    pub fn unknown(key: &ServiceKey, problem: &str) -> Self {
+        let sentence = format!("What becomes of {key} is not known: {problem}.");
+        Self { sentence, vips: Vec::new(), stage: "unknown".into(), nodes: Vec::new(), notices: Vec::new() }
+    }
 }
 
 impl Controller {
@@ -117,7 +125,11 @@ impl Controller {
         for (name, info) in self.index.nodes.iter() {
             let reason = info
                 .out
-                .map(|out| out.reason().to_owned())
+                .map(|out| {
+                    let drains = self.index.draining.contains(name);
+                    let note = if drains { " (keeps its flows for a while, takes no new ones)" } else { "" };
+                    format!("{}{note}", out.reason())
+                })
                 .or_else(|| self.quarantine.nodes.get(name).map(|why| format!("the box refuses it: {why}")))
                 .or_else(|| {
                     let lacks = families.iter().find(|f| info.address(**f).is_none())?;
@@ -172,11 +184,7 @@ impl Controller {
         if !unsynced.is_empty() {
             notices.push(format!("not listed yet: {}; the dataplane keeps its last snapshot", unsynced.join(", ")));
         }
-        for (kind, (state, since)) in &self.feeds {
-            if let FeedState::Failing(why) = state {
-                notices.push(format!("watching {kind} fails since {} s: {why}", now.duration_since(*since).as_secs()));
-            }
-        }
+        notices.extend(self.failing_feeds(now));
         if let Some(trouble) = &self.progress.trouble {
             notices.push(trouble.clone());
         }
@@ -191,6 +199,28 @@ impl Controller {
             notices.push("all nodes are NotReady: none is taken out for it, health checks decide".into());
         }
         notices
+    }
+}
+
+impl Controller {
+    /// Where every watch fails, it is the API server and not a watch.
+    fn failing_feeds(&self, now: Instant) -> Vec<String> {
+        let seconds = |since: &Instant| now.duration_since(*since).as_secs();
+        let failing = self.feeds.iter().filter_map(|(kind, (state, since))| match state {
+            FeedState::Failing(why) => Some((kind, why, since)),
+            _ => None,
+        });
+        let failing: Vec<_> = failing.collect();
+        match failing.iter().min_by_key(|(_, _, since)| *since) {
+            Some((_, why, since)) if failing.len() == FEEDS => vec![format!(
+                "the API server has been unreachable for {} s ({why}): the dataplane keeps its last snapshot",
+                seconds(since)
+            )],
+            _ => failing
+                .into_iter()
+                .map(|(kind, why, since)| format!("watching {kind} has failed for {} s: {why}", seconds(since)))
+                .collect(),
+        }
     }
 }
 

@@ -89,6 +89,47 @@ fn the_example_services_are_served_by_the_example_pools() {
 }
 
 #[test]
+fn every_annotation_has_an_example_and_a_line_of_text() {
+    let said: BTreeSet<String> = documents("services.yaml")
+        .iter()
+        .flat_map(|service| service["metadata"]["annotations"].as_object().cloned().unwrap_or_default())
+        .map(|(key, _)| key)
+        .collect();
+    let text = std::fs::read_to_string(path("README.md")).expect("README.md");
+    let aliases = ["metallb.io/loadBalancerIPs", "metallb.io/address-pool", "metallb.universe.tf/allow-shared-ip"];
+    let ours = ask::ANNOTATIONS.map(|name| format!("penstock.dev/{name}"));
+    for key in ours.iter().map(String::as_str).chain(aliases).chain([ask::SOURCE_RANGES]) {
+        assert!(said.contains(key), "no example of {key}");
+    }
+    for key in ask::ANNOTATIONS {
+        assert!(text.contains(key), "README.md does not tell of {key}");
+    }
+}
+
+#[test]
+fn every_alert_asks_for_metrics_that_there_are() {
+    let metrics = penstock_control::metrics::Metrics::new();
+    // A family without members is not told of.
+    let pool = penstock_control::metrics::PoolLabel { pool: "p".into() };
+    metrics.addresses.get_or_create(&pool).set(1);
+    metrics.in_use.get_or_create(&pool).set(1);
+    let metrics = metrics.text();
+    let mut alerts = 0;
+    for document in documents("servicemonitor.yaml").iter().filter(|d| d["kind"] == "PrometheusRule") {
+        let groups = document["spec"]["groups"].as_array().expect("groups");
+        for rule in groups.iter().flat_map(|group| group["rules"].as_array().expect("rules")) {
+            let words = rule["expr"].as_str().expect("text").split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for name in words.filter(|word| word.contains('_')) {
+                alerts += 1;
+                let described = format!("# TYPE {name} ");
+                assert!(metrics.contains(&described), "{}: there is no metric {name}\n{metrics}", rule["alert"]);
+            }
+        }
+    }
+    assert!(alerts >= 4);
+}
+
+#[test]
 fn the_rights_are_those_that_are_used_and_no_more() {
     let mut granted = BTreeSet::new();
     for document in documents("rbac.yaml") {

@@ -83,6 +83,35 @@ fn a_snapshot_is_published_acknowledged_and_read_back() {
 }
 
 #[test]
+fn the_status_tells_what_is_asked_for() {
+    let server = ApiServer::start();
+    let service = |at: u8| {
+        json!({"name": format!("s{at}"), "vip": format!("203.0.113.{at}"), "port": 80, "protocol": "tcp",
+            "backends": [{"address": "10.0.0.1", "port": 80}, {"address": format!("10.0.0.{}", at + 2), "port": 80}]})
+    };
+    let services: Vec<Value> = (0..3).map(service).collect();
+    assert_eq!(call(&server, "PUT", "/v1/desired/a", &json!({"generation": 1, "service": services})).0, 200);
+    let down = json!({"backends": [{"address": "10.0.0.4", "state": "down", "reason": "refused"}]});
+    assert_eq!(call(&server, "PUT", "/v1/health", &down).0, 200);
+    let told = |query: &str| {
+        let (code, status) = get(&server, &format!("/v1/status?{query}"));
+        assert_eq!((code, &status["services_total"]), (200, &json!(3)), "{status}");
+        let services = status["services"].as_array().expect("a list").clone();
+        let line = |s: &Value| {
+            let listed = s["backends"].as_array().expect("a list").len();
+            format!("{} {}/{} {listed}", s["name"].as_str().expect("text"), s["backends_up"], s["backends_total"])
+        };
+        services.iter().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(told(""), ["s0 2/2 2", "s1 2/2 2", "s2 1/2 2"]);
+    assert_eq!(told("only=s1"), ["s1 2/2 2"]);
+    assert_eq!(told("only=203.0.113.2"), ["s2 1/2 2"]);
+    assert_eq!(told("services=1"), ["s2 1/2 2"], "the troubled first");
+    assert_eq!(told("backends=5"), ["s0 2/2 0", "s1 2/2 0", "s2 1/2 1"]);
+    assert_eq!(get(&server, "/v1/status?colour=blue").0, 400);
+}
+
+#[test]
 fn a_repetition_is_welcome_and_publishes_nothing() {
     let server = ApiServer::start();
     for _ in 0..3 {

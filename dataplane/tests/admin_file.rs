@@ -11,6 +11,7 @@ use memory_engine::MemoryEngine;
 use penstock_configs::api::Accepted;
 use penstock_configs::file::ConfigFile;
 use penstock_configs::source;
+use penstock_configs::status::StatusQuery;
 use penstock_configs::validate::BoxContext;
 use penstock_dataplane::admin::{AdminHandle, Refusal};
 
@@ -79,12 +80,12 @@ fn a_bad_file_leaves_the_running_one_alone_and_says_so() {
     let refused = apply(&admin, &file("203.0.113.1", "uncompilable"));
     assert!(matches!(refused, Err(Refusal::Faults(_))), "{refused:?}");
     assert_eq!(engine.published().owners["file"].services[0].name, "web");
-    let status = admin.status();
+    let status = admin.status(&StatusQuery::default());
     assert!(status.owners[0].refused.as_ref().is_some_and(|why| why.contains("can not be compiled")), "{status:?}");
     let (engine, admin, outcome) = start(state.path(), Some(&file("203.0.113.1", "uncompilable")));
     assert!(outcome.expect("given").is_err());
     assert_eq!(engine.published().owners["file"].services[0].name, "web", "the stored file serves at start");
-    assert!(admin.status().owners[0].refused.is_some());
+    assert!(admin.status(&StatusQuery::default()).owners[0].refused.is_some());
 }
 
 #[test]

@@ -143,7 +143,7 @@ fn privileged_sched_down_policies() {
             reason: "the test says so".into(),
         };
         let api = Dataplane::new(rig.dataplane.socket());
-        run_here(api.put_health(&Health { backends: vec![down] })).expect("the overlay is taken");
+        run_here(api.put_health("", &Health { backends: vec![down] })).expect("the overlay is taken");
         let deadline = Instant::now() + PATIENCE;
         while !service(&rig).backends.iter().any(|backend| backend.state == BackendState::Down) {
             assert!(Instant::now() < deadline, "the overlay has no effect");

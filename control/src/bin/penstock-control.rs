@@ -36,14 +36,14 @@ enum Command {
     Crds,
 }
 
+/// The client logs each failed request as an error without its cause; ours name the cause, once.
+const LOGGED: &str = "info,kube_client::client::builder=off";
 const OWN_NODE: &str = "PENSTOCK_OWN_NODE";
 const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
-/// How often credentials are looked at.
-const CREDENTIALS: Duration = Duration::from_secs(30);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -107,7 +107,8 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         gather.await;
         Ok(())
     });
-    let push = overlay::push(Arc::new(dataplane.clone()), health.view.clone(), shutdown.clone());
+    let source = config.kubernetes.as_ref().map_or_else(String::new, |kubernetes| kubernetes.owner.clone());
+    let push = overlay::push(Arc::new(dataplane.clone()), source, health.view.clone(), shutdown.clone());
     tasks.spawn(async move {
         push.await;
         Ok(())
@@ -161,16 +162,18 @@ struct Cluster {
 
 /// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
 async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
+    let every = Duration::from_secs_f64(context.kubernetes.timing.credentials);
     while !*shutdown.borrow() {
         let fingerprint = cluster::fingerprint(&context.kubernetes);
         let client = match cluster::client(&context.kubernetes).await {
             Ok(client) => client,
             Err(problem) => {
-                warn!("{problem}; trying again in {} s", CREDENTIALS.as_secs());
-                tokio::select! {
-                    () = tokio::time::sleep(CREDENTIALS) => continue,
-                    _ = shutdown.changed() => return,
+                let trouble = format!("{problem}; trying again in {} s", every.as_secs());
+                warn!("{trouble}");
+                if !wait_answering(&mut queries, &context.kubernetes.owner, &trouble, every, &mut shutdown).await {
+                    return;
                 }
+                continue;
             }
         };
         let (ask, asked) = mpsc::channel(16);
@@ -178,7 +181,7 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let health = HealthSeam { targets: context.targets.clone(), view: context.view.clone() };
         let seams = Seams { health, queries: asked, metrics: context.metrics.clone() };
         let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
-        let mut look = tokio::time::interval(CREDENTIALS);
+        let mut look = tokio::time::interval(every);
         loop {
             tokio::select! {
                 _ = &mut run => break,
@@ -189,6 +192,24 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
                 },
                 _ = shutdown.changed() => { end.send_replace(true); }
             }
+        }
+    }
+}
+
+/// Whoever asks meanwhile hears why there is no answer; `false`: it is the end.
+async fn wait_answering(
+    queries: &mut mpsc::Receiver<Query>,
+    owner: &str,
+    trouble: &str,
+    patience: Duration,
+    shutdown: &mut watch::Receiver<bool>,
+) -> bool {
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(until) => return true,
+            Some(query) = queries.recv() => query.unanswered(owner, trouble),
+            _ = shutdown.changed() => return false,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod check;
+mod control;
 mod counters;
 mod doctor;
 mod drain;
@@ -16,6 +17,7 @@ mod status;
 mod table;
 mod top;
 mod units;
+mod why;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use self::control::Control;
 use self::failure::{Failure, Outcome};
 use self::screen::Screen;
 use crate::client::{DEFAULT_SOCKET, Dataplane};
@@ -35,6 +38,9 @@ struct Arguments {
     /// The dataplane's socket
     #[arg(long, global = true, env = "PENSTOCK_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
     socket: PathBuf,
+    /// penstock-control's socket; default: control.sock beside the dataplane's
+    #[arg(long, global = true, env = "PENSTOCK_CONTROL_SOCKET", value_name = "PATH")]
+    control_socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -43,6 +49,8 @@ struct Arguments {
 enum Command {
     /// Ports, workers, services, backends, owners and what deserves attention
     Status(status::Arguments),
+    /// Why a Service of the cluster is pending, or a node out of it; without a name, all Services
+    Why(why::Arguments),
     /// Check a config file: every fault with its line and remedy
     Check(check::Arguments),
     /// What would change if FILE were served
@@ -89,9 +97,11 @@ pub fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Outcome {
     let dataplane = Dataplane::new(&arguments.socket);
+    let control = Control::new(arguments.control_socket.as_deref(), &arguments.socket);
     let screen = Screen::of_stdout();
     match arguments.command {
-        Command::Status(arguments) => status::run(&dataplane, &screen, &arguments).await,
+        Command::Status(arguments) => status::run(&dataplane, &control, &screen, &arguments).await,
+        Command::Why(arguments) => why::run(&control, &screen, &arguments).await,
         Command::Check(arguments) => check::run(&screen, &arguments),
         Command::Plan(arguments) => plan::run(&dataplane, &screen, &arguments).await,
         Command::Apply(arguments) => apply::run(&dataplane, &screen, &arguments).await,

@@ -6,9 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use penstock_configs::desired::{BackendState, Mode};
 use penstock_configs::status::{
-    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, WorkerStatus,
+    BackendStatus, OwnerStatus, PortStatus, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerStatus,
 };
 
+use super::control::{Control, ControlError};
 use super::failure::Outcome;
 use super::screen::{Screen, Style};
 use super::table::{Cell, Column, Table, styled};
@@ -17,6 +18,8 @@ use crate::client::Dataplane;
 
 /// Backends listed without being asked for; beyond, those in trouble only.
 const BACKENDS_SHOWN: usize = 24;
+/// Of services asked for by name.
+const BACKENDS_ASKED: usize = 1000;
 /// Services listed without being asked for.
 const SERVICES_SHOWN: usize = 40;
 
@@ -36,29 +39,39 @@ pub(super) struct Arguments {
     all: bool,
 }
 
-pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Arguments) -> Outcome {
+pub(super) async fn run(dataplane: &Dataplane, control: &Control, screen: &Screen, arguments: &Arguments) -> Outcome {
+    let whole = arguments.all || arguments.json;
+    let query = StatusQuery {
+        only: arguments.only.clone(),
+        services: (!whole && arguments.only.is_none()).then_some(SERVICES_SHOWN),
+        backends: (!whole).then_some(if arguments.only.is_some() { BACKENDS_ASKED } else { BACKENDS_SHOWN }),
+    };
     loop {
-        let mut status = dataplane.status().await?;
-        if let Some(text) = &arguments.only {
-            status.services.retain(|service| is_about(service, text));
-        }
+        let status = dataplane.status_of(&query).await?;
         if arguments.json {
             screen.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
         } else {
             let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
-            let all = arguments.all || arguments.only.is_some();
-            screen.print(&format!("{clear}{}", render(&status, screen, all)))?;
+            let cluster = cluster(control, &status, screen).await;
+            screen.print(&format!("{clear}{}", render(&status, &cluster, screen, arguments.all)))?;
         }
         let Some(period) = arguments.watch else { return Ok(()) };
         tokio::time::sleep(period).await;
     }
 }
 
-fn is_about(service: &ServiceStatus, text: &str) -> bool {
-    service.name.contains(text) || service.owner.contains(text) || service.vip.to_string().contains(text)
+/// What control says of its cluster; its silence is worth a word only where it has something to say.
+async fn cluster(control: &Control, status: &Status, screen: &Screen) -> String {
+    match control.status().await {
+        Ok(cluster) => super::why::summary(&cluster, screen),
+        Err(ControlError::NoKubernetes) => String::new(),
+        // Only a control that leads writes with a term.
+        Err(ControlError::Absent(_)) if status.owners.iter().all(|owner| owner.term.is_none()) => String::new(),
+        Err(error) => screen.paint(&screen.wrap("- ", &error.to_string()), Style::Warn) + "\n",
+    }
 }
 
-fn render(status: &Status, screen: &Screen, all: bool) -> String {
+fn render(status: &Status, cluster: &str, screen: &Screen, all: bool) -> String {
     let mut out = format!(
         "{}  penstock {}, up {}\n",
         screen.paint(&status.name, Style::Bold),
@@ -72,9 +85,10 @@ fn render(status: &Status, screen: &Screen, all: bool) -> String {
     };
     section("Ports", ports(&status.ports, screen));
     section("Workers", workers(&status.workers, screen));
-    section("Services", services(&status.services, screen, all));
+    section("Services", services(status, screen));
     section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
+    section("Kubernetes", cluster.to_owned());
     section("Notices", notices(&status.notices, screen));
     out
 }
@@ -135,15 +149,13 @@ fn workers(workers: &[WorkerStatus], screen: &Screen) -> String {
     if workers.is_empty() { String::new() } else { table.render(screen) }
 }
 
-fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
+fn services(status: &Status, screen: &Screen) -> String {
+    let services = &status.services;
+    if services.is_empty() && status.services_total > 0 {
+        return format!("none of {} is about that\n", grouped(status.services_total));
+    }
     if services.is_empty() {
         return "none; give the dataplane a config file with [[service]], or `penstock apply`\n".to_owned();
-    }
-    let shown = if all { services.len() } else { services.len().min(SERVICES_SHOWN) };
-    // The troubled first, else in the dataplane's order.
-    let mut order: Vec<&ServiceStatus> = services.iter().collect();
-    if shown < services.len() {
-        order.sort_by_key(|service| !is_troubled(service));
     }
     let several_owners = services.iter().any(|service| service.owner != services[0].owner);
     let wide = is_wide(screen);
@@ -164,7 +176,7 @@ fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         ]);
     }
     let mut table = Table::new(&columns);
-    for service in &order[..shown] {
+    for service in services {
         let name = if several_owners { format!("{}/{}", service.owner, service.name) } else { service.name.clone() };
         let mut cells = vec![
             name.into(),
@@ -182,16 +194,15 @@ fn services(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         table.row(cells);
     }
     let mut out = table.render(screen);
-    if shown < services.len() {
-        let _ = writeln!(out, "... and {} more; `penstock status --all`, or a name", services.len() - shown);
+    let rest = status.services_total.saturating_sub(services.len() as u64);
+    if rest > 0 {
+        let _ = writeln!(out, "... and {} more; `penstock status --all`, or a name", grouped(rest));
     }
-    out + &backends(services, screen, all)
+    out + &backends(services, screen)
 }
 
-fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
+fn backends(services: &[ServiceStatus], screen: &Screen) -> String {
     let pairs = || services.iter().flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
-    let total = pairs().count();
-    let everything = all || total <= BACKENDS_SHOWN;
     let wide = is_wide(screen);
     let mut columns = vec![
         ("BACKEND", Column::Name),
@@ -205,17 +216,13 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         columns.insert(3, ("WEIGHT", Column::Right));
     }
     let mut table = Table::new(&columns);
-    let limit = if all { usize::MAX } else { BACKENDS_SHOWN };
-    let wanted = pairs().filter(|(_, backend)| everything || !is_well(backend));
-    let mut rows = 0;
-    for (service, backend) in wanted.take(limit) {
-        rows += 1;
+    for (service, backend) in pairs() {
         let mut cells = vec![
             backend.name.as_str().into(),
             service.name.as_str().into(),
             socket(backend.address, backend.port).into(),
             grouped(backend.flows).into(),
-            share(backend.flows, service.backends.iter().map(|backend| backend.flows).sum()).into(),
+            share(backend.flows, flows_of(service)).into(),
             state(service, backend),
         ];
         if wide {
@@ -223,17 +230,25 @@ fn backends(services: &[ServiceStatus], screen: &Screen, all: bool) -> String {
         }
         table.row(cells);
     }
-    let mut out = if rows == 0 { String::new() } else { format!("\n{}", table.render(screen)) };
-    if !everything {
-        let troubled = pairs().filter(|(_, backend)| !is_well(backend)).count();
-        let rest = total - troubled;
-        let _ =
-            writeln!(out, "{} not shown take new flows; `penstock status --all` lists them", count(rest, "backend"));
-        if troubled > rows {
-            let _ = writeln!(out, "{} more do not", count(troubled - rows, "backend"));
-        }
+    let mut out = if pairs().next().is_none() { String::new() } else { format!("\n{}", table.render(screen)) };
+    let sum = |pick: fn(&ServiceStatus) -> u32| services.iter().map(|service| u64::from(pick(service))).sum::<u64>();
+    let (total, up) = (sum(|service| service.backends_total), sum(|service| service.backends_up));
+    let (listed, listed_up) = (pairs().count() as u64, pairs().filter(|(_, backend)| backend.is_up()).count() as u64);
+    if up > listed_up {
+        let rest = grouped(up - listed_up);
+        let _ = writeln!(out, "{rest} backends not shown take new flows; `penstock status --all` lists them");
+    }
+    let troubled = (total - up).saturating_sub(listed - listed_up);
+    if troubled > 0 {
+        let _ = writeln!(out, "{} more do not", count(usize::try_from(troubled).unwrap_or(usize::MAX), "backend"));
     }
     out
+}
+
+/// Of all its backends, also where not all are listed.
+fn flows_of(service: &ServiceStatus) -> u64 {
+    let whole = service.backends.len() == service.backends_total as usize;
+    if whole { service.backends.iter().map(|backend| backend.flows).sum() } else { service.flows }
 }
 
 /// From here on an occupancy deserves attention; the dataplane's own notice says what to do.
@@ -281,22 +296,13 @@ fn is_wide(screen: &Screen) -> bool {
     screen.width.is_none_or(|width| width >= 100)
 }
 
-fn is_well(backend: &BackendStatus) -> bool {
-    backend.state == BackendState::Active && backend.reachable && backend.weight > 0
-}
-
-fn is_troubled(service: &ServiceStatus) -> bool {
-    service.backends.is_empty() || !service.backends.iter().all(is_well)
-}
-
 fn health(service: &ServiceStatus) -> Cell {
-    let well = service.backends.iter().filter(|backend| is_well(backend)).count();
-    let style = match well {
+    let style = match service.backends_up {
         0 => Style::Bad,
-        _ if well < service.backends.len() => Style::Warn,
+        _ if service.is_troubled() => Style::Warn,
         _ => Style::Good,
     };
-    styled(format!("{well}/{}", service.backends.len()), style)
+    styled(format!("{}/{}", service.backends_up, service.backends_total), style)
 }
 
 fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {

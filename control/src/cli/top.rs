@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use penstock_configs::status::{Counters, Ledger, Status};
+use penstock_configs::status::{Counters, Ledger, Status, StatusQuery};
 
 use super::failure::Outcome;
 use super::screen::{Screen, Style};
@@ -35,7 +35,7 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
     while arguments.count.is_none_or(|count| shown < count) {
         tokio::time::sleep(arguments.interval).await;
         let now = (Instant::now(), dataplane.counters().await?);
-        let status = dataplane.status().await?;
+        let status = dataplane.status_of(&StatusQuery { backends: Some(0), ..StatusQuery::default() }).await?;
         let elapsed = now.0.duration_since(before.0).as_secs_f64();
         // A pipe gets one screen after another; a terminal sees one.
         let clear = if screen.height.is_some() { CLEAR } else { "" };

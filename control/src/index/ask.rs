@@ -17,6 +17,9 @@ pub const VIP: &str = "penstock.dev/vip";
 pub const STICKY: &str = "penstock.dev/sticky";
 pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 const DOMAIN: &str = "penstock.dev/";
+/// What a Service may say below our domain; each has an example in `configs/kubernetes/services.yaml`.
+pub const ANNOTATIONS: [&str; 10] =
+    ["expose", "addresses", "pool", "share-key", "mode", "scheduler", "idle-timeout", "sticky", "weights", "announce"];
 const METALLB: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 #[derive(Debug, Clone, PartialEq)]

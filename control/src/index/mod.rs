@@ -51,6 +51,8 @@ pub struct Index {
     pub namespaces: Table<Arc<str>, NamespaceInfo>,
     pub pools: Table<Arc<str>, PoolInfo>,
     pub records: Table<IpAddr, RecordInfo>,
+    /// Nodes that were labelled out a while ago: they keep their flows. Time is the controller's.
+    pub draining: HashSet<Arc<str>>,
     slices_of: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
     claims_of: HashMap<ServiceKey, BTreeSet<IpAddr>>,
     names: HashSet<Arc<str>>,
@@ -84,7 +86,7 @@ impl Index {
     }
 
     fn apply_slice(&mut self, mut change: Change<ServiceKey, SliceInfo>) -> Changed {
-        if let Change::Seen(_, slice) | Change::Put(_, slice) = &mut change {
+        if let Change::Seen(_, slice) | Change::Put(_, slice) | Change::Wrote(_, slice) = &mut change {
             for (node, _) in &mut slice.nodes {
                 *node = intern(&mut self.names, node);
             }
@@ -186,6 +188,15 @@ fn change<K: ResourceExt, Key, Value>(
 #[must_use]
 pub fn on_service(event: Event<Service>, config: &KubernetesConfig) -> Update {
     Update::Service(change(event, |object| (extract::key(&object.metadata), extract::service(object, config))))
+}
+
+/// The answer to a write of ours.
+#[must_use]
+pub fn wrote_service(object: Service, config: &KubernetesConfig) -> Update {
+    match on_service(Event::Apply(object), config) {
+        Update::Service(Change::Put(key, info)) => Update::Service(Change::Wrote(key, info)),
+        other => other,
+    }
 }
 
 #[must_use]

@@ -41,6 +41,9 @@ pub enum Change<K, V> {
     /// The list is complete: what it did not have is gone.
     End,
     Put(K, V),
+    /// The answer to a write of ours. It races with the watch: what the watch has passed already is no news, and
+    /// must not bring back an object that was deleted since.
+    Wrote(K, V),
     /// With the version it had then, 0 where unknown: what was created anew since is not gone.
     Gone(K, u64),
 }
@@ -51,11 +54,13 @@ pub struct Table<K, V> {
     seen: Option<HashSet<K>>,
     /// A list was complete once.
     pub synced: bool,
+    /// The newest version that the watch has told of; versions of one kind are comparable (KEP-5504).
+    heard: u64,
 }
 
 impl<K, V> Default for Table<K, V> {
     fn default() -> Self {
-        Self { rows: BTreeMap::new(), seen: None, synced: false }
+        Self { rows: BTreeMap::new(), seen: None, synced: false, heard: 0 }
     }
 }
 
@@ -88,23 +93,29 @@ impl<K: Ord + Hash + Clone, V: Content> Table<K, V> {
         match change {
             Change::Begin => {
                 self.seen = Some(HashSet::new());
+                // A cluster restored from a backup counts from where it was then.
+                self.heard = 0;
                 Changed::Nothing
             }
             Change::Seen(key, value) => {
                 if let Some(seen) = &mut self.seen {
                     seen.insert(key.clone());
                 }
+                self.heard = self.heard.max(value.version());
                 self.put(key, value, &mut on_row)
             }
             Change::Put(key, value) => {
-                // Equal numbers too: that is our own write, told again.
-                let known = self.rows.get(&key).map_or(0, Content::version);
-                if known > 0 && value.version() > 0 && value.version() <= known {
+                self.heard = self.heard.max(value.version());
+                self.newer(key, value, &mut on_row)
+            }
+            Change::Wrote(key, value) => {
+                if value.version() > 0 && value.version() <= self.heard {
                     return Changed::Nothing;
                 }
-                self.put(key, value, &mut on_row)
+                self.newer(key, value, &mut on_row)
             }
             Change::Gone(key, version) => {
+                self.heard = self.heard.max(version);
                 let known = self.rows.get(&key).map_or(0, Content::version);
                 if version > 0 && known > version {
                     return Changed::Nothing;
@@ -120,6 +131,15 @@ impl<K: Ord + Hash + Clone, V: Content> Table<K, V> {
                 if first { Changed::Desired } else { removed }
             }
         }
+    }
+
+    fn newer(&mut self, key: K, value: V, on_row: &mut impl FnMut(&K, Option<&V>, Option<&V>)) -> Changed {
+        // Equal numbers too: that is our own write, told again.
+        let known = self.rows.get(&key).map_or(0, Content::version);
+        if known > 0 && value.version() > 0 && value.version() <= known {
+            return Changed::Nothing;
+        }
+        self.put(key, value, on_row)
     }
 
     fn put(&mut self, key: K, value: V, on_row: &mut impl FnMut(&K, Option<&V>, Option<&V>)) -> Changed {

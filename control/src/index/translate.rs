@@ -329,7 +329,7 @@ impl Builder<'_> {
         let mut backends = Vec::with_capacity(members.len());
         for (node, counts) in members {
             let Some(info) = self.node(node, family) else { continue };
-            let drains = info.out.is_some_and(Out::drains);
+            let drains = info.out.is_some_and(Out::drains) || self.index.draining.contains(node);
             if info.out.is_some() && !drains {
                 continue;
             }

@@ -1,13 +1,16 @@
 //! Who allocates and writes: one box, by a Lease.
 //!
 //! The rules are client-go's (a silent leader is believed for the lease's duration by the *observer's* clock; writes
-//! are made only with the resourceVersion that was read). Three things are our own:
+//! are made only with the resourceVersion that was read). Some things are our own:
 //!
 //! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one.
 //! - The identity is the box's name. A restarted process takes its own Lease over at once, with a new term that fences
 //!   off the process before it: a restart must not leave the addresses without an answer for a lease's duration.
 //! - A leader that cannot renew stops writing to the API, but goes on announcing until it sees another holder: when
 //!   the API server is gone nobody can take over, and the addresses must not go with it.
+//! - A leader whose dataplane process is gone gives the Lease up, so that a
+//!   box that can serve answers for the addresses. Where nobody takes it for a lease's duration it is taken back:
+//!   somebody must write statuses and let Services go.
 
 use std::time::{Duration, Instant};
 
@@ -49,9 +52,14 @@ enum Move {
     Renew,
     /// Nobody's any more, or our own from a former life: a new term begins.
     Take,
+    /// It is ours, and another box should have it.
+    Yield,
     /// Somebody else's.
     Follow,
 }
+
+/// Lease durations that a leader without a dataplane keeps what nobody else took, before it offers it again.
+const KEEPS: u32 = 10;
 
 #[derive(Debug)]
 struct Candidate {
@@ -60,6 +68,9 @@ struct Candidate {
     led: Option<u64>,
     /// The Lease as seen last, and when it was first seen so.
     observed: Option<(String, Instant)>,
+    /// There is a dataplane to serve with.
+    fit: bool,
+    yielded: Option<Instant>,
 }
 
 impl Candidate {
@@ -71,11 +82,16 @@ impl Candidate {
             self.observed = Some((record, now));
         }
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        let duration = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15));
+        let silent = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
         if holder.is_empty() {
-            return Move::Take;
+            // First those that can serve.
+            return if self.fit || silent > duration { Move::Take } else { Move::Follow };
         }
         if holder == self.name {
+            let kept = self.yielded.is_none_or(|at| now.duration_since(at) > duration * KEEPS);
             match self.led {
+                Some(term) if term == term_of(lease) && !self.fit && kept => return Move::Yield,
                 Some(term) if term == term_of(lease) => return Move::Renew,
                 // A process of this box that is no more: we are its successor.
                 None => return Move::Take,
@@ -83,8 +99,6 @@ impl Candidate {
                 Some(_) => {}
             }
         }
-        let duration = Duration::from_secs(u64::try_from(spec.lease_duration_seconds.unwrap_or(15)).unwrap_or(15));
-        let silent = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| now.duration_since(*since));
         if silent > duration { Move::Take } else { Move::Follow }
     }
 }
@@ -102,15 +116,17 @@ pub async fn elect(
     config: LeaderConfig,
     name: String,
     roles: watch::Sender<Role>,
+    fit: watch::Receiver<bool>,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let retry = Duration::from_secs_f64(config.retry);
     let deadline = Duration::from_secs_f64(config.renew_deadline);
-    let mut candidate = Candidate { name, led: None, observed: None };
+    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None };
     let mut renewed = Instant::now();
     while !*shutdown.borrow() {
         let began = Instant::now();
+        candidate.fit = *fit.borrow();
         // A request that hangs must not outlast the deadline: stepping down is this loop's duty.
         let left = deadline.saturating_sub(renewed.elapsed()).max(retry);
         match tokio::time::timeout(left, round(&api, &config, &mut candidate)).await {
@@ -149,6 +165,13 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
             spec.renew_time = Some(now);
             spec.lease_duration_seconds = Some(seconds);
             api.replace(&config.lease, &PostParams::default(), &lease).await
+        }
+        (Move::Yield, Some(mut lease)) => {
+            warn!("the dataplane is not there: another box may lead");
+            lease.spec.get_or_insert_default().holder_identity = Some(String::new());
+            let given = api.replace(&config.lease, &PostParams::default(), &lease).await?;
+            candidate.yielded = Some(Instant::now());
+            Ok(given)
         }
         (Move::Take, Some(mut lease)) => {
             let spec = lease.spec.get_or_insert_default();
@@ -232,7 +255,7 @@ mod tests {
     }
 
     fn candidate(led: Option<u64>) -> Candidate {
-        Candidate { name: "box-a".into(), led, observed: None }
+        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None }
     }
 
     #[test]
@@ -253,6 +276,24 @@ mod tests {
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 3, 0)), now), Move::Renew);
         assert_eq!(candidate(None).judge(Some(&lease("box-a", 3, 0)), now), Move::Take, "another process of this box");
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 4, 0)), now), Move::Follow, "our own successor");
+    }
+
+    #[test]
+    fn a_box_without_a_dataplane_offers_the_lease_and_takes_it_back_where_nobody_wants_it() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut a = Candidate { fit: false, ..candidate(Some(4)) };
+        assert_eq!(a.judge(Some(&lease("box-a", 3, 0)), start), Move::Yield);
+        a.yielded = Some(start);
+        assert_eq!(a.judge(Some(&lease("", 3, 0)), after(1)), Move::Follow, "others first");
+        assert_eq!(a.judge(Some(&lease("", 3, 0)), after(17)), Move::Take, "somebody must");
+        a.led = Some(5);
+        assert_eq!(a.judge(Some(&lease("box-a", 4, 17)), after(18)), Move::Renew);
+        assert_eq!(a.judge(Some(&lease("box-a", 4, 18)), after(149)), Move::Renew);
+        assert_eq!(a.judge(Some(&lease("box-a", 4, 19)), after(151)), Move::Yield, "offered again");
+        a.fit = true;
+        assert_eq!(a.judge(Some(&lease("box-a", 4, 20)), after(152)), Move::Renew);
+        assert_eq!(candidate(None).judge(Some(&lease("", 3, 0)), start), Move::Take, "who can serve takes it at once");
     }
 
     #[test]

@@ -13,15 +13,14 @@ use penstock_configs::desired::{BackendState, Desired};
 use super::driver::{Parcel, Progress};
 use super::events::Note;
 use super::feed::{FeedState, Input};
-use super::job::{Done, Job, RecordWrite, Step};
+use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
-use crate::index::extract::{self};
-use crate::index::kinds::RecordInfo;
+use crate::index::kinds::{NodeInfo, Out, RecordInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
-use crate::index::{self, Changed, Index, ServiceKey, Update};
+use crate::index::{Changed, Index, ServiceKey, Update};
 use crate::leader::Role;
 use crate::probe::{HealthView, ProbeTarget};
 
@@ -92,9 +91,11 @@ pub struct Controller {
     /// The pools' statuses are written once a second at most: each write says it all.
     pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
+    /// When nodes that were labelled out have had their time.
+    drained_at: HashMap<Arc<str>, Instant>,
     term: Option<u64>,
     translate_wanted: bool,
-    touched: BTreeSet<ServiceKey>,
+    pub(super) touched: BTreeSet<ServiceKey>,
     all_touched: bool,
     /// When to look at a Service again.
     timers: BTreeSet<(Instant, ServiceKey)>,
@@ -128,6 +129,7 @@ impl Controller {
             pools_dirty: true,
             pools_after: None,
             quarantined_until: None,
+            drained_at: HashMap::new(),
             term: None,
             translate_wanted: true,
             touched: BTreeSet::new(),
@@ -148,7 +150,7 @@ impl Controller {
 
     pub fn on_input(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Update(update) => self.on_update(*update),
+            Input::Update(update) => self.on_update(*update, now),
             Input::Feed { kind, state } => {
                 let known = self.feeds.get(kind).map(|(state, _)| state.clone());
                 // The time is that of the first failure, not of the last.
@@ -159,18 +161,23 @@ impl Controller {
         }
     }
 
-    fn on_update(&mut self, update: Update) {
+    pub(super) fn on_update(&mut self, update: Update, now: Instant) {
         let service = match &update {
-            Update::Service(Change::Seen(key, _) | Change::Put(key, _) | Change::Gone(key, _)) => Some(key.clone()),
+            Update::Service(
+                Change::Seen(key, _) | Change::Put(key, _) | Change::Wrote(key, _) | Change::Gone(key, _),
+            ) => Some(key.clone()),
             _ => None,
         };
         let capacity = matches!(&update, Update::Pool(_) | Update::Record(_) | Update::Namespace(_));
         // Whose claim comes or goes has a next step, whether or not its plan changes.
-        if let Update::Record(Change::Seen(address, _) | Change::Put(address, _) | Change::Gone(address, _)) = &update {
+        if let Update::Record(
+            Change::Seen(address, _) | Change::Put(address, _) | Change::Wrote(address, _) | Change::Gone(address, _),
+        ) = &update
+        {
             let known = self.index.records.get(address);
             self.touched.extend(known.into_iter().flat_map(RecordInfo::services));
         }
-        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record)) = &update {
+        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record) | Change::Wrote(_, record)) = &update {
             self.touched.extend(record.services());
         }
         if let Update::Record(Change::End) = &update {
@@ -181,17 +188,21 @@ impl Controller {
             info.map(|info| info.status.ingress.clone()).unwrap_or_default()
         };
         let before = shown(self);
+        let node = match &update {
+            Update::Node(Change::Seen(name, _) | Change::Put(name, _) | Change::Gone(name, _)) => Some(name.clone()),
+            _ => None,
+        };
+        let served = node.as_ref().is_some_and(|name| self.index.nodes.get(name).is_some_and(NodeInfo::is_backend));
         let changed = self.index.apply(update);
+        if let Some(name) = node {
+            self.follow_node(name, served, now);
+        }
         if changed == Changed::Nothing {
             return;
         }
         // An address that a status no longer shows is free as well.
         if capacity || !before.is_empty() && shown(self) != before {
-            self.pools_dirty = true;
-            // Somebody who found nothing may find something now.
-            for work in self.work.values_mut() {
-                work.allocate_after = None;
-            }
+            self.capacity_changed();
         }
         if let Some(key) = service {
             // A mended Service is tried again at once.
@@ -206,6 +217,40 @@ impl Controller {
             self.touched.insert(key);
         }
         self.translate_wanted |= changed == Changed::Desired;
+    }
+
+    /// A node that is labelled out keeps its flows for a while; one that always was has none.
+    fn follow_node(&mut self, name: Arc<str>, served: bool, now: Instant) {
+        let out = self.index.nodes.get(&name).map(|info| info.out);
+        if out != Some(Some(Out::Excluded)) {
+            self.index.draining.remove(&name);
+            self.drained_at.remove(&name);
+        } else if served {
+            self.index.draining.insert(name.clone());
+            self.drained_at.insert(name, now + Duration::from_secs_f64(self.kubernetes.timing.node_drain));
+        }
+    }
+
+    /// Nodes whose time to finish is over leave.
+    fn end_drains(&mut self, turn: &mut Turn, now: Instant) {
+        let ended: Vec<Arc<str>> =
+            self.drained_at.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in ended {
+            self.drained_at.remove(&name);
+            self.index.draining.remove(&name);
+            self.translate_wanted = true;
+        }
+        if let Some(at) = self.drained_at.values().min() {
+            turn.wake_at(*at);
+        }
+    }
+
+    /// Somebody who found nothing may find something now.
+    pub(super) fn capacity_changed(&mut self) {
+        self.pools_dirty = true;
+        for work in self.work.values_mut() {
+            work.allocate_after = None;
+        }
     }
 
     pub fn on_role(&mut self, role: Role) {
@@ -268,94 +313,6 @@ impl Controller {
             .collect()
     }
 
-    pub fn on_done(&mut self, done: Done, now: Instant, notes: &mut Vec<Note>) {
-        match done {
-            Done::Service { job, result } => {
-                let retry = (self.kubernetes.timing.retry, self.kubernetes.timing.retry_max);
-                let work = self.work.entry(job.key.clone()).or_default();
-                work.in_flight = work.in_flight.saturating_sub(1);
-                self.touched.insert(job.key.clone());
-                match result {
-                    Ok(object) => {
-                        work.failures = 0;
-                        work.not_before = None;
-                        if let Step::Status(wanted) = &job.step {
-                            work.written = Some(wanted.clone());
-                        }
-                        notes.extend(job.notes);
-                        if let Some(object) = object {
-                            self.on_update(index::on_service(
-                                kube::runtime::watcher::Event::Apply(*object),
-                                &self.kubernetes,
-                            ));
-                        }
-                    }
-                    Err(error) => {
-                        // What the server will not have now it will not have in a moment either.
-                        let failures = if is_final(&error) { u32::MAX } else { work.failures };
-                        let pause = super::backoff::after(failures, retry.0, retry.1);
-                        work.failures += 1;
-                        work.pardoned = true;
-                        work.not_before = Some(now + pause);
-                        tracing::debug!(service = %job.key, "{}", super::feed::api_error(&error));
-                        // A conflict is the usual way of hearing that something changed meanwhile.
-                        let conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
-                        if (work.failures == 3 || failures == u32::MAX) && !conflict {
-                            let message = format!("cannot write: {}", super::feed::api_error(&error));
-                            notes.push(Note::warning(&job.key, &job.uid, "SyncLoadBalancerFailed", message));
-                        }
-                    }
-                }
-            }
-            Done::Record { job, result } => {
-                self.records_in_flight.remove(&job.address);
-                self.pools_dirty = true;
-                if let Some(key) = &job.service {
-                    let work = self.work.entry(key.clone()).or_default();
-                    work.in_flight = work.in_flight.saturating_sub(1);
-                    self.touched.insert(key.clone());
-                }
-                match result {
-                    Ok(object) => {
-                        self.record_backoff.remove(&job.address);
-                        notes.extend(job.notes);
-                        let change = match (object, &job.write) {
-                            (Some(object), _) => match extract::record(&object) {
-                                Some(record) => Change::Put(job.address, record),
-                                None => return,
-                            },
-                            (None, RecordWrite::Delete { resource_version, .. }) => {
-                                Change::Gone(job.address, resource_version.parse().unwrap_or(0))
-                            }
-                            (None, _) => return,
-                        };
-                        self.on_update(Update::Record(change));
-                    }
-                    Err(error) => {
-                        tracing::debug!(address = %job.address, "{}", super::feed::api_error(&error));
-                        let failures = self.record_backoff.get(&job.address).map_or(0, |(failures, _)| *failures);
-                        let pause = super::backoff::after(
-                            failures,
-                            self.kubernetes.timing.retry,
-                            self.kubernetes.timing.retry_max,
-                        );
-                        self.record_backoff.insert(job.address, (failures + 1, now + pause));
-                    }
-                }
-            }
-            Done::PoolStatus { name, result } => {
-                if let Err(error) = result {
-                    tracing::debug!(pool = &*name, "{}", super::feed::api_error(&error));
-                }
-            }
-            Done::Box { result } => {
-                if let Err(error) = result {
-                    tracing::debug!("VipBox: {}", super::feed::api_error(&error));
-                }
-            }
-        }
-    }
-
     // --- what follows
 
     /// One turn: a new snapshot if one is wanted, then every step that is due.
@@ -374,6 +331,7 @@ impl Controller {
         if let Some(until) = self.quarantined_until {
             turn.wake_at(until);
         }
+        self.end_drains(&mut turn, now);
         if self.translate_wanted {
             self.translate(&mut turn, now);
         }
@@ -519,11 +477,6 @@ impl Controller {
             .values()
             .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
     }
-}
-
-/// Invalid, or not permitted.
-fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 401 | 403 | 405 | 422))
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_configs::desired::Desired;
 use tokio::sync::watch;
@@ -45,8 +45,19 @@ pub struct Progress {
     /// Faults of a refused snapshot, of the parcel with that version.
     pub refused: Option<(u64, Arc<Vec<Fault>>)>,
     pub fenced: bool,
+    /// Nobody has listened at the dataplane's socket since then.
+    pub absent_since: Option<Instant>,
     /// Snapshots accepted, since the start.
     pub sent: u64,
+}
+
+impl Progress {
+    fn note_presence(&mut self, error: &DataplaneError) {
+        match error {
+            DataplaneError::Absent(_) => drop(self.absent_since.get_or_insert_with(Instant::now)),
+            _ => self.absent_since = None,
+        }
+    }
 }
 
 pub(super) async fn drive<D: Dataplane>(
@@ -126,6 +137,7 @@ impl<D: Dataplane> Driver<D> {
             p.generation = generation;
             p.refused = None;
             p.fenced = false;
+            p.absent_since = None;
             if acknowledged {
                 p.acknowledged = parcel.version;
                 p.programmed = parcel.programmed.clone();
@@ -141,7 +153,7 @@ impl<D: Dataplane> Driver<D> {
         // Whatever it was: somebody may have written meanwhile, or the process may be a new one.
         self.next = None;
         let pause = match error {
-            DataplaneError::Unreachable(_) => self.backoff.next(),
+            DataplaneError::Absent(_) | DataplaneError::Unreachable(_) => self.backoff.next(),
             // The same would be refused again; conditions outside of it may change all the same.
             DataplaneError::Refused { .. } => Duration::from_secs(30),
             DataplaneError::Fenced(_) => Duration::from_secs(2),
@@ -152,6 +164,7 @@ impl<D: Dataplane> Driver<D> {
         self.progress.send_modify(|p| {
             p.trouble = Some(error.to_string());
             p.fenced = matches!(error, DataplaneError::Fenced(_));
+            p.note_presence(error);
             p.refused = match error {
                 DataplaneError::Refused { faults } => Some((parcel.version, Arc::new(faults.clone()))),
                 _ => None,
@@ -166,8 +179,9 @@ impl<D: Dataplane> Driver<D> {
             return;
         }
         let expected = self.progress.borrow().generation;
-        let trouble = match self.dataplane.generation(&self.owner).await {
-            Ok(Some(generation)) if generation == expected => return,
+        let answer = self.dataplane.generation(&self.owner).await;
+        let trouble = match &answer {
+            Ok(Some(generation)) if *generation == expected => return,
             Ok(held) => {
                 format!("the dataplane holds generation {held:?} and not {expected}: it is sent the whole again")
             }
@@ -175,7 +189,13 @@ impl<D: Dataplane> Driver<D> {
         };
         info!("{trouble}");
         self.next = None;
-        self.progress.send_modify(|p| p.trouble = Some(trouble));
+        self.progress.send_modify(|p| {
+            p.trouble = Some(trouble);
+            match &answer {
+                Ok(_) => p.absent_since = None,
+                Err(error) => p.note_presence(error),
+            }
+        });
     }
 }
 

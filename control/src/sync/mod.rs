@@ -9,6 +9,7 @@
 //! The loop owns all state and does no I/O; whatever waits runs in tasks that answer by message.
 
 mod allocate;
+mod answers;
 mod backoff;
 mod controller;
 mod driver;
@@ -55,8 +56,21 @@ pub enum Query {
     Status { reply: oneshot::Sender<Status> },
 }
 
+impl Query {
+    /// While nothing runs that could answer: why not.
+    pub fn unanswered(self, owner: &str, problem: &str) {
+        match self {
+            Self::Why { key, reply } => drop(reply.send(Why::unknown(&key, problem))),
+            Self::Status { reply } => {
+                let notices = vec![problem.to_owned()];
+                drop(reply.send(Status { owner: owner.to_owned(), notices, ..Status::default() }));
+            }
+        }
+    }
+}
+
 /// `GET /v1/status` of control.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Status {
     pub owner: String,
     pub leader: bool,
@@ -68,10 +82,13 @@ pub struct Status {
     pub notices: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ServiceLine {
     pub service: String,
     pub stage: String,
+    /// Of type NodePort, with an address by annotation: `kubectl get services` does not show it.
+    #[serde(default)]
+    pub exposed: bool,
     pub vips: Vec<std::net::IpAddr>,
 }
 
@@ -114,11 +131,13 @@ pub async fn run<D: Dataplane>(
     let election = kubernetes.leader_election.clone();
     let first = if election.enabled { Role::default() } else { Role::alone(&name) };
     let (role_tx, roles) = watch::channel(first.clone());
+    let (fit, is_fit) = watch::channel(true);
     // A set of its own: it ends after the rest, and with `run` if that is dropped.
     let mut elector = JoinSet::new();
     if election.enabled {
         let lease_in = kubernetes.namespace.clone();
-        elector.spawn(elect(client.clone(), lease_in, election, name.clone(), role_tx.clone(), shutdown.clone()));
+        let (roles, ending) = (role_tx.clone(), shutdown.clone());
+        elector.spawn(elect(client.clone(), lease_in, election, name.clone(), roles, is_fit, ending));
     }
 
     let (parcel_tx, parcels) = watch::channel(Parcel::default());
@@ -138,6 +157,7 @@ pub async fn run<D: Dataplane>(
         inputs,
         roles,
         role_tx,
+        fit,
         parcel_tx,
         progress,
         notes,
@@ -153,6 +173,9 @@ pub async fn run<D: Dataplane>(
     while elector.join_next().await.is_some() {}
     Ok(())
 }
+
+/// Kinds that are watched.
+pub(crate) const FEEDS: usize = 6;
 
 fn spawn_feeds(
     tasks: &mut JoinSet<()>,
@@ -196,6 +219,8 @@ struct Loop {
     /// Kept so that `roles` never closes where there is no election.
     #[allow(dead_code, reason = "held, not used")]
     role_tx: watch::Sender<Role>,
+    /// Whether this box should lead; for the elector.
+    fit: watch::Sender<bool>,
     parcel_tx: watch::Sender<Parcel>,
     progress: watch::Receiver<Progress>,
     notes: mpsc::Sender<events::Note>,
@@ -359,6 +384,7 @@ impl Loop {
             self.spawn(job);
         }
         self.tell(turn.notes);
+        self.judge_fitness(now);
         self.publish_box(now);
         self.publish_metrics(now);
         // Never at once: whatever the reason, this loop must not spin.
@@ -377,6 +403,13 @@ impl Loop {
             };
             let _ = done.send(result).await;
         });
+    }
+
+    /// A dataplane that is started anew is back in seconds; one that stays away serves nobody.
+    fn judge_fitness(&self, now: Instant) {
+        let patience = Duration::from_secs_f64(self.kubernetes.leader_election.renew_deadline);
+        let absent = self.controller.progress.absent_since.is_some_and(|since| now.duration_since(since) >= patience);
+        self.fit.send_if_modified(|fit| std::mem::replace(fit, !absent) == absent);
     }
 
     fn publish_box(&mut self, now: Instant) {
@@ -477,6 +510,7 @@ impl Loop {
         let line = |(key, plan): (&index::ServiceKey, &index::translate::Plan)| ServiceLine {
             service: key.to_string(),
             stage: stage_name(&plan.stage).to_owned(),
+            exposed: plan.exposed,
             vips: plan.vips.clone(),
         };
         Status {

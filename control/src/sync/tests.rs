@@ -35,6 +35,10 @@ struct Sim {
     notes: Vec<Note>,
     snapshots: usize,
     pool_status: Vec<(String, i64)>,
+    /// The watch tells of a write before its answer comes, and the controller turns between the two.
+    watch_first: bool,
+    /// What those turns ordered.
+    ordered: Vec<Job>,
 }
 
 const POOL: &str =
@@ -60,6 +64,8 @@ impl Sim {
             notes: Vec::new(),
             snapshots: 0,
             pool_status: Vec::new(),
+            watch_first: false,
+            ordered: Vec::new(),
         };
         sim.list();
         for name in ["a", "b"] {
@@ -145,11 +151,16 @@ impl Sim {
 
     fn settle(&mut self) {
         for _ in 0..100 {
-            let turn = self.turn();
+            let mut turn = self.turn();
+            turn.jobs.append(&mut self.ordered);
             let acked = self.acks && self.acknowledge();
             let idle = turn.jobs.is_empty() && !acked;
             for job in turn.jobs {
                 let done = self.perform(job);
+                if self.watch_first {
+                    let turn = self.turn();
+                    self.ordered.extend(turn.jobs);
+                }
                 let mut notes = Vec::new();
                 self.controller.on_done(done, self.now, &mut notes);
                 self.notes.append(&mut notes);
@@ -235,19 +246,20 @@ impl Sim {
         self.log.push(format!("{} {what}", job.key.name));
         let gone = !value["metadata"]["deletionTimestamp"].is_null()
             && value["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty);
-        if gone {
-            self.remove(&job.key);
-            return None;
-        }
         self.version += 1;
         value["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        if gone {
+            self.services.remove(&job.key);
+            self.feed(index::Update::Service(index::Change::Gone(job.key.clone(), self.version)));
+            // The answer to the write that let it go is the object as it was, with the version of the deletion.
+            return Some(value);
+        }
         self.services.insert(job.key.clone(), value.clone());
+        if self.watch_first {
+            let config = self.controller.kubernetes.clone();
+            self.feed(index::on_service(Event::Apply(serde_json::from_value(value.clone()).unwrap()), &config));
+        }
         Some(value)
-    }
-
-    fn remove(&mut self, key: &ServiceKey) {
-        self.services.remove(key);
-        self.feed(index::Update::Service(index::Change::Gone(key.clone(), 0)));
     }
 
     fn perform_record(&mut self, job: RecordJob) -> Done {
@@ -270,11 +282,17 @@ impl Sim {
                 let value = json!({"apiVersion": "penstock.dev/v1alpha1", "kind": "VipAllocation",
                     "metadata": {"name": "x", "uid": "r", "resourceVersion": version}, "spec": spec});
                 self.records.insert(job.address, value.clone());
+                if self.watch_first {
+                    self.feed(index::on_record(Event::Apply(serde_json::from_value(value.clone()).unwrap())));
+                }
                 Some(Box::new(serde_json::from_value(value).unwrap()))
             }
             None => {
                 self.log.push(format!("release {}", job.address));
                 self.records.remove(&job.address);
+                if self.watch_first {
+                    self.feed(index::Update::Record(index::Change::Gone(job.address, self.version)));
+                }
                 None
             }
         });
@@ -580,6 +598,45 @@ fn an_exhausted_pool_says_so_and_recovers() {
 }
 
 #[test]
+fn a_freed_address_is_taken_whatever_comes_first_the_watch_or_the_answer() {
+    for watch_first in [false, true] {
+        let mut sim = Sim::with("[[kubernetes.pool]]\nname = 'p'\naddresses = ['203.0.113.1']");
+        sim.watch_first = watch_first;
+        sim.put(&service("one"));
+        sim.settle();
+        sim.put(&service("two"));
+        sim.settle();
+        assert_eq!(sim.condition("two", "Serving").1, "AllocationFailed");
+        sim.delete("one");
+        sim.settle();
+        assert_eq!(
+            sim.controller.index.services.len(),
+            1,
+            "a deleted Service must not come back (watch first: {watch_first})"
+        );
+        assert_eq!(sim.ingress("two"), ["203.0.113.1"], "watch first: {watch_first}: {:?}", sim.log);
+    }
+}
+
+#[test]
+fn an_address_whose_record_the_watch_ends_while_its_deletion_is_under_way_is_taken_at_once() {
+    let mut sim = Sim::with("[[kubernetes.pool]]\nname = 'p'\naddresses = ['203.0.113.1']");
+    sim.watch_first = true;
+    // Shows its address in no status: only the record says that it is taken.
+    let mut one = annotated("one", json!({"penstock.dev/expose": "true"}));
+    one["spec"]["type"] = json!("NodePort");
+    one["spec"]["loadBalancerClass"] = Value::Null;
+    sim.put(&one);
+    sim.settle();
+    sim.put(&service("two"));
+    sim.settle();
+    assert_eq!(sim.condition("two", "Serving").1, "AllocationFailed");
+    sim.delete("one");
+    sim.settle();
+    assert_eq!(sim.ingress("two"), ["203.0.113.1"], "{:?}", sim.log);
+}
+
+#[test]
 fn a_sticky_service_finds_its_address_again() {
     let mut sim = Sim::new();
     sim.put(&annotated("web", json!({"penstock.dev/sticky": "true"})));
@@ -763,6 +820,44 @@ fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
     assert_eq!(names, ["b"]);
     let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
     assert!(why.nodes[0].reason.contains("own address"), "{why:?}");
+}
+
+#[test]
+fn a_node_that_is_labelled_out_drains_for_a_while_and_one_that_always_was_does_not() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    let label = |sim: &mut Sim, name: &str, version: u32, labels: Value| {
+        let node = json!({"metadata": {"name": name, "resourceVersion": version.to_string(), "labels": labels},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{}", name.as_bytes()[0])}]}});
+        let config = sim.controller.kubernetes.clone();
+        sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+    };
+    let out = || json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+    let states = |sim: &Sim| -> Vec<(String, BackendState)> {
+        let sets = &sim.controller.translation.desired.sets;
+        sets[0].backends.iter().map(|b| (b.node.clone().unwrap(), b.state)).collect()
+    };
+    let (active, draining) = (BackendState::Active, BackendState::Draining);
+    label(&mut sim, "control-plane", 5, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)]);
+    label(&mut sim, "b", 6, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), draining)]);
+    label(&mut sim, "b", 7, json!({}));
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)], "back in service");
+    label(&mut sim, "b", 8, out());
+    sim.settle();
+    let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
+    assert!(why.nodes.iter().any(|n| n.node == "b" && n.reason.contains("keeps its flows")), "{why:?}");
+    // Whatever else changes of it meanwhile.
+    label(&mut sim, "b", 9, json!({"node.kubernetes.io/exclude-from-external-load-balancers": "", "x": "y"}));
+    sim.after(299);
+    assert_eq!(states(&sim)[1].1, draining);
+    sim.after(2);
+    assert_eq!(states(&sim), [("a".into(), active)]);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
 }
 
 #[test]

@@ -296,6 +296,36 @@ async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
 }
 
 #[tokio::test]
+async fn a_leader_whose_dataplane_is_gone_makes_room_for_a_box_that_serves() {
+    let server = cluster();
+    let first = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    // Alone, it goes on leading: Services must come and go all the same.
+    first.dataplane.absent.store(true, Ordering::SeqCst);
+    let holder = || {
+        let lease = server.get("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap_or_default();
+        lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    };
+    until("offered", || holder().is_empty()).await;
+    until("taken back", || holder() == "box-a").await;
+    first.dataplane.absent.store(false, Ordering::SeqCst);
+    still_serves(&server, "more").await;
+
+    let second = Control::start(&server, "box-b").await;
+    until("the second serves", || second.dataplane.vips().len() == 2).await;
+    let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
+    assert!(announces(&first) && !announces(&second));
+    first.dataplane.absent.store(true, Ordering::SeqCst);
+    until("the second leads", || holder() == "box-b" && announces(&second)).await;
+    still_serves(&server, "after").await;
+    first.dataplane.absent.store(false, Ordering::SeqCst);
+    until("the first serves again, silently", || first.dataplane.vips().len() == 3 && !announces(&first)).await;
+    assert_eq!(holder(), "box-b");
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
 async fn another_controller_on_the_same_status_is_not_fought() {
     let server = cluster();
     let control = Control::start(&server, "box-a").await;

@@ -27,6 +27,8 @@ pub const CLASS: &str = "penstock.dev/box";
 pub struct Notes {
     pub puts: Mutex<Vec<Desired>>,
     pub down: AtomicBool,
+    /// Its process is gone.
+    pub absent: AtomicBool,
     pub acks: AtomicBool,
     generation: AtomicU64,
 }
@@ -54,8 +56,15 @@ impl Notes {
     }
 }
 
+impl Notes {
+    fn is_there(&self) -> Result<(), DataplaneError> {
+        if self.absent.load(Ordering::SeqCst) { Err(DataplaneError::Absent("killed".into())) } else { Ok(()) }
+    }
+}
+
 impl Dataplane for Notes {
     async fn put_desired(&self, _: &str, desired: &Desired, _: Duration) -> Result<bool, DataplaneError> {
+        self.is_there()?;
         if self.down.load(Ordering::SeqCst) {
             return Err(DataplaneError::Unreachable("switched off".into()));
         }
@@ -70,13 +79,14 @@ impl Dataplane for Notes {
     }
 
     async fn generation(&self, _: &str) -> Result<Option<u64>, DataplaneError> {
+        self.is_there()?;
         if self.down.load(Ordering::SeqCst) {
             return Err(DataplaneError::Unreachable("switched off".into()));
         }
         Ok(Some(self.generation.load(Ordering::SeqCst)).filter(|g| *g > 0))
     }
 
-    async fn put_health(&self, _: &Health) -> Result<(), DataplaneError> {
+    async fn put_health(&self, _: &str, _: &Health) -> Result<(), DataplaneError> {
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use penstock_configs::desired::{Desired, Health};
 use penstock_configs::fault::Fault;
-use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQuery};
 
 /// Snapshots by owner: what is, or might be, served together.
 pub type Snapshots = BTreeMap<String, Arc<Desired>>;
@@ -24,8 +24,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Highest epoch every worker runs.
     fn acknowledged(&self) -> u64;
 
-    /// Everything but `owners`, which the API knows better.
-    fn status(&self) -> Status;
+    /// Everything that is asked for but `owners`, which the API knows better.
+    fn status(&self, query: &StatusQuery) -> Status;
 
     /// At most `limit` flows that match.
     fn flows(&self, query: &FlowQuery, limit: usize) -> Vec<FlowStatus>;

@@ -3,13 +3,14 @@
 //! Two locks, so that status answers while a large snapshot compiles: `writer` is held for a whole
 //! change, `state` only to look or to commit.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
 use penstock_configs::desired::{Desired, Health};
 use penstock_configs::file::ConfigFile;
-use penstock_configs::status::Status;
+use penstock_configs::status::{Status, StatusQuery};
 use penstock_configs::validate::{BoxContext, FILE_OWNER};
 
 use super::engine::{Engine, Snapshots};
@@ -36,8 +37,15 @@ struct Inner {
 
 #[derive(Debug, Default, Clone)]
 struct Overlays {
-    health: Health,
+    /// By who checks: several clusters share a box, each with a control process of its own.
+    health: BTreeMap<String, Health>,
     drains: Drains,
+}
+
+impl Overlays {
+    fn merged(&self) -> Health {
+        overlay::merged(self.health.values())
+    }
 }
 
 #[derive(Default)]
@@ -66,7 +74,7 @@ impl AdminHandle {
     ) -> (Self, Option<Result<Accepted, Refusal>>) {
         let store = Store::new(state_dir);
         let Restored { owners, drains, notices } = store.load();
-        let overlays = Overlays { health: Health::default(), drains };
+        let overlays = Overlays { health: BTreeMap::new(), drains };
         let state = RwLock::new(State { overlays, context: Arc::new(context), ..State::default() });
         let admin = Self(Arc::new(Inner { engine, store, writer: Mutex::new(()), state }));
         for notice in notices {
@@ -218,8 +226,8 @@ impl AdminHandle {
     }
 
     /// `DELETE /v1/desired/{owner}`. A `term`, if given, fences off an old leader; without one the
-    /// operator has the last word. The owner's history goes too: a leader that only wants nothing
-    /// served sends an empty snapshot instead.
+    /// operator has the last word. The owner's history goes too, but for its term: a leader of before
+    /// can't bring it back. A leader that only wants nothing served sends an empty snapshot instead.
     ///
     /// # Errors
     /// The owner is unknown or the config file's, the term is over, or the rest can't be published.
@@ -236,21 +244,30 @@ impl AdminHandle {
         {
             return Err(Refusal::StaleTerm { owner: owner.into(), offered, held });
         }
+        // What its checker said goes with it.
+        self.write().overlays.health.remove(owner);
         let epoch = self.publish(&snapshots)?;
         self.write().owners.remove(owner);
         tracing::info!(owner, epoch, "owner deleted");
         Ok(self.accepted(None, epoch, self.0.store.remove_owner(owner)))
     }
 
-    /// `PUT /v1/health`.
+    /// `PUT /v1/health`, of one source, in the place of what it said before; the worse of two sources' verdicts holds.
     ///
     /// # Errors
     /// The faults in it; the health before it holds.
-    pub fn put_health(&self, json: &[u8]) -> Result<Accepted, Refusal> {
+    pub fn put_health(&self, source: &str, json: &[u8]) -> Result<Accepted, Refusal> {
+        if !source.is_empty() {
+            check_name(source)?;
+        }
         let health = faults::health(json)?;
         let _writer = self.writer();
         let epoch = self.put_overlays(|overlays, _| {
-            overlays.health = health;
+            if health.backends.is_empty() {
+                overlays.health.remove(source);
+            } else {
+                overlays.health.insert(source.to_owned(), health);
+            }
             Ok(())
         })?;
         Ok(self.accepted(None, epoch, Ok(())))
@@ -296,9 +313,9 @@ impl AdminHandle {
     ) -> Result<u64, Refusal> {
         let (mut overlays, snapshots, epoch) =
             self.read(|state| (state.overlays.clone(), state.owners.snapshots(), state.epoch));
-        let before = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        let before = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
         change(&mut overlays, &snapshots)?;
-        let health = overlay::effective(&overlays.health, &overlays.drains, &snapshots);
+        let health = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
         let epoch = if health == before && epoch > 0 { epoch } else { self.apply(&snapshots, &health)? };
         self.write().overlays = overlays;
         Ok(epoch)
@@ -315,7 +332,7 @@ impl AdminHandle {
     }
 
     fn effective(&self, snapshots: &Snapshots) -> Health {
-        self.read(|state| overlay::effective(&state.overlays.health, &state.overlays.drains, snapshots))
+        self.read(|state| overlay::effective(&state.overlays.merged(), &state.overlays.drains, snapshots))
     }
 
     fn accepted(&self, generation: Option<u64>, epoch: u64, kept: Result<(), StoreError>) -> Accepted {
@@ -347,7 +364,7 @@ impl AdminHandle {
 
     #[must_use]
     pub fn health(&self) -> Health {
-        self.read(|state| state.overlays.health.clone())
+        self.read(|state| state.overlays.merged())
     }
 
     /// With the addresses each name stands for now.
@@ -365,8 +382,8 @@ impl AdminHandle {
 
     /// The engine's status with what only the API knows: owners, and the notices of both.
     #[must_use]
-    pub fn status(&self) -> Status {
-        let mut status = self.0.engine.status();
+    pub fn status(&self, query: &StatusQuery) -> Status {
+        let mut status = self.0.engine.status(query);
         let acknowledged = self.0.engine.acknowledged();
         let mut state = self.write();
         state.owners.settle(acknowledged);

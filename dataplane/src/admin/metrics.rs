@@ -5,7 +5,9 @@ use std::fmt;
 
 use penstock_configs::api::Drains;
 use penstock_configs::desired::BackendState;
-use penstock_configs::status::{BackendStatus, Counters, Latency, ServiceStatus, SnatStatus, Status, WorkerCounters};
+use penstock_configs::status::{
+    BackendStatus, Counters, Latency, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerCounters,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
@@ -27,7 +29,9 @@ const BACKEND_SERIES: usize = 20_000;
 /// Never in practice: the text goes to a `String`.
 pub fn render(admin: AdminHandle) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    let snapshot = Snapshot { status: admin.status(), counters: admin.engine().counters(), drains: admin.drains() };
+    let query = StatusQuery { backends: Some(BACKEND_SERIES), ..StatusQuery::default() };
+    let snapshot =
+        Snapshot { status: admin.status(&query), counters: admin.engine().counters(), drains: admin.drains() };
     drop(admin);
     registry.register_collector(Box::new(snapshot));
     let mut text = String::new();
@@ -283,12 +287,7 @@ impl Snapshot {
         gauges(encoder, "penstock_service_flows", "Flows of the service now", flows)?;
         let rate = services.iter().map(|service| (service_labels(service), service.new_flows_per_second));
         gauges(encoder, "penstock_service_new_flows_per_second", "Flows opened per second", rate)?;
-        let able = services.iter().map(|service| {
-            let takes_new = |backend: &&BackendStatus| {
-                backend.state == BackendState::Active && backend.weight > 0 && backend.reachable
-            };
-            (service_labels(service), level(service.backends.iter().filter(takes_new).count() as u64))
-        });
+        let able = services.iter().map(|service| (service_labels(service), level(service.backends_up.into())));
         gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)?;
         let panic = services.iter().map(|service| (service_labels(service), truth(service.panic)));
         let help = "1 while its checks leave too few backends to be believed, and all are used";
@@ -300,7 +299,7 @@ impl Snapshot {
     }
 
     fn backends(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
-        let total: usize = self.status.services.iter().map(|service| service.backends.len()).sum();
+        let total: usize = self.status.services.iter().map(|service| service.backends_total as usize).sum();
         let shown = total <= BACKEND_SERIES;
         let omitted = if shown { 0.0 } else { level(total as u64) };
         gauges(

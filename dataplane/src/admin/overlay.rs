@@ -71,6 +71,22 @@ fn nearest(target: &str, owners: &Snapshots) -> Option<String> {
     (best.0 >= NEAR).then(|| best.1.to_owned())
 }
 
+/// What several checkers say, as one: of two verdicts on the same the worse.
+#[must_use]
+pub fn merged<'a>(sources: impl ExactSizeIterator<Item = &'a Health>) -> Health {
+    if sources.len() == 1 {
+        return sources.into_iter().next().cloned().unwrap_or_default();
+    }
+    let mut known: BTreeMap<(IpAddr, Option<u16>), BackendHealth> = BTreeMap::new();
+    for verdict in sources.flat_map(|health| &health.backends) {
+        let entry = known.entry((verdict.address, verdict.port)).or_insert_with(|| verdict.clone());
+        if worse(entry.state, verdict.state) != entry.state {
+            entry.clone_from(verdict);
+        }
+    }
+    Health { backends: known.into_values().collect() }
+}
+
 /// Health as the engine gets it. An entry for one port of a drained address is made worse too, so
 /// that the result reads the same whether the more specific or the worse entry is preferred.
 #[must_use]
@@ -108,6 +124,25 @@ mod tests {
     use penstock_configs::desired::{Desired, Node};
 
     use super::*;
+
+    #[test]
+    fn of_several_checkers_the_worse_verdict_holds() {
+        let says = |address: &str, state| BackendHealth {
+            address: address.parse().expect("an address"),
+            port: None,
+            state,
+            reason: String::new(),
+        };
+        let one =
+            Health { backends: vec![says("10.0.0.1", BackendState::Down), says("10.0.0.2", BackendState::Active)] };
+        let two =
+            Health { backends: vec![says("10.0.0.2", BackendState::Draining), says("10.0.0.1", BackendState::Active)] };
+        let both = vec![says("10.0.0.1", BackendState::Down), says("10.0.0.2", BackendState::Draining)];
+        assert_eq!(merged([&one, &two].into_iter()).backends, both);
+        assert_eq!(merged([&two, &one].into_iter()).backends, both);
+        assert_eq!(merged([&two].into_iter()), two);
+        assert_eq!(merged([].into_iter()), Health::default());
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")

@@ -15,12 +15,17 @@ use super::refusal::Refusal;
 const PENDING: usize = 64;
 /// Newcomers whose refusal is remembered: names come from outside.
 const REFUSED_NEWCOMERS: usize = 32;
+/// Deleted owners whose last term is remembered, likewise.
+const DELETED: usize = 32;
 
 #[derive(Debug, Default)]
 pub struct Owners {
     served: BTreeMap<String, Owner>,
     /// Why an owner with nothing served was refused.
     newcomers: BTreeMap<String, String>,
+    /// The last terms of deleted owners, the latest last: a leader of before must not bring its owner back. Kept for
+    /// this process only; a stale leader hears of its end in seconds.
+    deleted: VecDeque<(String, u64)>,
 }
 
 #[derive(Debug)]
@@ -50,7 +55,7 @@ impl Owners {
     /// # Errors
     /// The history that stands against it.
     pub fn judge(&self, owner: &str, offered: &Desired) -> Result<Judgement, Refusal> {
-        let Some(current) = self.served.get(owner) else { return Ok(Judgement::Replaces) };
+        let Some(current) = self.served.get(owner) else { return self.judge_newcomer(owner, offered) };
         let held = &current.desired;
         match (offered.term, held.term) {
             (Some(offered), Some(held)) if offered < held => {
@@ -74,6 +79,17 @@ impl Owners {
             Ok(Judgement::Unchanged { epoch: current.epoch })
         } else {
             Err(Refusal::Conflict { owner: owner.into(), generation: held.generation })
+        }
+    }
+
+    fn judge_newcomer(&self, owner: &str, offered: &Desired) -> Result<Judgement, Refusal> {
+        let held = self.deleted.iter().find(|(name, _)| name == owner).map(|(_, term)| *term);
+        match (offered.term, held) {
+            (Some(offered), Some(held)) if offered < held => {
+                Err(Refusal::StaleTerm { owner: owner.into(), offered, held })
+            }
+            // Without a term it is the operator who begins anew.
+            _ => Ok(Judgement::Replaces),
         }
     }
 
@@ -129,7 +145,14 @@ impl Owners {
     }
 
     pub fn remove(&mut self, name: &str) {
-        self.served.remove(name);
+        let term = self.served.remove(name).and_then(|owner| owner.desired.term);
+        if let Some(term) = term {
+            self.deleted.retain(|(known, _)| known != name);
+            if self.deleted.len() >= DELETED {
+                self.deleted.pop_front();
+            }
+            self.deleted.push_back((name.to_owned(), term));
+        }
         self.newcomers.remove(name);
     }
 
@@ -222,6 +245,23 @@ mod tests {
         assert!(judge(&snapshot(6, Some(3))).is_err());
         let message = judge(&snapshot(900, Some(2))).map_err(|refusal| refusal.to_string());
         assert!(message.is_err_and(|text| text.contains("term 2") && text.contains("term 3")));
+    }
+
+    #[test]
+    fn a_deleted_owner_is_not_brought_back_by_a_leader_of_before() {
+        let mut owners = owners(snapshot(7, Some(3)));
+        owners.remove("a");
+        let stale = Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 });
+        assert_eq!(owners.judge("a", &snapshot(900, Some(2))), stale);
+        assert_eq!(owners.judge("a", &snapshot(1, Some(3))), Ok(Judgement::Replaces), "the leader of then leads still");
+        assert_eq!(owners.judge("a", &snapshot(1, Some(4))), Ok(Judgement::Replaces));
+        assert_eq!(owners.judge("a", &snapshot(1, None)), Ok(Judgement::Replaces), "the operator");
+        for stranger in 0..1_000 {
+            let name = format!("s{stranger}");
+            owners.accept(&name, Arc::new(snapshot(1, Some(1))), 6);
+            owners.remove(&name);
+        }
+        assert!(owners.deleted.len() <= DELETED);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use penstock_configs::api::{Accepted, Drain};
 use penstock_configs::fault::Fault;
-use penstock_configs::status::{Endpoint, FlowQuery, Reason};
+use penstock_configs::status::{Endpoint, FlowQuery, Reason, StatusQuery};
 use serde::Deserialize;
 
 use super::handle::AdminHandle;
@@ -88,6 +88,8 @@ struct ChangeQuery {
     wait: Option<u64>,
     /// Of `DELETE /v1/desired/{owner}`: the leader's term.
     term: Option<u64>,
+    /// Of `PUT /v1/health`: whose verdicts these are.
+    source: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,7 +204,8 @@ async fn put_health(
 ) -> Answer<Response> {
     let options = query(options)?;
     let body = bytes(body)?;
-    change(admin, options.wait, move |admin| admin.put_health(&body)).await
+    let source = options.source.unwrap_or_default();
+    change(admin, options.wait, move |admin| admin.put_health(&source, &body)).await
 }
 
 async fn list_drains(State(admin): State<AdminHandle>) -> impl IntoResponse {
@@ -230,8 +233,12 @@ async fn delete_drain(
     change(admin, options.wait, move |admin| admin.undrain(&target)).await
 }
 
-async fn get_status(State(admin): State<AdminHandle>) -> Answer<impl IntoResponse> {
-    look(admin, |admin| Json(admin.status())).await
+async fn get_status(
+    State(admin): State<AdminHandle>,
+    options: Result<Query<StatusQuery>, QueryRejection>,
+) -> Answer<impl IntoResponse> {
+    let wanted = query(options)?;
+    look(admin, move |admin| Json(admin.status(&wanted))).await
 }
 
 async fn get_counters(State(admin): State<AdminHandle>) -> Answer<impl IntoResponse> {

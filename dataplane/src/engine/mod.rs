@@ -19,7 +19,7 @@ use hdrhistogram::Histogram;
 use penstock_configs::desired::{Announce, Health};
 use penstock_configs::fault::Fault;
 use penstock_configs::file::{ConfigFile, Limits, SnatAddress, Timeouts, VlanTags};
-use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status};
+use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQuery};
 
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
@@ -310,8 +310,8 @@ impl Engine for Shared {
         self.workers.iter().map(|worker| worker.stats.view.get()).min().unwrap_or(0)
     }
 
-    fn status(&self) -> Status {
-        status::status(self)
+    fn status(&self, query: &StatusQuery) -> Status {
+        status::status(self, query)
     }
 
     fn flows(&self, query: &FlowQuery, limit: usize) -> Vec<FlowStatus> {

@@ -3,24 +3,25 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use penstock_configs::desired::{Mode, Scheduler};
+use penstock_configs::desired::{BackendHealth, BackendState, Mode, Scheduler};
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
-    SocketCounters, Status, WorkerCounters, WorkerStatus,
+    SocketCounters, Status, StatusQuery, WorkerCounters, WorkerStatus,
 };
 
 use super::ways::WayWatch;
 use super::{PortFacts, Shared, WorkerHandle, flows, motion};
 use crate::stats::WorkerStats;
-use crate::tables::{Service, Tables, compile::protocol_of};
+use crate::tables::{Backend, BackendSet, Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
 
-pub fn status(shared: &Shared) -> Status {
+pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let network = shared.network();
     let ports = shared.ports.iter().enumerate().map(|(at, port)| port_status(shared, &network, at, port)).collect();
     let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     notices.extend(network.notices());
     drop(network);
+    let (services, services_total) = services(shared, query);
     let tables = std::sync::Arc::clone(&shared.published().tables);
     notices.extend(
         tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
@@ -37,7 +38,8 @@ pub fn status(shared: &Shared) -> Status {
         owners: Vec::new(),
         ports,
         workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
-        services: services(shared),
+        services,
+        services_total,
         snat,
         notices,
     }
@@ -103,7 +105,8 @@ fn backend_ways(tables: &Tables, watch: &WayWatch) -> HashMap<(u32, IpAddr, u16)
     ways
 }
 
-fn services(shared: &Shared) -> Vec<ServiceStatus> {
+/// Those that are asked for, and how many there are. With many, what is not listed is not built either.
+fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
     let counts = flows::count_by_backend(shared);
     let (tables, names, health, hops, ways) = {
         let published = shared.published();
@@ -117,34 +120,28 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
         )
     };
     let rates = shared.rates();
+    let mut verdicts: HashMap<IpAddr, Vec<&BackendHealth>> = HashMap::new();
+    for verdict in &health.backends {
+        verdicts.entry(verdict.address).or_default().push(verdict);
+    }
     let reason = |address: IpAddr, port: u16| {
-        let of = health.backends.iter().find(|b| b.address == address && b.port.is_none_or(|own| own == port));
+        let of = verdicts.get(&address).into_iter().flatten().find(|b| b.port.is_none_or(|own| own == port));
         of.map(|backend| backend.reason.clone()).unwrap_or_default()
     };
-    let of_service = |service: &Service| {
+    let reachable = |address: &IpAddr| hops.targets.get(address).is_some_and(Option::is_some);
+    // Many services share a set.
+    let mut up_of: HashMap<*const BackendSet, u32> = HashMap::new();
+    let mut up = |set: &std::sync::Arc<BackendSet>| {
+        *up_of.entry(std::sync::Arc::as_ptr(set)).or_insert_with(|| {
+            let is_up = |b: &&Backend| b.checked == BackendState::Active && b.weight > 0 && reachable(&b.address);
+            set.backends.iter().filter(is_up).count() as u32
+        })
+    };
+    let mut of_service = |service: &Service| {
         let sum = |pick: fn(&crate::stats::ServiceCounters) -> u64| -> u64 {
             let workers = shared.workers.iter().filter_map(|w| w.stats.services.get(service.slot as usize));
             workers.map(pick).sum()
         };
-        let backends = service.set.backends.iter().map(|backend| {
-            let port = service.port_of(backend);
-            let way = ways.get(&(service.slot, backend.address, port));
-            BackendStatus {
-                name: names.get(&backend.address).cloned().unwrap_or_else(|| backend.address.to_string()),
-                address: backend.address,
-                port,
-                weight: backend.weight,
-                effective: if backend.takes_new() { backend.ramp * 10 } else { 0 },
-                state: backend.checked,
-                reason: match way {
-                    Some(BackendWay { why, .. }) if !why.is_empty() => why.clone(),
-                    _ => reason(backend.address, port),
-                },
-                reply_check: way.and_then(|way| way.reply_check).map(str::to_owned),
-                flows: counts.get(&(service.slot, backend.address, port)).copied().unwrap_or_default(),
-                reachable: hops.targets.get(&backend.address).is_some_and(Option::is_some),
-            }
-        });
         ServiceStatus {
             owner: service.owner.to_string(),
             name: service.name.to_string(),
@@ -161,10 +158,47 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             disrupted: service.moved.map_or(0, |moved| moved.excess()),
             scheduler: service.scheduler,
             panic: service.panic,
-            backends: backends.collect(),
+            backends_total: service.set.backends.len() as u32,
+            backends_up: up(&service.set),
+            backends: Vec::new(),
         }
     };
-    tables.services.iter().flatten().map(|service| of_service(service)).collect()
+    let about = |service: &&Service| query.is_about(&service.owner, &service.name, service.vip);
+    let matching = || tables.services.iter().flatten().map(|service| &**service).filter(about);
+    let mut list: Vec<ServiceStatus> = matching().map(&mut of_service).collect();
+    query.choose(&mut list);
+    let total = tables.services.iter().flatten().count() as u64;
+    let mut listing = query.listing(&list);
+    let by_name: HashMap<(&str, &str), &Service> = matching().map(|s| ((&*s.owner, &*s.name), s)).collect();
+    for status in &mut list {
+        let Some(service) = by_name.get(&(status.owner.as_str(), status.name.as_str())) else { continue };
+        let backends = service.set.backends.iter().filter_map(|backend| {
+            let reachable = reachable(&backend.address);
+            let is_up = backend.checked == BackendState::Active && backend.weight > 0 && reachable;
+            if !listing.takes(is_up) {
+                return None;
+            }
+            let port = service.port_of(backend);
+            let way = ways.get(&(service.slot, backend.address, port));
+            Some(BackendStatus {
+                name: names.get(&backend.address).cloned().unwrap_or_else(|| backend.address.to_string()),
+                address: backend.address,
+                port,
+                weight: backend.weight,
+                effective: if backend.takes_new() { backend.ramp * 10 } else { 0 },
+                state: backend.checked,
+                reason: match way {
+                    Some(BackendWay { why, .. }) if !why.is_empty() => why.clone(),
+                    _ => reason(backend.address, port),
+                },
+                reply_check: way.and_then(|way| way.reply_check).map(str::to_owned),
+                flows: counts.get(&(service.slot, backend.address, port)).copied().unwrap_or_default(),
+                reachable,
+            })
+        });
+        status.backends = backends.collect();
+    }
+    (list, total)
 }
 
 pub fn counters(shared: &Shared) -> Counters {

@@ -9,7 +9,7 @@ use penstock_configs::desired::{Backend, BackendState, Desired, Health, Service}
 use penstock_configs::fault::Fault;
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FlowQuery, FlowStatus, FrameCounters, Ledger, PortCounters, PortStatus,
-    ServiceStatus, SocketCounters, Status, WorkerCounters, WorkerStatus,
+    ServiceStatus, SocketCounters, Status, StatusQuery, WorkerCounters, WorkerStatus,
 };
 use penstock_dataplane::admin::engine::{Engine, Snapshots};
 
@@ -73,11 +73,19 @@ impl Engine for MemoryEngine {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, query: &StatusQuery) -> Status {
         let published = self.published();
         let services = published.owners.iter().flat_map(|(owner, desired)| {
             desired.services.iter().map(|service| service_status(owner, desired, service, &published.health))
         });
+        let mut services: Vec<ServiceStatus> = services.collect();
+        let services_total = services.len() as u64;
+        services.retain(|service| query.is_about(&service.owner, &service.name, service.vip));
+        query.choose(&mut services);
+        let mut listing = query.listing(&services);
+        for service in &mut services {
+            service.backends.retain(|backend| listing.takes(backend.is_up()));
+        }
         Status {
             name: "lb-1".into(),
             version: "0.1.0".into(),
@@ -85,7 +93,8 @@ impl Engine for MemoryEngine {
             owners: Vec::new(),
             ports: vec![port("eth0", 4, true), port("eth1", 2, false)],
             workers: (0..2).map(worker).collect(),
-            services: services.collect(),
+            services,
+            services_total,
             snat: vec![penstock_configs::status::SnatStatus {
                 address: [10, 0, 0, 1].into(),
                 backend: ([10, 0, 0, 11], 31_443).into(),
@@ -201,6 +210,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
             reachable: true,
         }
     };
+    let backends: Vec<BackendStatus> = backends.iter().map(status).collect();
     ServiceStatus {
         owner: owner.into(),
         name: service.name.clone(),
@@ -217,6 +227,8 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         disrupted: 0,
         scheduler: service.scheduler,
         panic: false,
-        backends: backends.iter().map(status).collect(),
+        backends_total: u32::try_from(backends.len()).expect("few backends"),
+        backends_up: u32::try_from(backends.iter().filter(|b| b.is_up()).count()).expect("few backends"),
+        backends,
     }
 }

@@ -293,6 +293,15 @@ impl ApiServer {
         store.list(&resource, "").map(|o| o.value.clone()).collect()
     }
 
+    /// What `kubectl get` prints of these objects.
+    #[must_use]
+    pub fn shown(&self, api_version: &str, kind: &str, wanted: impl Fn(&Value) -> bool) -> String {
+        let store = self.inner.store();
+        let Some(resource) = store.registry.by_kind(api_version, kind) else { return String::new() };
+        let objects: Vec<&Value> = store.list(&resource, "").map(|o| &o.value).filter(|o| wanted(o)).collect();
+        table::text(&table::table(&resource, &objects, store.revision(), true))
+    }
+
     /// Whether it is gone at once; else its finalizers keep it.
     ///
     /// # Errors

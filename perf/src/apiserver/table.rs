@@ -32,6 +32,32 @@ pub(super) fn table(resource: &Resource, objects: &[&Value], revision: u64, with
     })
 }
 
+/// As `kubectl get` prints it: columns without a priority, titles in capitals, three blanks between.
+pub(super) fn text(table: &Value) -> String {
+    let shown: Vec<usize> = list_at(table, "/columnDefinitions")
+        .iter()
+        .enumerate()
+        .filter_map(|(at, column)| (int_at(column, "/priority") == 0).then_some(at))
+        .collect();
+    let titles = shown.iter().map(|at| str_at(table, &format!("/columnDefinitions/{at}/name")).to_uppercase());
+    let mut lines: Vec<Vec<String>> = vec![titles.collect()];
+    for row in list_at(table, "/rows") {
+        let cell = |at: &usize| match &row["cells"][*at] {
+            Value::String(text) => text.clone(),
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
+        lines.push(shown.iter().map(cell).collect());
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..shown.len()).map(width).collect();
+    let line = |cells: &Vec<String>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join("   ").trim_end().to_owned() + "\n"
+    };
+    lines.iter().map(line).collect()
+}
+
 fn columns(resource: &Resource) -> Vec<Column> {
     let plain = |titles: &[&str]| titles.iter().map(|t| ((*t).to_owned(), "string", 0)).collect();
     if let Some(custom) = &resource.custom {
@@ -201,6 +227,13 @@ mod tests {
         object["status"]["loadBalancer"]["ingress"] = json!([{"ip": "203.0.113.1"}]);
         assert_eq!(cells_of(&object)[3], "203.0.113.1");
         assert_eq!(cells_of(&object)[4], "80:30001/TCP");
+    }
+
+    #[test]
+    fn the_text_is_aligned_and_leaves_out_what_is_for_wide_output() {
+        let table = json!({"columnDefinitions": [{"name": "Name", "priority": 0}, {"name": "Extra", "priority": 1},
+            {"name": "Total", "priority": 0}], "rows": [{"cells": ["lab-pool", "x", 7]}, {"cells": ["p", "y", 12]}]});
+        assert_eq!(text(&table), "NAME       TOTAL\nlab-pool   7\np          12\n");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The box in a lab of namespaces: real TCP and UDP through AF_XDP workers, then one node less.
 
-use std::io::{BufRead, stdin};
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
@@ -12,7 +11,7 @@ use crate::clients::Tally;
 use crate::clients::http::Volley;
 use crate::clients::udp::UdpVolley;
 use crate::config;
-use crate::dataplane::{Dataplane, program};
+use crate::dataplane::Dataplane;
 use crate::lab::{Lab, plan};
 use crate::rig::wait_for_addresses;
 use crate::servers::{NodePorts, NodeServer};
@@ -49,8 +48,6 @@ pub fn run(args: &DemoArgs) -> Result<()> {
     println!("\nWhere the connections went:\n\n{}", report::table(&before, &after, VICTIM));
     let failed = before.failed() + after.failed();
     println!("     {failed} failed connections; RSTs sent by any host: {}", lab.resets_sent()?);
-    look_around(&lab, &dataplane, args.keep)?;
-
     dataplane.stop()?;
     ensure!(failed == 0, "{failed} exchanges failed: {:?} {:?}", before.failures, after.failures);
     ensure!(!after.by_node.contains_key(VICTIM), "{VICTIM} still got connections");
@@ -118,26 +115,4 @@ fn traffic(narrator: &Narrator, lab: &Lab, args: &DemoArgs) -> Result<Tally> {
     progress.done(&report::outcome(&tally, "exchanges", "second"));
     sum.merge(tally);
     Ok(sum)
-}
-
-fn look_around(lab: &Lab, dataplane: &Dataplane, keep: bool) -> Result<()> {
-    if !keep {
-        println!("\nTo look around while it runs: make demo-keep");
-        return Ok(());
-    }
-    let vip = plan::vip(0);
-    let penstock = program("penstock").map_or_else(|_| "penstock".into(), |path| path.display().to_string());
-    println!("\nIt stays up. In another terminal, as root:");
-    println!("  ip netns exec {}-client0 curl http://{}/", lab.id(), vip.v4);
-    println!("  {penstock} --socket {} status", dataplane.socket().display());
-    println!("  $EDITOR {} && {penstock} check {0}", dataplane.config_path().display());
-    println!("Enter or Ctrl-C takes everything down.");
-    let mut line = String::new();
-    if stdin().lock().read_line(&mut line)? == 0 {
-        // No terminal to press Enter at: until a signal comes.
-        loop {
-            std::thread::park();
-        }
-    }
-    Ok(())
 }

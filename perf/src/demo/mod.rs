@@ -1,11 +1,12 @@
 //! `make demo`: what Penstock does, told while it happens. Each part is a module with a `run`;
-//! a further part (a Kubernetes API, say) joins the list in [`run`].
+//! a further part joins the list in [`run`].
 
 mod box_in_lab;
+mod kubernetes;
 mod narrator;
 mod report;
 
-use std::io::IsTerminal;
+use std::io::{BufRead, IsTerminal};
 
 use anyhow::Result;
 use clap::Args;
@@ -31,9 +32,24 @@ pub struct DemoArgs {
 /// Runs the demo; an error if any exchange failed.
 pub fn run(args: &DemoArgs) -> Result<()> {
     match privilege::missing() {
-        None if !args.in_memory => box_in_lab::run(args),
+        None if !args.in_memory => {
+            // The last part is what stays up.
+            box_in_lab::run(&DemoArgs { keep: false, ..args.clone() })?;
+            kubernetes::run(args)
+        }
         reason => in_memory(reason.unwrap_or("asked for with --in-memory"), args),
     }
+}
+
+/// At a terminal until Enter; elsewhere until a signal comes.
+fn wait_for_enter() -> Result<()> {
+    let mut line = String::new();
+    if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        loop {
+            std::thread::park();
+        }
+    }
+    Ok(())
 }
 
 /// Where namespaces or AF_XDP are not to be had: the same pipeline between user-space TCP stacks.
@@ -47,5 +63,6 @@ fn in_memory(reason: &str, args: &DemoArgs) -> Result<()> {
     };
     let summary = memlab::demo(&mut std::io::stdout(), &options)?;
     anyhow::ensure!(summary.failed() == 0, "{} connections failed", summary.failed());
+    println!("\nNot shown: the box in front of Kubernetes, whose nodes are network namespaces ({reason}).");
     Ok(())
 }

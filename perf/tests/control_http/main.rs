@@ -14,3 +14,4 @@ mod memory_engine;
 mod nodes;
 mod probing;
 mod rig;
+mod sharing;

@@ -1,5 +1,6 @@
 //! Which nodes are backends.
 
+use penstock_configs::desired::BackendState;
 use serde_json::json;
 
 use crate::rig::{Control, V1, World, a_while, node, service, until};
@@ -20,6 +21,7 @@ async fn excluded_tainted_and_deleted_nodes_go_and_others_stay() {
     };
     let label = "node.kubernetes.io/exclude-from-external-load-balancers";
     edit("a", &|n| n["metadata"]["labels"] = json!({label: ""}));
+    until("a drains", Some(BackendState::Draining), || Some(world.states_of("web").first()?.1)).await;
     until("a is excluded", names(&["b", "c"]), || world.nodes_of("web")).await;
     edit("a", &|n| n["metadata"]["labels"] = json!({label: "false"}));
     until("unless it parses as false", names(&["a", "b", "c"]), || world.nodes_of("web")).await;
@@ -31,9 +33,7 @@ async fn excluded_tainted_and_deleted_nodes_go_and_others_stay() {
     a_while().await;
     assert_eq!(world.nodes_of("web"), names(&["a", "b", "c"]));
     edit("c", &|n| n["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]));
-    let is_out = || {
-        !world.backends("web").iter().any(|(n, _, s)| n == "c" && *s == penstock_configs::desired::BackendState::Active)
-    };
+    let is_out = || !world.backends("web").iter().any(|(n, _, s)| n == "c" && *s == BackendState::Active);
     until("c leaves", true, is_out).await;
     world.server.delete(V1, "Node", "c").unwrap();
     until("c is gone", names(&["a", "b"]), || world.nodes_of("web")).await;

@@ -123,8 +123,12 @@ impl World {
 
     /// What the workers were given of our owner.
     pub(crate) fn desired(&self) -> Desired {
+        self.desired_of("kubernetes")
+    }
+
+    pub(crate) fn desired_of(&self, owner: &str) -> Desired {
         let published = self.the_box.engine.published();
-        published.owners.get("kubernetes").map(|d| Desired::clone(d)).unwrap_or_default()
+        published.owners.get(owner).map(|d| Desired::clone(d)).unwrap_or_default()
     }
 
     /// The entries of one Service.
@@ -158,6 +162,11 @@ impl World {
 
     pub(crate) fn publications(&self) -> u64 {
         self.the_box.engine.published().times
+    }
+
+    /// As [`Self::backends`], without their weights.
+    pub(crate) fn states_of(&self, name: &str) -> Vec<(String, BackendState)> {
+        self.backends(name).into_iter().map(|(node, _, state)| (node, state)).collect()
     }
 
     /// Workers that stand still acknowledge nothing.
@@ -208,9 +217,14 @@ impl Control {
 
     /// `more`: tables of the configuration beside the test's own times.
     pub(crate) async fn start_with(world: &World, more: &str) -> Self {
+        Self::start_on(world, &world.the_box, more).await
+    }
+
+    /// For a box that is another world's.
+    pub(crate) async fn start_on(world: &World, the_box: &TheBox, more: &str) -> Self {
         let text = format!(
             "version = 1\nbox = 'box-a'\n{more}\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\nretry = 0.05\n\
-             retry_max = 0.5\nfight_backoff = 1\nteardown_wait = 4\nwatch = 1\nstale_after = 0.5\n\
+             retry_max = 0.5\nfight_backoff = 1\nteardown_wait = 4\nnode_drain = 1\nwatch = 1\nstale_after = 0.5\n\
              [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n"
         );
         let config = Arc::new(ControlConfig::parse(Path::new("test.toml"), &text).unwrap());
@@ -218,12 +232,13 @@ impl Control {
         let mut client = kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.unwrap();
         client.read_timeout = Some(Duration::from_secs(10));
         let client = kube::Client::try_from(client).unwrap();
-        let dataplane = Arc::new(Dataplane::new(&world.the_box.socket));
+        let dataplane = Arc::new(Dataplane::new(&the_box.socket));
         let (seam, checker) = probe::seam();
         let (shutdown, ending) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(health::run(checker, config.health.clone(), ending.clone()));
-        tasks.spawn(overlay::push(dataplane.clone(), seam.view.clone(), ending.clone()));
+        let owner = config.kubernetes.clone().unwrap_or_default().owner;
+        tasks.spawn(overlay::push(dataplane.clone(), owner, seam.view.clone(), ending.clone()));
         let (seams, queries) = Seams::new(seam);
         let metrics = seams.metrics.clone();
         let run = sync::run(client, dataplane, config, seams, ending);
