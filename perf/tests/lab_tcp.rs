@@ -104,7 +104,7 @@ fn privileged_idle_connections_are_reset_at_both_ends() {
     }
     let counters = rig.settle_without_drops_except(BUSY).expect("a balanced ledger");
     assert_eq!(counters.workers.iter().map(|worker| worker.flows.idle_resets).sum::<u64>(), 2);
-    rig.finish().expect("a clean end, and no kernel doubted or answered the RSTs");
+    rig.finish_having_reset(4).expect("a clean end, and no kernel doubted or answered the RSTs");
 }
 
 #[test]

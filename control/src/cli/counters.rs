@@ -120,9 +120,9 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
         ("HALF-OPEN", Column::Right),
         ("FULL", Column::Right),
         ("EVICTED", Column::Right),
-        ("IDLE RESET", Column::Right),
-        ("RST DOUBTED", Column::Right),
-        ("FRAMES FREE", Column::Right),
+        ("IDLE RST", Column::Right),
+        ("DOUBTED", Column::Right),
+        ("FRAMES", Column::Right),
         ("OF", Column::Right),
     ]);
     for worker in &counters.workers {

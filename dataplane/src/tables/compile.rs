@@ -470,7 +470,7 @@ impl<'a> Resolved<'a> {
             let way = self.ways.state(service, (address, checked, protocol_number(service.protocol)));
             let own = worse(member.state, way);
             let state = self.health.state(address, checked, own);
-            let unwanted = member.state == BackendState::Down;
+            let unwanted = own == BackendState::Down;
             let weight = member.weight;
             backends.push(Backend {
                 address,

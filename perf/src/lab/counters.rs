@@ -40,12 +40,22 @@ impl TcpCounters {
     /// What happened since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
+        self.each(before, |now, before| now - before)
+    }
+
+    /// With another host's.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.each(other, |a, b| a + b)
+    }
+
+    fn each(&self, other: &Self, combine: fn(u64, u64) -> u64) -> Self {
         Self {
-            active_opens: self.active_opens - before.active_opens,
-            passive_opens: self.passive_opens - before.passive_opens,
-            established_resets: self.established_resets - before.established_resets,
-            retransmitted: self.retransmitted - before.retransmitted,
-            resets_sent: self.resets_sent - before.resets_sent,
+            active_opens: combine(self.active_opens, other.active_opens),
+            passive_opens: combine(self.passive_opens, other.passive_opens),
+            established_resets: combine(self.established_resets, other.established_resets),
+            retransmitted: combine(self.retransmitted, other.retransmitted),
+            resets_sent: combine(self.resets_sent, other.resets_sent),
         }
     }
 }

@@ -94,9 +94,18 @@ impl Lab {
         std::iter::once(&self.the_box).chain(&self.router).chain(hosts)
     }
 
+    /// The TCP counters of all hosts and the box together.
+    pub fn tcp_counters(&self) -> Result<TcpCounters> {
+        let mut sum = TcpCounters::default();
+        for ns in self.namespaces() {
+            sum = sum.plus(&ns.tcp_counters()?);
+        }
+        Ok(sum)
+    }
+
     /// RSTs the kernels of all hosts and the box have sent so far.
     pub fn resets_sent(&self) -> Result<u64> {
-        self.namespaces().map(|ns| Ok(ns.tcp_counters()?.resets_sent)).sum()
+        Ok(self.tcp_counters()?.resets_sent)
     }
 
     /// Leaves the lab running after this process, until [`cleanup::remove`].

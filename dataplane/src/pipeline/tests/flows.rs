@@ -347,9 +347,10 @@ fn every_port_resting_and_no_connection_fails() {
         }
         rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
         let next = |pkt: Pkt, by: u32| pkt.with(|pkt| (pkt.seq, pkt.timestamp) = (seq.wrapping_add(by), stamp));
-        rig.front(&next(Pkt::tcp(&client, TO_WEB, TCP_FIN | TCP_ACK), 1).bytes()).to_node();
-        rig.back(&Pkt::answer(&there, TCP_FIN | TCP_ACK).bytes()).to_client();
-        rig.front(&next(Pkt::tcp(&client, TO_WEB, TCP_ACK), 2).bytes()).to_node();
+        let fin = rig.front(&next(Pkt::tcp(&client, TO_WEB, TCP_FIN | TCP_ACK), 1).bytes()).to_node();
+        rig.back(&Pkt::answer(&fin, TCP_FIN | TCP_ACK).with(|pkt| pkt.seq = 1001).bytes()).to_client();
+        let last_ack = Pkt::tcp(&client, TO_WEB, TCP_ACK).with(|pkt| pkt.ack = 1002);
+        rig.front(&next(last_ack, 2).bytes()).to_node();
         last.insert(there.src.port(), (seq.wrapping_add(2), stamp.unwrap_or_default()));
         rig.now.ns += 1_000_000;
     }

@@ -119,7 +119,8 @@ fn dsr_sticks_to_its_node_as_long_as_that_is_there() {
         plan.ways.behind_router = plan.routed.iter().copied().collect();
     });
     for client in &clients {
-        send(&mut rig, client, TCP_ACK).dropped(DropReason::FlowRevoked);
+        rig.now.ns += 1_000_000_000;
+        assert_eq!(send(&mut rig, client, TCP_ACK).to_client().flags, TCP_RST, "its connection cannot go on");
         let there = send(&mut rig, client, TCP_SYN).to_node();
         assert!((31..41).any(|n| there.dmac == node_mac(format!("10.0.0.{n}").parse().unwrap())));
     }
@@ -393,7 +394,7 @@ fn a_dnat_backend_takes_flows_when_its_way_back_is_proved() {
     rig.change(|plan| plan.service(WEB).reply_check = false);
     Conn::open(&mut rig, "198.51.100.8:1", TO_WEB);
     // Health still counts.
-    rig.change(|plan| plan.health("10.0.0.11", BackendState::Down));
+    rig.change(|plan| plan.health("10.0.0.11", BackendState::Draining));
     rig.front(&Pkt::syn("198.51.100.9:1", TO_WEB).bytes()).dropped(DropReason::NoBackend);
     assert_eq!(rig.send(FRONT, &Pkt::tcp("10.0.0.77:1", "203.0.113.99:443", TCP_RST).bytes()).verdict, Verdict::Kernel);
 }
