@@ -10,7 +10,7 @@
 //! | [`search`] | the highest rate with no loss, and with hardly any (RFC 2544 section 26.1) |
 //! | [`endpoint`] | AF_XDP sockets of a host in the lab |
 //! | [`load`] | the sender, and the nodes' side |
-//! | [`bench`] | the lab around them, with a dataplane |
+//! | [`mod@bench`] | the lab around them, with a dataplane |
 //! | [`command`] | `penstock-perf load` |
 
 pub mod bench;
