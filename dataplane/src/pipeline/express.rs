@@ -9,7 +9,7 @@ use super::Pipeline;
 use super::side::Sided;
 use crate::clock::Now;
 use crate::flow::{Direction, Entry};
-use crate::tables::{Hop, Tabled};
+use crate::tables::Tabled;
 use crate::verdict::PortId;
 use crate::wire::{self, Plain, be32};
 
@@ -32,8 +32,8 @@ impl Pipeline {
         if record.epoch != self.epoch || !flows.names(entry, word, &F::tuple(bytes, &packet)) {
             return None;
         }
-        let Hop { port, dst, src, plain_mtu, .. } = self.express_hop::<F>(entry, bytes, from)?;
-        if len > u32::from(plain_mtu) {
+        let Short { port, dst, src, mtu } = self.express_hop::<F>(entry, bytes, from)?;
+        if len > mtu {
             return None;
         }
         let side = F::side_mut(self);
@@ -55,19 +55,29 @@ impl Pipeline {
 
     /// The next hop, if it is known and the client's last hop is what it was.
     #[inline(always)]
-    fn express_hop<F: Sided + Tabled>(&self, entry: Entry, bytes: &[u8], from: PortId) -> Option<Hop> {
+    fn express_hop<F: Sided + Tabled>(&self, entry: Entry, bytes: &[u8], from: PortId) -> Option<Short> {
         let record = F::side(self).flows.record(entry.record);
         match entry.direction {
             Direction::Forward => {
-                let same = self.hops.is(record.hop, wire::bytes_at(bytes, 6), from);
-                let hop = self.view.node_hops.get(usize::from(record.node_slot))?;
-                if same { *hop } else { None }
+                if !self.hops.is(record.hop, wire::bytes_at(bytes, 6), from) {
+                    return None;
+                }
+                let hop = self.view.node_hops.get(usize::from(record.node_slot))?.as_ref()?;
+                Some(Short { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.plain_mtu.into() })
             }
             Direction::Reverse => {
                 let (dst, port) = self.hops.plain(record.hop)?;
                 let view = self.view.ports.get(usize::from(port.0))?;
-                Some(Hop::new(port, dst, view.mac, view.mtu))
+                Some(Short { port, dst, src: view.mac, mtu: view.mtu })
             }
         }
     }
+}
+
+/// Of a [`Hop`](crate::tables::Hop) what the short way needs: four registers, where the whole would be copied.
+struct Short {
+    port: PortId,
+    dst: [u8; 6],
+    src: [u8; 6],
+    mtu: u32,
 }

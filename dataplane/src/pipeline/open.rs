@@ -171,7 +171,14 @@ impl Pipeline {
                 let reply = Tuple { src: node, dst: snat, src_port, dst_port: port, protocol };
                 view.placement.is_home::<F>(hop.port, &reply, &partition)
             };
-            let found = side.ports.allocate(&mut side.flows, &family.snats, &towards, timed_out, is_home)?;
+            let found = side.ports.allocate(
+                &mut side.flows,
+                &family.snats,
+                &family.snat_of_groups,
+                &towards,
+                timed_out,
+                is_home,
+            )?;
             (flow.snat, flow.snat_port) = (found.snat, found.port);
         }
         flow.hop = hops.intern(0, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));

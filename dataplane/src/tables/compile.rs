@@ -132,8 +132,8 @@ impl Compiler {
         self.sets = sets;
         [tables.v4.counted, tables.v6.counted] = [0, 1].map(|at: usize| self.counted[at].keys.len() as u32 + 1);
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
-        add_snats(&mut tables.v4, self.snat_v4.list());
-        add_snats(&mut tables.v6, self.snat_v6.list());
+        add_snats::<V4>(&mut tables.v4, self.snat_v4.list());
+        add_snats::<V6>(&mut tables.v6, self.snat_v6.list());
         tables.v4.probe = inputs.ways.probes.iter().find_map(|probe| V4::from_ip(*probe));
         tables.v6.probe = inputs.ways.probes.iter().find_map(|probe| V6::from_ip(*probe));
         let tables = Arc::new(tables);
@@ -374,8 +374,9 @@ fn insert_family<A: Copy + Eq + Hash>(
     }
 }
 
-fn add_snats<A: Copy + Eq + Hash>(family: &mut FamilyTables<A>, snats: &[Snat<A>]) {
+fn add_snats<F: Family>(family: &mut FamilyTables<F::Addr>, snats: &[Snat<F::Addr>]) {
     family.snats = snats.to_vec();
+    family.snat_of_groups = crate::nat::addresses_of_groups::<F>(snats);
     for (id, snat) in snats.iter().enumerate().filter(|(_, snat)| !snat.retired) {
         family.locals.insert(snat.addr, Local::Snat { id: id as u16 });
     }

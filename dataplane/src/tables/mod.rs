@@ -53,6 +53,8 @@ pub struct FamilyTables<A> {
     /// What they answer to this address is an answer to the reply check.
     pub probe: Option<A>,
     pub snats: Vec<Snat<A>>,
+    /// Which of them clients leave from: [`crate::nat::addresses_of_groups`].
+    pub snat_of_groups: Box<[u16]>,
     /// Slots of counted backends in use: all are below this.
     pub counted: u32,
 }
