@@ -92,6 +92,9 @@ pub struct ServiceStatus {
     /// The checks left too few backends, and are not believed.
     #[serde(default)]
     pub panic: bool,
+    /// Seconds its clients stick to a node, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -265,6 +268,13 @@ pub struct FlowCounters {
     pub resets_doubted: u64,
     /// Idle connections whose ends were sent RSTs (`on_idle = "reset"`).
     pub idle_resets: u64,
+    /// Clients remembered for services with affinity.
+    pub affinity: u64,
+    pub affinity_capacity: u64,
+    /// Those forgotten early for want of room (`limits.affinity`).
+    pub affinity_evicted: u64,
+    /// New flows about whose client another worker was asked.
+    pub affinity_asked: u64,
 }
 
 /// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).

@@ -14,6 +14,8 @@ pub enum Verdict {
     Tx(PortId),
     /// Another worker owns the flow.
     Handoff(WorkerId),
+    /// Another worker knows the client of a flow to be opened here: to it and back, with its advice.
+    Ask(WorkerId),
     /// Kept by the pipeline in this slot until its datagram's first fragment comes.
     Held(u16),
     /// Not ours after all: back to the kernel by the TAP.

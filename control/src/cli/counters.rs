@@ -122,12 +122,15 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
         ("EVICTED", Column::Right),
         ("IDLE RESET", Column::Right),
         ("RST DOUBTED", Column::Right),
+        ("STICKY", Column::Right),
+        ("FULL", Column::Right),
         ("FRAMES FREE", Column::Right),
         ("OF", Column::Right),
     ]);
     for worker in &counters.workers {
         let (flows, frames) = (&worker.flows, &worker.frames);
         let evicted = if flows.evicted > 0 { Style::Warn } else { Style::Plain };
+        let forgotten = if flows.affinity_evicted > 0 { Style::Warn } else { Style::Plain };
         table.row(vec![
             worker.worker.to_string().into(),
             grouped(flows.established).into(),
@@ -137,6 +140,8 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
             styled(grouped(flows.evicted), evicted),
             grouped(flows.idle_resets).into(),
             grouped(flows.resets_doubted).into(),
+            grouped(flows.affinity).into(),
+            styled(share(flows.affinity, flows.affinity_capacity), forgotten),
             grouped(frames.free).into(),
             grouped(frames.total).into(),
         ]);

@@ -161,6 +161,7 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             disrupted: service.moved.map_or(0, |moved| moved.excess()),
             scheduler: service.scheduler,
             panic: service.panic,
+            affinity: service.affinity.map(|affinity| crate::clock::seconds(affinity.timeout) as u32),
             backends: backends.collect(),
         }
     };
@@ -264,6 +265,10 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             evicted: stats.embryos_evicted.get(),
             resets_doubted: stats.resets_doubted.get(),
             idle_resets: stats.idle_resets.get(),
+            affinity: stats.affinity_entries.get(),
+            affinity_capacity: 2 * u64::from(limits.affinity),
+            affinity_evicted: stats.affinity_evicted.get(),
+            affinity_asked: stats.affinity_asked.get(),
         },
         sockets: sockets.collect(),
         latency: latency(shared, at),

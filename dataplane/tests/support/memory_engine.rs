@@ -217,6 +217,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         disrupted: 0,
         scheduler: service.scheduler,
         panic: false,
+        affinity: None,
         backends: backends.iter().map(status).collect(),
     }
 }
