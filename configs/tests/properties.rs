@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Affinity, Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
-    ServiceTimeouts,
+    Affinity, Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler,
+    Service, ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};

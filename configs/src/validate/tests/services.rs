@@ -363,7 +363,8 @@ fn affinity_is_sane_and_alike_within_a_group() {
     let found = check(service(80, "") + &service(81, ", timeout = 60, prefix_v6 = 64"));
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert_eq!(found.len(), 2, "{found:?}");
-    let wanted = "service[1] \"81\".affinity.timeout: is 60, and service[0] \"80\" of the same group \"shop\" has 10800";
+    let wanted =
+        "service[1] \"81\".affinity.timeout: is 60, and service[0] \"80\" of the same group \"shop\" has 10800";
     assert!(found[0].contains(wanted) && found[1].contains("prefix_v6: is 64"), "{found:?}");
     one(&[("[limits]", "[limits]\naffinity = 0")], &["limits.affinity: is 0"]);
 }
