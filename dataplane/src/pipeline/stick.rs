@@ -93,10 +93,10 @@ impl Pipeline {
         packet: &Packet,
         tuple: &Tuple<F::Addr>,
     ) -> Option<WorkerId> {
-        if self.workers == 1 || F::side(self).note != Note::Flow {
+        let tables = &self.view.tables;
+        if self.workers == 1 || !tables.has_affinity || F::side(self).note != Note::Flow {
             return None;
         }
-        let tables = &self.view.tables;
         let service = tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol)?;
         let client = Client::of::<F>(tuple.src, service.affinity.as_ref()?);
         // What admission will refuse anyway is not worth two copies.

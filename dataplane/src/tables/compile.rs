@@ -345,6 +345,7 @@ fn insert(tables: &mut Tables, service: Service, announce: Announce) {
         IpAddr::V6(vip) => insert_family(&mut tables.v6, vip.into(), &service, announce, V6::from_ip),
     }
     tables.has_dnat |= service.mode == Mode::Dnat;
+    tables.has_affinity |= service.affinity.is_some();
     let slot = service.slot as usize;
     if tables.services.len() <= slot {
         tables.services.resize_with(slot + 1, || None);

@@ -41,6 +41,8 @@ pub struct Tables {
     /// Node addresses by slot, to which next hops are resolved.
     pub nodes: Vec<IpAddr>,
     pub has_dnat: bool,
+    /// Some service has session affinity.
+    pub has_affinity: bool,
 }
 
 /// What is looked up by address, per family.
