@@ -195,6 +195,9 @@ fn privileged_affinity_is_learnt_again_after_kill_9() {
     let mut rig = rig();
     let held: Vec<(TcpStream, String)> =
         (0..CLIENTS).map(|n| connect(rig.client(), client(n, n % 2 == 1), rig.vip(n % 2 == 1))).collect();
+    // From now on one node per VIP for whoever is not known.
+    rig.reconfigure(|config| config.services.iter_mut().for_each(|service| service.scheduler = Scheduler::Dh))
+        .expect("a reload");
     rig.dataplane.kill().expect("a process to kill");
     rig.dataplane.start_again().expect("a second start");
     for (n, (_, node)) in (0..CLIENTS).zip(&held) {
