@@ -97,7 +97,7 @@ pub struct AffinityTable<F: Family> {
 }
 
 impl<F: Family> AffinityTable<F> {
-    /// Room for `capacity` clients, and half as much again: so filled, one in a thousand finds both sets taken (with
+    /// Room for `capacity` clients, and half as much again: so filled, two in a thousand find both sets taken (with
     /// a quarter more, one in seventy).
     #[must_use]
     pub fn new(capacity: usize, hasher: FlowHasher) -> Self {

@@ -77,7 +77,8 @@ fn connect(ns: &Netns, from: IpAddr, to: SocketAddr) -> (TcpStream, String) {
             answer.extend(&buffer[..length]);
         }
         let head = String::from_utf8_lossy(&answer).to_lowercase();
-        let node = head.lines().find_map(|line| line.strip_prefix("x-node: ")).expect("a node's name").trim().to_owned();
+        let node =
+            head.lines().find_map(|line| line.strip_prefix("x-node: ")).expect("a node's name").trim().to_owned();
         (stream, node)
     })
 }

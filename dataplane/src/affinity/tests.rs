@@ -90,7 +90,7 @@ fn it_holds_as_many_as_it_says() {
     table.check();
     let kept = (0..10_000).filter(|n| table.find(&client(*n), TIMEOUT, Tick(1)) == Some(node(n % 7))).count();
     assert_eq!((kept + table.evicted() as usize, table.used()), (10_000, kept));
-    assert!(table.evicted() <= 10, "{} of 10,000 found both their sets taken", table.evicted());
+    assert!(table.evicted() <= 30, "{} of 10,000 found both their sets taken", table.evicted());
     assert_eq!(table.memory(), 15_000 * 24);
 }
 

@@ -9,9 +9,11 @@ use super::fragments::split;
 use super::*;
 use crate::affinity::Choice;
 use crate::handoff::Note;
+use crate::io::mem::MemPeer;
 use crate::persist::Store;
 use crate::pipeline::PipelineConfig;
 use crate::pipeline::testkit::{BACK, FRONT, Farm, FarmConfig, config, draining, look};
+use crate::stats::WorkerStats;
 use crate::tables::Compiler;
 use crate::verdict::{DropReason, Verdict, WorkerId};
 use crate::wire::sctp;
@@ -167,7 +169,7 @@ fn a_node_that_takes_no_new_flows_is_left_for_good() {
     let mut rig = Rig::new(sticky());
     let first = tcp(&mut rig, CLIENT, TO_WEB);
     rig.change(|plan| {
-        plan.services.iter_mut().take(3).for_each(|service| service.backends.retain(|b| b.address != Some(first)))
+        plan.services.iter_mut().take(3).for_each(|service| service.backends.retain(|b| b.address != Some(first)));
     });
     rig.change(|plan| *plan = sticky());
     assert_eq!(tcp(&mut rig, &from("198.51.100.7", 5601), TO_WEB), first);
@@ -439,7 +441,7 @@ impl Box2 {
     /// Where packets to nodes went since the last time: by client port, nodes.
     fn at_nodes(&mut self) -> Vec<Seen> {
         (0..6).for_each(|_| self.farm.round());
-        let frames: Vec<Vec<u8>> = self.farm.backs.iter().flat_map(|back| back.take_all()).collect();
+        let frames: Vec<Vec<u8>> = self.farm.backs.iter().flat_map(MemPeer::take_all).collect();
         self.farm.fronts.iter().for_each(|front| drop(front.take_all()));
         frames.iter().map(|frame| look(frame).expect("a whole packet")).filter(|seen| seen.dmac[1] == 0xee).collect()
     }
@@ -485,7 +487,7 @@ fn two_workers_agree_on_every_client() {
     assert!((flows * 4 / 10..flows * 6 / 10).contains(&asked) && evicted == 0, "{asked} of {flows} asked");
     let (sent, received) = (two.farm.sum(|s| s.handoff_out.get()), two.farm.sum(|s| s.handoff_in.get()));
     assert!(sent == received && received >= 2 * asked, "{sent} sent, {received} received, {asked} asked");
-    assert_eq!(two.farm.sum(|stats| stats.dropped()), 0);
+    assert_eq!(two.farm.sum(WorkerStats::dropped), 0);
 }
 
 /// What the hand-off is for: without it each worker has an opinion of its own.
@@ -513,11 +515,11 @@ fn a_fragmented_first_datagram_asks_too() {
             assert!(two.farm.fronts[(usize::from(port) + at) % 2].inject(piece));
         }
         (0..8).for_each(|_| two.farm.round());
-        let frames: Vec<Vec<u8>> = two.farm.backs.iter().flat_map(|back| back.take_all()).collect();
+        let frames: Vec<Vec<u8>> = two.farm.backs.iter().flat_map(MemPeer::take_all).collect();
         assert_eq!(frames.len(), pieces.len(), "port {port}: every piece arrives");
         nodes.extend(frames.iter().map(|frame| frame[30..34].to_vec()));
     }
     assert_eq!(nodes.len(), 1, "{nodes:?}");
     assert!(two.farm.sum(|stats| stats.affinity_asked.get()) > 5);
-    assert_eq!(two.farm.sum(|stats| stats.dropped()), 0);
+    assert_eq!(two.farm.sum(WorkerStats::dropped), 0);
 }
