@@ -26,6 +26,10 @@ pub enum Note {
     Advised(Option<Choice>),
 }
 
+/// Parcels of a pair of workers that questions and answers leave alone: a flood of SYNs to a service with
+/// affinity loses SYNs, not the packets of connections on the same way.
+const RESERVED: usize = PARCELS / 2;
+
 /// A copied packet.
 pub struct Parcel {
     pub port: PortId,
@@ -138,6 +142,9 @@ impl Exchange {
     #[must_use]
     pub fn send(&self, from: WorkerId, to: WorkerId, port: PortId, note: Note, packet: &[u8]) -> bool {
         let Some(lane) = self.lane(from, to) else { return false };
+        if note != Note::Flow && lane.empty.len() <= RESERVED {
+            return false;
+        }
         let Some(mut parcel) = lane.empty.pop() else { return false };
         let fits = packet.len() <= parcel.bytes.len();
         if fits {
@@ -176,5 +183,28 @@ impl Exchange {
     #[must_use]
     pub fn workers(&self) -> u16 {
         self.workers as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_leave_room_for_packets_of_flows() {
+        let exchange = Exchange::new(2, 64).expect("descriptors");
+        let (here, there) = (WorkerId(0), WorkerId(1));
+        let send = |note| exchange.send(here, there, PortId(3), note, b"packet");
+        let advised = Note::Advised(Some(Choice { node: "10.0.0.1".parse().expect("an address"), port: 7 }));
+        let sent = (0..PARCELS).filter(|n| send(if n % 2 == 0 { Note::Asks } else { advised })).count();
+        assert_eq!(sent, PARCELS - RESERVED);
+        assert_eq!((0..PARCELS).filter(|_| send(Note::Flow)).count(), RESERVED);
+        for n in 0..PARCELS {
+            let parcel = exchange.receive(here, there).expect("a parcel");
+            let wanted = if n >= PARCELS - RESERVED { Note::Flow } else { [Note::Asks, advised][n % 2] };
+            assert_eq!((parcel.port, parcel.note, parcel.bytes()), (PortId(3), wanted, &b"packet"[..]));
+            exchange.give_back(here, there, parcel);
+        }
+        assert!(!exchange.waiting_for(there) && send(Note::Asks));
     }
 }
