@@ -506,20 +506,49 @@ fn two_workers_that_do_not_ask_disagree() {
 /// A datagram in fragments opens a flow like any other: its rest waits until the first one is back.
 #[test]
 fn a_fragmented_first_datagram_asks_too() {
-    let mut two = Box2::new(sticky());
-    let mut nodes = BTreeSet::new();
-    for port in 5000..5040 {
-        let whole = Pkt::udp(&from("198.51.100.7", port), TO_DNS).payload(&vec![port as u8; 2400]).bytes();
-        let pieces = split(&whole, &[1200], port.into());
-        for (at, piece) in pieces.iter().enumerate() {
-            assert!(two.farm.fronts[(usize::from(port) + at) % 2].inject(piece));
+    for (host, [.., dns]) in FAMILIES {
+        let mut two = Box2::new(sticky());
+        let mut nodes = BTreeSet::new();
+        for port in 5000..5040 {
+            let whole = Pkt::udp(&from(host, port), dns).payload(&vec![port as u8; 2400]).bytes();
+            // In either order, by either worker.
+            let mut pieces = split(&whole, &[1200], port.into());
+            if port % 3 == 0 {
+                pieces.reverse();
+            }
+            for (at, piece) in pieces.iter().enumerate() {
+                assert!(two.farm.fronts[(usize::from(port) + at) % 2].inject(piece));
+            }
+            (0..8).for_each(|_| two.farm.round());
+            let frames: Vec<Vec<u8>> = two.farm.backs.iter().flat_map(MemPeer::take_all).collect();
+            assert_eq!(frames.len(), pieces.len(), "port {port}: every piece arrives");
+            nodes.extend(
+                frames.iter().map(|frame| if host.contains(':') { &frame[38..54] } else { &frame[30..34] }.to_vec()),
+            );
         }
-        (0..8).for_each(|_| two.farm.round());
-        let frames: Vec<Vec<u8>> = two.farm.backs.iter().flat_map(MemPeer::take_all).collect();
-        assert_eq!(frames.len(), pieces.len(), "port {port}: every piece arrives");
-        nodes.extend(frames.iter().map(|frame| frame[30..34].to_vec()));
+        assert_eq!(nodes.len(), 1, "{nodes:?}");
+        assert!(two.farm.sum(|stats| stats.affinity_asked.get()) > 5);
+        assert_eq!(two.farm.sum(WorkerStats::dropped), 0);
     }
-    assert_eq!(nodes.len(), 1, "{nodes:?}");
-    assert!(two.farm.sum(|stats| stats.affinity_asked.get()) > 5);
-    assert_eq!(two.farm.sum(WorkerStats::dropped), 0);
+}
+
+/// Where a node serves by several ports, the client keeps its own, and the node when that port is gone.
+#[test]
+fn of_several_backends_on_a_node_a_client_keeps_its_own() {
+    let mut plan = sticky();
+    let ports: Vec<String> =
+        NODES.iter().flat_map(|node| [8001, 8002, 8003].map(|port| format!("{node}:{port}"))).collect();
+    plan.service(WEB).backends = ports.iter().map(|place| Plan::backend(place)).collect();
+    let mut rig = Rig::new(plan);
+    let dst = |rig: &mut Rig, port| rig.front(&Pkt::syn(&from("198.51.100.7", port), TO_WEB).bytes()).to_node().dst;
+    let first = dst(&mut rig, 5000);
+    assert!((5001..5020).all(|port| dst(&mut rig, port) == first));
+    rig.change(|plan| {
+        plan.service(WEB).backends.retain(|b| (b.address, b.port) != (Some(first.ip()), Some(first.port())))
+    });
+    let second = dst(&mut rig, 5100);
+    assert!(second.ip() == first.ip() && second.port() != first.port(), "{first}, then {second}");
+    assert_eq!(tcp(&mut rig, &from("198.51.100.7", 5101), TO_ALT), first.ip());
+    // The other service's flow went to its own node port; this one's next goes to some port of the node.
+    assert_eq!(dst(&mut rig, 5102).ip(), first.ip());
 }
