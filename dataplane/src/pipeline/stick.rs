@@ -141,6 +141,9 @@ impl Pipeline {
 
     /// What the flows here say of their clients, for the workers that are to know: after a restart.
     pub fn recall(&self, tables: &Tables, mut tell: impl FnMut(Recalled)) {
+        if !tables.has_affinity {
+            return;
+        }
         self.recall_family::<V4>(tables, &mut tell);
         self.recall_family::<V6>(tables, &mut tell);
     }

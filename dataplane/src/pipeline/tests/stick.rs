@@ -544,7 +544,7 @@ fn of_several_backends_on_a_node_a_client_keeps_its_own() {
     let first = dst(&mut rig, 5000);
     assert!((5001..5020).all(|port| dst(&mut rig, port) == first));
     rig.change(|plan| {
-        plan.service(WEB).backends.retain(|b| (b.address, b.port) != (Some(first.ip()), Some(first.port())))
+        plan.service(WEB).backends.retain(|b| (b.address, b.port) != (Some(first.ip()), Some(first.port())));
     });
     let second = dst(&mut rig, 5100);
     assert!(second.ip() == first.ip() && second.port() != first.port(), "{first}, then {second}");
