@@ -118,6 +118,9 @@ pub struct Service {
     /// What a client hears when there is no backend for it, or no SNAT port.
     #[serde(default, skip_serializing_if = "NoBackend::is_default")]
     pub no_backend: NoBackend,
+    /// A client's new flows go where its last one went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
 }
 
 impl Service {
@@ -125,6 +128,59 @@ impl Service {
     #[must_use]
     pub fn backend_port(&self) -> Option<u16> {
         if self.mode == Mode::Dsr { Some(self.port) } else { self.target_port }
+    }
+}
+
+/// Session affinity: `affinity = { by = "client-ip" }`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Affinity {
+    pub by: AffinityBy,
+    /// Seconds since the client's last new flow, after which it may be sent elsewhere.
+    #[serde(default = "Affinity::default_timeout")]
+    pub timeout: u32,
+    /// Clients whose addresses agree in so many leading bits count as one.
+    #[serde(default = "Affinity::whole_v4")]
+    pub prefix_v4: u8,
+    #[serde(default = "Affinity::whole_v6")]
+    pub prefix_v6: u8,
+    /// Services of one group (and owner) share what they know of a client: the ports of one Kubernetes Service, for
+    /// one. Default: the service alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+/// What a client is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AffinityBy {
+    ClientIp,
+}
+
+impl Affinity {
+    /// By the whole address, for as long as in Kubernetes.
+    #[must_use]
+    pub fn client_ip() -> Self {
+        Self {
+            by: AffinityBy::ClientIp,
+            timeout: Self::default_timeout(),
+            prefix_v4: Self::whole_v4(),
+            prefix_v6: Self::whole_v6(),
+            group: None,
+        }
+    }
+
+    /// Kubernetes' own, three hours.
+    fn default_timeout() -> u32 {
+        10_800
+    }
+
+    fn whole_v4() -> u8 {
+        32
+    }
+
+    fn whole_v6() -> u8 {
+        128
     }
 }
 

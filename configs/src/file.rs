@@ -256,6 +256,8 @@ pub struct Limits {
     pub icmp_per_second: u32,
     /// Pairs of service and backend, per family, whose flows are counted for the schedulers that ask.
     pub counted_backends: u32,
+    /// Clients remembered for services with `affinity`, per worker and family.
+    pub affinity: u32,
 }
 
 impl Default for Limits {
@@ -269,6 +271,7 @@ impl Default for Limits {
             maglev_size: 65_537,
             icmp_per_second: 1_000,
             counted_backends: 65_536,
+            affinity: 1 << 17,
         }
     }
 }

@@ -100,6 +100,9 @@ pub struct ServiceStatus {
     pub backends_total: u32,
     #[serde(default)]
     pub backends_up: u32,
+    /// Seconds its clients stick to a node, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
     pub backends: Vec<BackendStatus>,
 }
 
@@ -341,6 +344,13 @@ pub struct FlowCounters {
     pub resets_doubted: u64,
     /// Idle connections whose ends were sent RSTs (`on_idle = "reset"`).
     pub idle_resets: u64,
+    /// Clients remembered for services with affinity.
+    pub affinity: u64,
+    pub affinity_capacity: u64,
+    /// Those forgotten early for want of room (`limits.affinity`).
+    pub affinity_evicted: u64,
+    /// New flows about whose client another worker was asked.
+    pub affinity_asked: u64,
 }
 
 /// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).
@@ -489,6 +499,7 @@ mod tests {
             disrupted: 0,
             scheduler: Scheduler::default(),
             panic: false,
+            affinity: None,
             backends_total: u32::try_from(ups.len()).expect("few"),
             backends_up: up,
             backends: ups.iter().map(backend).collect(),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
-    ServiceTimeouts,
+    Affinity, Announce, Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler,
+    Service, ServiceTimeouts,
 };
 use penstock_configs::file::SnatAddress;
 use penstock_configs::source::{self, Lines};
@@ -234,6 +234,7 @@ fn desired() -> impl Strategy<Value = Desired> {
                     on_down: Default::default(),
                     slow_start: None,
                     panic_threshold: None,
+                    affinity: (!udp).then(|| Affinity { group: (!v4).then(|| "shop".into()), ..Affinity::client_ip() }),
                 }
             };
             Desired {

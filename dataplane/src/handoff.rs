@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::affinity::Choice;
 use crate::schedule::Peers;
 use crate::verdict::{PortId, WorkerId};
 
@@ -13,9 +14,26 @@ use crate::verdict::{PortId, WorkerId};
 /// 256, a 10 MB transfer on two shared cores lost hundreds of packets here.
 pub const PARCELS: usize = 1024;
 
+/// What a worker says of a packet it hands over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Note {
+    /// Its flow is the receiver's.
+    #[default]
+    Flow,
+    /// It opens a flow of the sender's, whose client the receiver knows: back with it, and with advice.
+    Asks,
+    /// The answer; `None`: decide for yourself. Such a packet is handed to nobody again.
+    Advised(Option<Choice>),
+}
+
+/// Parcels of a pair of workers that questions and answers leave alone: a flood of SYNs to a service with
+/// affinity loses SYNs, not the packets of connections on the same way.
+const RESERVED: usize = PARCELS / 2;
+
 /// A copied packet.
 pub struct Parcel {
     pub port: PortId,
+    pub note: Note,
     len: usize,
     bytes: Box<[u8]>,
 }
@@ -96,7 +114,12 @@ impl Exchange {
                 let parcels = if lane / workers == lane % workers { 1 } else { PARCELS };
                 let empty = ArrayQueue::new(parcels);
                 for _ in 0..parcels {
-                    let _ = empty.push(Box::new(Parcel { port: PortId(0), len: 0, bytes: vec![0; room].into() }));
+                    let _ = empty.push(Box::new(Parcel {
+                        port: PortId(0),
+                        note: Note::Flow,
+                        len: 0,
+                        bytes: vec![0; room].into(),
+                    }));
                 }
                 Lane { full: ArrayQueue::new(parcels), empty }
             })
@@ -115,15 +138,18 @@ impl Exchange {
         self.lanes.get(usize::from(from.0) * self.workers + usize::from(to.0))
     }
 
-    /// Copies a packet to its owner. False: the ring is full.
+    /// Copies a packet to another worker. False: the ring is full.
     #[must_use]
-    pub fn send(&self, from: WorkerId, to: WorkerId, port: PortId, packet: &[u8]) -> bool {
+    pub fn send(&self, from: WorkerId, to: WorkerId, port: PortId, note: Note, packet: &[u8]) -> bool {
         let Some(lane) = self.lane(from, to) else { return false };
+        if note != Note::Flow && lane.empty.len() <= RESERVED {
+            return false;
+        }
         let Some(mut parcel) = lane.empty.pop() else { return false };
         let fits = packet.len() <= parcel.bytes.len();
         if fits {
             parcel.bytes[..packet.len()].copy_from_slice(packet);
-            (parcel.len, parcel.port) = (packet.len(), port);
+            (parcel.len, parcel.port, parcel.note) = (packet.len(), port, note);
         }
         // There are as many places as parcels: neither push can fail.
         let _ = if fits { lane.full.push(parcel) } else { lane.empty.push(parcel) };
@@ -157,5 +183,28 @@ impl Exchange {
     #[must_use]
     pub fn workers(&self) -> u16 {
         self.workers as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_leave_room_for_packets_of_flows() {
+        let exchange = Exchange::new(2, 64).expect("descriptors");
+        let (here, there) = (WorkerId(0), WorkerId(1));
+        let send = |note| exchange.send(here, there, PortId(3), note, b"packet");
+        let advised = Note::Advised(Some(Choice { node: "10.0.0.1".parse().expect("an address"), port: 7 }));
+        let sent = (0..PARCELS).filter(|n| send(if n % 2 == 0 { Note::Asks } else { advised })).count();
+        assert_eq!(sent, PARCELS - RESERVED);
+        assert_eq!((0..PARCELS).filter(|_| send(Note::Flow)).count(), RESERVED);
+        for n in 0..PARCELS {
+            let parcel = exchange.receive(here, there).expect("a parcel");
+            let wanted = if n >= PARCELS - RESERVED { Note::Flow } else { [Note::Asks, advised][n % 2] };
+            assert_eq!((parcel.port, parcel.note, parcel.bytes()), (PortId(3), wanted, &b"packet"[..]));
+            exchange.give_back(here, there, parcel);
+        }
+        assert!(!exchange.waiting_for(there) && send(Note::Asks));
     }
 }

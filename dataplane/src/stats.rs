@@ -57,6 +57,11 @@ pub struct WorkerStats {
     pub resets_doubted: Counter,
     /// Connections that were idle too long, and whose ends were sent RSTs.
     pub idle_resets: Counter,
+    /// Clients remembered for services with affinity, and those forgotten early for want of room.
+    pub affinity_entries: Counter,
+    pub affinity_evicted: Counter,
+    /// New flows about whose client another worker was asked.
+    pub affinity_asked: Counter,
     pub turns: Counter,
     pub busy_turns: Counter,
     /// The publication this worker runs.
@@ -125,6 +130,9 @@ impl WorkerStats {
             embryos_evicted: Counter::default(),
             resets_doubted: Counter::default(),
             idle_resets: Counter::default(),
+            affinity_entries: Counter::default(),
+            affinity_evicted: Counter::default(),
+            affinity_asked: Counter::default(),
             turns: Counter::default(),
             busy_turns: Counter::default(),
             view: Counter::default(),

@@ -14,6 +14,8 @@ pub enum Verdict {
     Tx(PortId),
     /// Another worker owns the flow.
     Handoff(WorkerId),
+    /// Another worker knows the client of a flow to be opened here: to it and back, with its advice.
+    Ask(WorkerId),
     /// Kept by the pipeline in this slot until its datagram's first fragment comes.
     Held(u16),
     /// Not ours after all: back to the kernel by the TAP.
@@ -90,7 +92,7 @@ drop_reasons! {
     TooBig = "too_big": "the packet is larger than the egress port's MTU",
     IcmpUnmatched = "icmp_unmatched": "an ICMP error about no flow of ours, or of a kind not translated",
     RateLimited = "rate_limited": "a generated packet held back by its rate limit",
-    HandoffFull = "handoff_full": "the owner's hand-off ring is full",
+    HandoffFull = "handoff_full": "the hand-off ring to the flow's worker is full, or half full and the packet only asks where its client sticks",
     TxFull = "tx_full": "the transmit ring stayed full",
     KernelPathFull = "kernel_path_full": "the TAP to the kernel is missing or its queue is full",
     NeighborIgnored = "neighbor_ignored": "an ARP or neighbour-discovery packet that is malformed or needs no answer",

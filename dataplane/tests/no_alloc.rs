@@ -6,7 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use penstock_configs::desired::{BackendState, Scheduler};
+use penstock_configs::desired::{Affinity, BackendState, Scheduler};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::pipeline::PipelineConfig;
 use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, config, look};
@@ -126,7 +126,7 @@ fn client(n: usize, v6: bool) -> String {
 #[test]
 fn nothing_is_allocated_on_the_packet_path() {
     let flows = Capacity { established: 700, embryonic: 64 };
-    let pipeline = PipelineConfig { flows_v4: flows, flows_v6: flows, ..config(0, 1) };
+    let pipeline = PipelineConfig { flows_v4: flows, flows_v6: flows, max_affinity: 32, ..config(0, 1) };
     let farm = Farm::new(plan(), &FarmConfig { workers: 2, pipeline, ..FarmConfig::default() });
     let mut watched = Watched { farm, calls: 0, turns: 0 };
     watched.rounds(3);
@@ -145,6 +145,9 @@ fn nothing_is_allocated_on_the_packet_path() {
         for service in &mut watched.farm.plan.services {
             service.scheduler = SCHEDULERS[usize::from(change)];
             service.slow_start = Some(30);
+            // Of one group; more clients come than there is room for.
+            let affinity = Affinity { group: Some("all".into()), ..Affinity::client_ip() };
+            service.affinity = (change % 2 == 1).then_some(affinity);
         }
         // A node goes, and its connections with it.
         let gone = if change % 3 == 2 { BackendState::Down } else { BackendState::Active };
@@ -153,6 +156,8 @@ fn nothing_is_allocated_on_the_packet_path() {
         watched.farm.plan.services[1].backends[1].weight = change % 2;
         watched.farm.publish();
         for m in 0..200 {
+            let fresh = client(3000 + usize::from(change) * 200 + m, m % 2 == 1);
+            watched.inject(m, &Pkt::syn(&fresh, VIPS[m % 2]).bytes());
             watched.inject(
                 m,
                 &Pkt::tcp(
@@ -189,6 +194,8 @@ fn nothing_is_allocated_on_the_packet_path() {
     assert!(sum(|stats| stats.flows_created.get()) > 2000);
     assert!(sum(|stats| stats.embryos_evicted.get()) > 100, "evictions were part of it");
     assert!(sum(|stats| stats.handoff_in.get()) > 1000, "hand-offs were part of it");
+    assert!(sum(|stats| stats.affinity_asked.get()) > 100, "questions about clients were part of it");
+    assert!(sum(|stats| stats.affinity_evicted.get()) > 10, "and clients forgotten");
     assert!(sum(|stats| stats.generated.get()) > 10, "generated packets were part of it");
     assert!(sum(|stats| stats.drops[DropReason::FlowRevoked as usize].get()) > 0, "flows reset were part of it");
     assert!(sum(|stats| stats.drops[DropReason::OutOfState as usize].get()) > 0);

@@ -80,6 +80,7 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
+        affinity: None,
     }
 }
 

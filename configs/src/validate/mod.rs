@@ -8,6 +8,7 @@
 //! An empty set is no fault: a cluster has no nodes at times, and its VIP stays.
 
 mod address;
+mod affinity;
 mod claims;
 mod dnat;
 mod names;

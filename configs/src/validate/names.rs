@@ -8,7 +8,9 @@ use crate::fault::Fault;
 /// A DNS label's length (RFC 1035, 2.3.4); the box and an owner have such names.
 const LABEL: usize = 63;
 /// A DNS name's. Kubernetes: `namespace/name:port` is at most 63 + 1 + 63 + 1 + 63.
-const NAME: usize = 253;
+pub(super) const NAME: usize = 253;
+/// What may stand in a name beside letters and digits.
+pub(super) const MARKS: &str = "-_.:/@+";
 
 /// An owner is a path segment of the API and a file name in the state directory.
 #[must_use]
@@ -28,7 +30,7 @@ pub(super) fn box_name(name: &str) -> Option<Fault> {
 
 /// Names of one list (`node`, `set`, `service`): well formed, and each once.
 pub(super) fn list<'a>(list: &str, names: impl Iterator<Item = &'a str>) -> Vec<Fault> {
-    let marks = if list == "node" { "-_.:" } else { "-_.:/@+" };
+    let marks = if list == "node" { "-_.:" } else { MARKS };
     let mut first: HashMap<&str, usize> = HashMap::new();
     let mut faults = Vec::new();
     for (index, name) in names.enumerate() {
@@ -48,7 +50,7 @@ pub(super) fn list<'a>(list: &str, names: impl Iterator<Item = &'a str>) -> Vec<
     faults
 }
 
-fn problem(name: &str, longest: usize, marks: &str) -> Option<(String, String)> {
+pub(super) fn problem(name: &str, longest: usize, marks: &str) -> Option<(String, String)> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || marks.contains(c);
     if name.is_empty() {
         return Some(("is empty".into(), "give it a name".into()));

@@ -23,6 +23,7 @@ pub(super) fn check(desired: &Desired, owner: &str, context: &BoxContext) -> Vec
     for (index, service) in desired.services.iter().enumerate() {
         checker.service(index, service);
     }
+    checker.faults.extend(super::affinity::check(desired));
     checker.snat_families();
     checker.capacities();
     checker.faults

@@ -303,6 +303,7 @@ fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("maglev_size", limits.maglev_size, LARGEST_TABLE),
         ("icmp_per_second", limits.icmp_per_second, u32::MAX),
         ("counted_backends", limits.counted_backends, LARGEST_COUNT),
+        ("affinity", limits.affinity, MOST_FLOWS),
     ] {
         let path = format!("limits.{key}");
         if value == 0 {

@@ -120,9 +120,7 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
         ("HALF-OPEN", Column::Right),
         ("FULL", Column::Right),
         ("EVICTED", Column::Right),
-        ("IDLE RST", Column::Right),
-        ("DOUBTED", Column::Right),
-        ("FRAMES", Column::Right),
+        ("FRAMES FREE", Column::Right),
         ("OF", Column::Right),
     ]);
     for worker in &counters.workers {
@@ -135,10 +133,35 @@ fn tables(counters: &Counters, screen: &Screen) -> String {
             grouped(flows.embryonic).into(),
             share(flows.embryonic, flows.embryonic_capacity).into(),
             styled(grouped(flows.evicted), evicted),
-            grouped(flows.idle_resets).into(),
-            grouped(flows.resets_doubted).into(),
             grouped(frames.free).into(),
             grouped(frames.total).into(),
+        ]);
+    }
+    table.render(screen) + "\n" + &resets_and_clients(counters, screen)
+}
+
+/// How flows ended by the box's word, and the clients of services with affinity.
+fn resets_and_clients(counters: &Counters, screen: &Screen) -> String {
+    let mut table = Table::new(&[
+        ("WORKER", Column::Right),
+        ("IDLE RESET", Column::Right),
+        ("RST DOUBTED", Column::Right),
+        ("STICKY CLIENTS", Column::Right),
+        ("FULL", Column::Right),
+        ("EVICTED", Column::Right),
+        ("ASKED", Column::Right),
+    ]);
+    for worker in &counters.workers {
+        let flows = &worker.flows;
+        let evicted = if flows.affinity_evicted > 0 { Style::Warn } else { Style::Plain };
+        table.row(vec![
+            worker.worker.to_string().into(),
+            grouped(flows.idle_resets).into(),
+            grouped(flows.resets_doubted).into(),
+            grouped(flows.affinity).into(),
+            share(flows.affinity, flows.affinity_capacity).into(),
+            styled(grouped(flows.affinity_evicted), evicted),
+            grouped(flows.affinity_asked).into(),
         ]);
     }
     table.render(screen)

@@ -181,7 +181,7 @@ fn services(status: &Status, screen: &Screen) -> String {
         let mut cells = vec![
             name.into(),
             format!("{} {}", socket(service.vip, service.port), service.protocol.as_str()).into(),
-            mode(service.mode).into(),
+            mode(service).into(),
             grouped(service.flows).into(),
             short(service.new_flows_per_second).into(),
             health(service),
@@ -319,11 +319,14 @@ fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {
     styled(text, style)
 }
 
-fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Nat => "nat",
-        Mode::Dnat => "dnat",
-        Mode::Dsr => "dsr",
+fn mode(service: &ServiceStatus) -> &'static str {
+    match (service.mode, service.affinity.is_some()) {
+        (Mode::Nat, false) => "nat",
+        (Mode::Nat, true) => "nat, sticky",
+        (Mode::Dnat, false) => "dnat",
+        (Mode::Dnat, true) => "dnat, sticky",
+        (Mode::Dsr, false) => "dsr",
+        (Mode::Dsr, true) => "dsr, sticky",
     }
 }
 

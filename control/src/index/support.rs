@@ -15,7 +15,7 @@ pub enum Feature {
 }
 
 const SUPPORTED: &[(Feature, bool)] =
-    &[(Feature::ClientIpAffinity, false), (Feature::LimitConnections, false), (Feature::LimitRate, false)];
+    &[(Feature::ClientIpAffinity, true), (Feature::LimitConnections, false), (Feature::LimitRate, false)];
 
 /// Names people know from elsewhere, to tell "not yet" from "never heard of".
 const KNOWN_MODES: &[&str] = &["nat", "dnat", "dsr"];

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use kube::runtime::watcher::Event;
-use penstock_configs::desired::{Announce, BackendState, Mode, Protocol};
+use penstock_configs::desired::{Affinity, Announce, BackendState, Mode, Protocol};
 use serde_json::{Value, json};
 
 use super::outcome::{self, Health, Signals};
@@ -464,14 +464,31 @@ fn port_and_node_port_edits_keep_the_vip() {
 
 #[test]
 fn what_the_dataplane_cannot_do_yet_is_refused_by_name() {
-    let cases = [
-        (changed(web(), |s| s["spec"]["sessionAffinity"] = json!("ClientIP")), "sessionAffinity"),
-        (annotated("penstock.dev/limit-rate", "100"), "limit-rate"),
-    ];
+    let cases = [(annotated("penstock.dev/limit-rate", "100"), "limit-rate")];
     for (service, named) in cases {
         let (reason, message) = refusal(&serving(&service).plan());
         // A feature that has come since is no failure of this test.
         assert!(reason == "NotSupported" && message.contains(named), "{reason}: {message}");
+    }
+}
+
+#[test]
+fn session_affinity_holds_over_the_ports_of_a_service() {
+    assert!(serving(&web()).translate().desired.services.iter().all(|service| service.affinity.is_none()));
+    let sticky = |config: Value| {
+        changed(web(), |s| {
+            s["spec"]["sessionAffinity"] = json!("ClientIP");
+            s["spec"]["sessionAffinityConfig"] = config;
+            s["spec"]["ports"] = json!([
+                {"name": "web", "protocol": "TCP", "port": 80, "nodePort": 30080},
+                {"name": "alt", "protocol": "UDP", "port": 80, "nodePort": 30081}]);
+        })
+    };
+    for (config, timeout) in [(json!(null), 10_800), (json!({"clientIP": {"timeoutSeconds": 60}}), 60)] {
+        let services = serving(&sticky(config)).translate().desired.services;
+        let wanted = Affinity { timeout, group: Some("default/web".into()), ..Affinity::client_ip() };
+        assert_eq!(services.len(), 2);
+        assert!(services.iter().all(|service| service.affinity.as_ref() == Some(&wanted)), "{services:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use penstock_configs::desired::{
-    Announce, Backend, BackendSet, BackendState, Desired, Mode, Node, Service, ServiceTimeouts,
+    Affinity, Announce, Backend, BackendSet, BackendState, Desired, Mode, Node, Service, ServiceTimeouts,
 };
 
 use super::ask::{self, Ask, Refused};
@@ -281,6 +281,12 @@ impl Builder<'_> {
                     sctp_established: Some(seconds),
                     ..ServiceTimeouts::default()
                 }),
+                // All ports of the Service, as one: its clients mean one peer by it.
+                affinity: info.spec.affinity.map(|timeout| Affinity {
+                    timeout,
+                    group: Some(key.to_string()),
+                    ..Affinity::client_ip()
+                }),
                 ..blank(vip, protocol)
             });
         }
@@ -480,5 +486,6 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         panic_threshold: None,
         on_idle: Default::default(),
         no_backend: Default::default(),
+        affinity: None,
     }
 }

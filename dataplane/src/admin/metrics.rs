@@ -6,7 +6,7 @@ use std::fmt;
 use penstock_configs::api::Drains;
 use penstock_configs::desired::BackendState;
 use penstock_configs::status::{
-    BackendStatus, Counters, Latency, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerCounters,
+    BackendStatus, Counters, FlowCounters, Latency, ServiceStatus, SnatStatus, Status, StatusQuery, WorkerCounters,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -193,6 +193,7 @@ impl Snapshot {
             "Flows created, expired, evicted as embryos, reset when idle; RSTs out of window, which ended none",
             events,
         )?;
+        self.affinity(encoder)?;
         let frames = self.per_worker(|worker| {
             let frames = &worker.frames;
             [("free", frames.free), ("kernel", frames.kernel), ("held", frames.held), ("total", frames.total)]
@@ -200,6 +201,22 @@ impl Snapshot {
         });
         let frames = frames.map(|(labels, value)| (labels, level(value)));
         gauges(encoder, "penstock_frames", "Frames of packet memory, by where they are", frames)
+    }
+
+    fn affinity(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let levels = |pick: fn(&FlowCounters) -> u64| {
+            self.per_worker(move |worker| [(None, pick(&worker.flows))]).map(|(labels, count)| (labels, level(count)))
+        };
+        let entries = levels(|flows| flows.affinity);
+        gauges(encoder, "penstock_affinity_entries", "Clients remembered for services with affinity", entries)?;
+        let capacity = levels(|flows| flows.affinity_capacity);
+        gauges(encoder, "penstock_affinity_capacity", "Clients the worker can remember (limits.affinity)", capacity)?;
+        let events = self.per_worker(|worker| {
+            [("evicted", worker.flows.affinity_evicted), ("asked", worker.flows.affinity_asked)]
+                .map(|(event, count)| (Some(label("event", event)), count))
+        });
+        let help = "Clients forgotten early for want of room; new flows another worker was asked about";
+        counters(encoder, "penstock_affinity_events", help, events)
     }
 
     fn sockets(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {

@@ -23,7 +23,7 @@ use crate::io::xsk::{self, UmemConfig, Want, XskConfig, XskPort};
 use crate::neighbor::mirror::Mirror;
 use crate::neighbor::routes::OwnRoutes;
 use crate::persist::{self, Store};
-use crate::pipeline::{Pipeline, PipelineConfig};
+use crate::pipeline::{Pipeline, PipelineConfig, Recalled};
 use crate::publish::Mailbox;
 use crate::rss::Placement;
 use crate::stats::WorkerStats;
@@ -160,6 +160,10 @@ impl Dataplane {
     /// A thread or a socket could not be had.
     pub fn go(&mut self) -> Result<(), StartError> {
         self.shared.republish();
+        if self.recovered {
+            let tables = Arc::clone(&self.shared.published().tables);
+            recall_clients(&mut self.ready, &tables);
+        }
         for (at, mut worker) in self.ready.drain(..).enumerate() {
             let (stop, core) = (Arc::clone(&self.stop), self.shared.workers[at].core);
             let body = move || {
@@ -211,6 +215,21 @@ impl Dataplane {
         drop(network);
         crate::steer::detach_all(&self.run_dir)?;
         Ok(())
+    }
+}
+
+/// Clients whose flows outlived an earlier process stick where these go. Without a snapshot so far nobody
+/// knows which do: they are learnt again from their next new flows.
+fn recall_clients(workers: &mut [Worker<XskPort, TapPort>], tables: &Tables) {
+    let mut recalled: Vec<Recalled> = Vec::new();
+    for worker in &*workers {
+        worker.pipeline().recall(tables, |one| recalled.push(one));
+    }
+    let now = Now::read();
+    for one in &recalled {
+        if let Some(worker) = workers.get_mut(usize::from(one.worker.0)) {
+            worker.pipeline_mut().take_up(one, now);
+        }
     }
 }
 
@@ -366,6 +385,7 @@ impl<'a> Setup<'a> {
             max_services: limits.services as usize,
             icmp_per_second: limits.icmp_per_second,
             max_counted: limits.counted_backends as usize,
+            max_affinity: limits.affinity as usize,
         };
         let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
         if let Some(why) = &store.discarded {

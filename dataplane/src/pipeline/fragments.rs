@@ -6,6 +6,7 @@ use super::side::{self, Sided};
 use crate::clock::Now;
 use crate::flow::Direction;
 use crate::fragment::{self, Added, Datagrams, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
+use crate::handoff::Note;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::{Hop, Local, Tabled};
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -83,6 +84,8 @@ impl Pipeline {
         }
         match F::side_mut(self).datagrams.add(at, &piece) {
             Added::New => {}
+            // Back from the worker that was asked about it.
+            Added::Copy if piece.is_first() && F::side(self).note != Note::Flow => {}
             Added::Copy => return Err(DropReason::FragmentCopy),
             Added::Overlap => return Err(self.give_up::<F>(at, DropReason::FragmentOverlap)),
             Added::TooMany => return Err(self.give_up::<F>(at, DropReason::FragmentLimit)),
@@ -166,6 +169,8 @@ impl Pipeline {
             }
             // An answer took its place.
             (Verdict::Tx(_), None) => Fate::Refused(self.answered),
+            // It will be back, and known then; the rest waits.
+            (Verdict::Ask(_), _) => return verdict,
             (Verdict::Handoff(owner), _) => Fate::Handoff(owner),
             (Verdict::Kernel, _) => Fate::Kernel,
             (Verdict::Drop(reason), _) => Fate::Refused(reason),

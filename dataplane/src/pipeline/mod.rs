@@ -20,6 +20,7 @@ mod revalidate;
 mod sctp;
 mod segment;
 mod side;
+mod stick;
 #[doc(hidden)]
 pub mod testkit;
 mod upkeep;
@@ -48,6 +49,7 @@ use side::{Side, Sided};
 
 pub use fragments::Released;
 pub use side::PipelineConfig;
+pub use stick::Recalled;
 
 /// How many packets an index line is asked for before it is read. The loads are spread over the work
 /// between them: asked for all at once, they would wait for each other.

@@ -43,6 +43,9 @@ impl Pipeline {
                     let worth_it = self.screen::<F>(tuple);
                     return Err(worth_it.map_or_else(Verdict::Drop, |()| Verdict::Handoff(owner)));
                 }
+                if let Some(adviser) = self.adviser::<F>(bytes, packet, tuple) {
+                    return Err(Verdict::Ask(adviser));
+                }
                 self.admit::<F>(bytes, packet, tuple, from, now).map_err(Verdict::Drop)
             }
         }

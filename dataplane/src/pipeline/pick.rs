@@ -3,6 +3,7 @@
 use penstock_configs::desired::Scheduler;
 
 use super::side::Side;
+use super::stick;
 use crate::clock::Now;
 use crate::schedule::Asked;
 use crate::tables::{Backend, Service, Tabled};
@@ -16,11 +17,25 @@ pub(super) fn pick<'a, F: Tabled>(
     tuple: &Tuple<F::Addr>,
     now: Now,
 ) -> Option<(&'a Backend, u32)> {
+    if let Some(affinity) = &service.affinity {
+        return stick::pick(side, service, affinity, tuple, now);
+    }
+    let place = by_scheduler(side, service, tuple, now)?;
+    Some((service.set.backends.get(usize::from(place))?, service.load_of(place)))
+}
+
+/// The place in its set of the backend that the service's scheduler chooses.
+#[inline]
+pub(super) fn by_scheduler<F: Tabled>(
+    side: &mut Side<F>,
+    service: &Service,
+    tuple: &Tuple<F::Addr>,
+    now: Now,
+) -> Option<u16> {
     if service.scheduler == Scheduler::Maglev {
-        return service.set.pick(F::pick_hash(tuple)).map(|backend| (backend, 0));
+        return Some(service.set.maglev.lookup(F::pick_hash(tuple)));
     }
     let asked = Asked { client: F::to_ip(tuple.src), vip: F::to_ip(tuple.dst), now };
     let Side { scheduling, flows, .. } = side;
-    let chosen = scheduling.pick(service, flows.share(), &asked)?;
-    Some((service.set.backends.get(usize::from(chosen))?, service.load_of(chosen)))
+    scheduling.pick(service, flows.share(), &asked)
 }

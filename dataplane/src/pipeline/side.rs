@@ -6,8 +6,10 @@ use std::sync::Arc;
 use super::Pipeline;
 use super::farewell::Farewells;
 use super::hops::LastHops;
+use crate::affinity::AffinityTable;
 use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
 use crate::fragment::{DATAGRAMS, Datagrams, Holding};
+use crate::handoff::Note;
 use crate::hash::FlowHasher;
 use crate::nat::{Partition, PortAllocator};
 use crate::persist::{PersistError, Shape, Store};
@@ -29,6 +31,8 @@ pub struct PipelineConfig {
     pub icmp_per_second: u32,
     /// Pairs of service and backend per family whose flows can be counted.
     pub max_counted: usize,
+    /// Clients remembered per family for services with affinity.
+    pub max_affinity: usize,
 }
 
 impl PipelineConfig {
@@ -56,6 +60,9 @@ pub struct Side<F: Family> {
     pub round: u64,
     pub swept: u64,
     pub scheduling: Scheduling,
+    pub affinity: AffinityTable<F>,
+    /// What came with the packets being settled.
+    pub note: Note,
 }
 
 impl<F: Family> Side<F> {
@@ -165,6 +172,8 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             round: 0,
             swept: 0,
             scheduling: scheduling(4),
+            affinity: AffinityTable::new(config.max_affinity, hasher),
+            note: Note::Flow,
         },
         Side {
             flows: FlowTable::new(v6, config.flows_v6, hasher, share()).map_err(PersistError::Memory)?,
@@ -175,6 +184,8 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             round: 0,
             swept: 0,
             scheduling: scheduling(6),
+            affinity: AffinityTable::new(config.max_affinity, hasher),
+            note: Note::Flow,
         },
     ))
 }

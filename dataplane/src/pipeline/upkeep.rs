@@ -14,6 +14,8 @@ use crate::wire::{Family, V4, V6};
 
 /// Every record is looked at about this often.
 const ROUND_NS: u64 = 1_000_000_000;
+/// Every place of a client: it only keeps the counts true.
+const CLIENTS_ROUND_NS: u64 = 10_000_000_000;
 /// Records per call at most: a few microseconds.
 const MOST: u32 = 512;
 /// Records worth a call.
@@ -24,6 +26,7 @@ const LEAST: u32 = 32;
 pub(super) struct SweepClock {
     v4: Now,
     v6: Now,
+    clients: Now,
 }
 
 impl Pipeline {
@@ -51,8 +54,26 @@ impl Pipeline {
         self.stats.flows_established.set(u64::from(four.established + six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
+        self.forget_clients(now);
         self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         v4.2 || v6.2
+    }
+
+    /// Frees the places of clients whose affinity has ended, a few at a time.
+    fn forget_clients(&mut self, now: Now) {
+        let Self { v4, v6, sweep, stats, .. } = self;
+        let places = v4.affinity.places().max(v6.affinity.places()) as u64;
+        let elapsed = now.ns.saturating_sub(sweep.clients.ns).min(CLIENTS_ROUND_NS);
+        let due = places * elapsed / CLIENTS_ROUND_NS;
+        if due < u64::from(LEAST).min(places) {
+            return;
+        }
+        let count = due.min(u64::from(MOST));
+        v4.affinity.sweep(count as usize, now.tick());
+        v6.affinity.sweep(count as usize, now.tick());
+        sweep.clients = Now { ns: now.ns - elapsed + count * CLIENTS_ROUND_NS / places };
+        stats.affinity_entries.set((v4.affinity.used() + v6.affinity.used()) as u64);
+        stats.affinity_evicted.set(v4.affinity.evicted() + v6.affinity.evicted());
     }
 
     /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a

@@ -48,6 +48,7 @@ fn service(scheduler: Scheduler, backends: Vec<Backend>) -> Service {
         panic: false,
         on_idle: Default::default(),
         no_backend: Default::default(),
+        affinity: None,
     }
 }
 

@@ -15,6 +15,7 @@ use penstock_configs::desired::{
 use penstock_configs::file::{SnatAddress, Timeouts};
 use rustc_hash::FxHashMap;
 
+use super::groups::Groups;
 use super::motion::{self, Motion};
 use super::set::WHOLE;
 use super::slots::Slots;
@@ -82,6 +83,7 @@ pub struct Compiler {
     sets: Sets,
     counted: [Slots<Counted>; 2],
     motion: Motion,
+    groups: Groups,
     previous: Arc<Tables>,
 }
 
@@ -116,6 +118,7 @@ impl Compiler {
         self.services.retain(&inputs.services().collect());
         self.nodes.retain(&inputs.addresses());
         self.motion.begin(inputs.now);
+        self.groups.begin();
         let mut services = Vec::new();
         for (owner, desired) in inputs.owners {
             let owner: Arc<str> = owner.as_str().into();
@@ -181,6 +184,7 @@ impl Compiler {
             loads: Box::default(),
             on_down: wanted.on_down,
             panic,
+            affinity: self.groups.affinity(owner, wanted),
         }
     }
 
@@ -341,6 +345,7 @@ fn insert(tables: &mut Tables, service: Service, announce: Announce) {
         IpAddr::V6(vip) => insert_family(&mut tables.v6, vip.into(), &service, announce, V6::from_ip),
     }
     tables.has_dnat |= service.mode == Mode::Dnat;
+    tables.has_affinity |= service.affinity.is_some();
     let slot = service.slot as usize;
     if tables.services.len() <= slot {
         tables.services.resize_with(slot + 1, || None);

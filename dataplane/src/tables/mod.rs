@@ -2,6 +2,7 @@
 //! want, the box's own config and the checks' results.
 
 pub mod compile;
+mod groups;
 mod motion;
 pub mod set;
 mod slots;
@@ -20,6 +21,7 @@ pub use set::{Backend, BackendSet};
 pub use view::{Hop, PortView, View};
 pub use ways::Ways;
 
+use crate::affinity::Affinity;
 use crate::flow::State;
 use crate::lpm::SourceSet;
 use crate::maglev::Moved;
@@ -39,6 +41,8 @@ pub struct Tables {
     /// Node addresses by slot, to which next hops are resolved.
     pub nodes: Vec<IpAddr>,
     pub has_dnat: bool,
+    /// Some service has session affinity.
+    pub has_affinity: bool,
 }
 
 /// What is looked up by address, per family.
@@ -118,6 +122,8 @@ pub struct Service {
     pub on_down: OnDown,
     /// The checks left too few backends, and are not believed.
     pub panic: bool,
+    /// How clients stick to nodes, if they do.
+    pub affinity: Option<Affinity>,
 }
 
 impl Service {

@@ -52,6 +52,8 @@ pub struct BackendSet {
     /// Empty, where Maglev chooses.
     pub plan: Plan,
     by_address: FxHashMap<(IpAddr, u16), u16>,
+    /// Places by address, then by place.
+    by_node: Box<[u16]>,
 }
 
 impl BackendSet {
@@ -62,7 +64,9 @@ impl BackendSet {
         let by_address = backends.iter().zip(0..).map(|(backend, at)| ((backend.address, backend.port), at)).collect();
         let plan = Plan::build(&backends, &shares, kind);
         let maglev = if kind == Kind::Maglev { maglev(&backends, &shares, maglev_max) } else { MaglevTable::none() };
-        Self { maglev, plan, backends, by_address }
+        let mut by_node: Box<[u16]> = (0..backends.len() as u16).collect();
+        by_node.sort_by_key(|at| backends[usize::from(*at)].address);
+        Self { maglev, plan, backends, by_address, by_node }
     }
 
     /// The backend a new flow goes to.
@@ -84,6 +88,20 @@ impl BackendSet {
         let own = self.by_address.get(&(address, port));
         let by_target = || if port == target_port { self.by_address.get(&(address, 0)) } else { None };
         own.or_else(by_target).copied()
+    }
+
+    /// The place of a backend on a node that takes new flows: that of this own port (0: the service's) if it does,
+    /// else any.
+    #[must_use]
+    pub fn on_node(&self, address: IpAddr, port: u16) -> Option<u16> {
+        let takes_new = |at: &u16| self.backends.get(usize::from(*at)).is_some_and(Backend::takes_new);
+        let own = self.by_address.get(&(address, port)).copied();
+        own.filter(takes_new).or_else(|| {
+            let address_of = |at: &u16| self.backends.get(usize::from(*at)).map(|backend| backend.address);
+            let first = self.by_node.partition_point(|at| address_of(at) < Some(address));
+            let of_node = self.by_node[first..].iter().take_while(|at| address_of(at) == Some(address));
+            of_node.copied().find(takes_new)
+        })
     }
 
     /// What the change from `old` to this set moved.

@@ -32,6 +32,8 @@ pub trait Family: Copy + Default + 'static {
     fn ttl(packet: &[u8], l3: usize) -> u8;
     fn to_ip(addr: Self::Addr) -> IpAddr;
     fn from_ip(addr: IpAddr) -> Option<Self::Addr>;
+    /// The first bits of an address.
+    fn prefix(addr: Self::Addr, bits: u8) -> Self::Addr;
 }
 
 /// A transport 5-tuple as it stands in a packet.
@@ -126,6 +128,10 @@ impl Family for V4 {
             IpAddr::V6(_) => None,
         }
     }
+
+    fn prefix(addr: u32, bits: u8) -> u32 {
+        addr & u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -199,5 +205,9 @@ impl Family for V6 {
             IpAddr::V6(addr) => Some(addr.into()),
             IpAddr::V4(_) => None,
         }
+    }
+
+    fn prefix(addr: u128, bits: u8) -> u128 {
+        addr & u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0)
     }
 }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arrayvec::ArrayVec;
 
 use crate::clock::Now;
-use crate::handoff::Exchange;
-use crate::io::{Burst, Frame, FramePool, Port};
+use crate::handoff::{Exchange, Note, Parcel};
+use crate::io::{BURST, Burst, Frame, FramePool, Port};
 use crate::pipeline::{Pipeline, Released};
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
@@ -161,15 +161,25 @@ impl<P: Port, K: Port> Worker<P, K> {
             }
             let mut burst = Burst::new();
             let mut port = PortId(0);
+            let mut note = Note::Flow;
             // Without a free frame they wait where they are, and the ring pushes back.
-            while !burst.is_full() && self.pool.free_count() > 0 {
+            for _ in 0..BURST {
+                if self.pool.free_count() == 0 {
+                    break;
+                }
                 let Some(parcel) = self.exchange.receive(from, self.id) else { break };
                 self.stats.handoff_in.add(1);
-                if !burst.is_empty() && parcel.port != port {
-                    // A burst is from one port; the rest goes in the next.
-                    self.settle(port, true, std::mem::take(&mut burst), now);
+                worked = true;
+                if parcel.note == Note::Asks {
+                    self.answer(from, &parcel, now);
+                    self.exchange.give_back(from, self.id, parcel);
+                    continue;
                 }
-                port = parcel.port;
+                if !burst.is_empty() && (parcel.port, parcel.note) != (port, note) {
+                    // A burst is from one port, and one thing is said of it; the rest goes in the next.
+                    self.settle_handed(port, note, std::mem::take(&mut burst), now);
+                }
+                (port, note) = (parcel.port, parcel.note);
                 match self.pool.take_with(parcel.bytes()) {
                     Some(frame) => burst.push(frame),
                     None => self.stats.count_drop(DropReason::NoFrame),
@@ -177,11 +187,27 @@ impl<P: Port, K: Port> Worker<P, K> {
                 self.exchange.give_back(from, self.id, parcel);
             }
             if !burst.is_empty() {
-                worked = true;
-                self.settle(port, true, burst, now);
+                self.settle_handed(port, note, burst, now);
             }
         }
         worked
+    }
+
+    /// Sends a packet back to the worker that asks where its flow should go, with the answer.
+    fn answer(&mut self, asker: WorkerId, parcel: &Parcel, now: Now) {
+        let advice = Note::Advised(self.pipeline.advise(parcel.bytes(), now));
+        if self.exchange.send(self.id, asker, parcel.port, advice, parcel.bytes()) {
+            self.stats.handoff_out.add(1);
+            self.exchange.bell(asker).ring();
+        } else {
+            self.stats.count_drop(DropReason::HandoffFull);
+        }
+    }
+
+    fn settle_handed(&mut self, from: PortId, note: Note, burst: Burst, now: Now) {
+        self.pipeline.heed(note);
+        self.settle(from, true, burst, now);
+        self.pipeline.heed(Note::Flow);
     }
 
     /// Lets the pipeline settle a burst and does what it says with each frame.
@@ -210,16 +236,10 @@ impl<P: Port, K: Port> Worker<P, K> {
             }
             Verdict::Tx(port) => self.enqueue(port, frame),
             Verdict::Kernel => self.hand_to_kernel(frame, true),
-            Verdict::Handoff(owner) => {
-                if self.exchange.send(self.id, owner, from, self.pool.memory().bytes(&frame)) {
-                    self.stats.handoff_out.add(1);
-                    if let Some(other) = rung.replace(owner).filter(|other| *other != owner) {
-                        self.exchange.bell(other).ring();
-                    }
-                } else {
-                    self.stats.count_drop(DropReason::HandoffFull);
-                }
-                self.pool.give(frame);
+            Verdict::Handoff(owner) => self.hand_over(owner, Note::Flow, from, frame, rung),
+            Verdict::Ask(adviser) => {
+                self.stats.affinity_asked.add(1);
+                self.hand_over(adviser, Note::Asks, from, frame, rung);
             }
             Verdict::Held(slot) => match self.pipeline.keep(slot, frame) {
                 None => self.stats.held.add(1),
@@ -230,6 +250,18 @@ impl<P: Port, K: Port> Worker<P, K> {
             },
             Verdict::Drop(_) => self.pool.give(frame),
         }
+    }
+
+    fn hand_over(&mut self, to: WorkerId, note: Note, from: PortId, frame: Frame, rung: &mut Option<WorkerId>) {
+        if self.exchange.send(self.id, to, from, note, self.pool.memory().bytes(&frame)) {
+            self.stats.handoff_out.add(1);
+            if let Some(other) = rung.replace(to).filter(|other| *other != to) {
+                self.exchange.bell(other).ring();
+            }
+        } else {
+            self.stats.count_drop(DropReason::HandoffFull);
+        }
+        self.pool.give(frame);
     }
 
     /// Sends on what the pipeline held and holds no longer.
@@ -280,6 +312,11 @@ impl<P: Port, K: Port> Worker<P, K> {
     #[must_use]
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline
+    }
+
+    /// For set-up, before it turns.
+    pub fn pipeline_mut(&mut self) -> &mut Pipeline {
+        &mut self.pipeline
     }
 }
 

@@ -227,6 +227,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         disrupted: 0,
         scheduler: service.scheduler,
         panic: false,
+        affinity: None,
         backends_total: u32::try_from(backends.len()).expect("few backends"),
         backends_up: u32::try_from(backends.iter().filter(|b| b.is_up()).count()).expect("few backends"),
         backends,

@@ -108,6 +108,7 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
+        affinity: None,
     };
     let vips: [IpAddr; 2] = [VIP_V4.into(), VIP_V6.into()];
     let node_of =

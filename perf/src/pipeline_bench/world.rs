@@ -64,6 +64,7 @@ impl World {
             max_services: plan.services as usize,
             icmp_per_second: 1000,
             max_counted: 64,
+            max_affinity: 1024,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
@@ -185,6 +186,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
+        affinity: None,
     };
     let desired = Desired {
         generation: 1,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use penstock_configs::desired::{BackendState, Protocol};
+use penstock_configs::desired::{Affinity, BackendState, Protocol};
 use penstock_perf::apiserver::ApiServer;
 use serde_json::{Value, json};
 
@@ -67,6 +67,30 @@ async fn local_serves_by_the_nodes_that_have_endpoints_and_switches_live() {
     world.server.delete(SLICES, "EndpointSlice", "default/web-x").unwrap();
     until("none", Vec::<String>::new(), || world.nodes_of("web")).await;
     assert_eq!(world.ingress("web"), address, "the VIP stays");
+    control.stop().await;
+}
+
+/// All ports of the Service as one, for as long as it says; refused by no event any more.
+#[tokio::test]
+async fn session_affinity_is_passed_on_and_switched_live() {
+    let world = World::new();
+    let control = Control::start(&world).await;
+    let mut sticky = service("sticky");
+    sticky["spec"]["sessionAffinity"] = json!("ClientIP");
+    sticky["spec"]["ports"] = json!([{"name": "web", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+    world.put(&sticky);
+    until("an address", vec!["203.0.113.1".to_owned()], || world.ingress("sticky")).await;
+    let seen = || world.programmed("sticky").iter().map(|s| s.affinity.clone()).collect::<Vec<_>>();
+    let wanted = |timeout| Some(Affinity { timeout, group: Some("default/sticky".into()), ..Affinity::client_ip() });
+    until("Kubernetes' three hours", vec![wanted(10_800); 2], seen).await;
+    world.edit("sticky", |s| s["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"] = json!(90));
+    until("another time", vec![wanted(90); 2], seen).await;
+    world.edit("sticky", |s| {
+        s["spec"]["sessionAffinity"] = json!("None");
+        s["spec"]["sessionAffinityConfig"] = json!(null);
+    });
+    until("off", vec![None; 2], seen).await;
+    assert_eq!(world.ingress("sticky"), ["203.0.113.1"]);
     control.stop().await;
 }
 

@@ -43,6 +43,7 @@ fn large(mode: Mode) -> Desired {
         panic_threshold: None,
         on_idle: OnIdle::default(),
         no_backend: NoBackend::default(),
+        affinity: None,
     };
     Desired {
         generation: 1,

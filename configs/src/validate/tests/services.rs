@@ -332,3 +332,39 @@ fn a_waived_reply_check_is_warned_of() {
         assert!(found.starts_with("service[0] \"web\".reply_check: is ") && found.contains(wanted), "{found}");
     }
 }
+
+#[test]
+fn affinity_is_sane_and_alike_within_a_group() {
+    let with = |text: &str| format!("protocol = \"tcp\"\naffinity = {{ by = \"client-ip\"{text} }}");
+    let faults = |text: &str| faults_of(&[("protocol = \"tcp\"", &with(text))], None);
+    for fine in ["", ", timeout = 1", ", timeout = 86400, prefix_v4 = 24, prefix_v6 = 64, group = \"shop/web\""] {
+        assert!(faults(fine).is_empty(), "{fine}: {:?}", faults(fine));
+    }
+    for (bad, says) in [
+        ("timeout = 0", "timeout: is 0; write 1 to 86400 seconds"),
+        ("timeout = 86401", "timeout: is 86401"),
+        ("prefix_v4 = 0", "prefix_v4: is 0; write 1 to 32 bits"),
+        ("prefix_v4 = 33", "prefix_v4: is 33"),
+        ("prefix_v6 = 129", "prefix_v6: is 129; write 1 to 128 bits"),
+        ("group = \"a b\"", "group: contains ' '"),
+    ] {
+        let found = faults(&format!(", {bad}"));
+        let wanted = format!("service[0] \"web\".affinity.{says}");
+        assert!(found.len() == 1 && found[0].contains(&wanted), "{bad}: {found:?}");
+    }
+    let service = |port: u16, more: &str| {
+        format!(
+            "[[service]]\nname = \"{port}\"\nvip = \"192.0.2.1\"\nport = {port}\nprotocol = \"tcp\"\nmode = \"dnat\"\n\
+             affinity = {{ by = \"client-ip\", group = \"shop\"{more} }}\n"
+        )
+    };
+    let check = |text: String| desired(&snapshot(&text), "cluster", &BoxContext::default());
+    assert_eq!(check(service(80, "") + &service(81, "")), []);
+    let found = check(service(80, "") + &service(81, ", timeout = 60, prefix_v6 = 64"));
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 2, "{found:?}");
+    let wanted =
+        "service[1] \"81\".affinity.timeout: is 60, and service[0] \"80\" of the same group \"shop\" has 10800";
+    assert!(found[0].contains(wanted) && found[1].contains("prefix_v6: is 64"), "{found:?}");
+    one(&[("[limits]", "[limits]\naffinity = 0")], &["limits.affinity: is 0"]);
+}

@@ -94,6 +94,7 @@ impl Plan {
             on_idle: OnIdle::default(),
             // A drop is what most tables look for; those of the answer ask for it.
             no_backend: NoBackend::Drop,
+            affinity: None,
         });
         self.services.last_mut().expect("just added")
     }

@@ -15,6 +15,7 @@ mod nat;
 mod refuse;
 mod sctp;
 mod simulation;
+mod stick;
 mod tcp;
 
 use super::testkit::{Out, Pkt, Plan, Rig, Seen};
