@@ -473,6 +473,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         target_port: None,
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

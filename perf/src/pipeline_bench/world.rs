@@ -178,6 +178,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         target_port: Some(30_000 + (n % 2_767) as u16),
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

@@ -86,6 +86,7 @@ impl Plan {
             target_port: None,
             reply_check: true,
             source_ranges: Vec::new(),
+            limits: None,
             announce: None,
             timeouts: None,
             on_down: Default::default(),
