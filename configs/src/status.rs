@@ -21,6 +21,9 @@ pub struct Status {
     /// The fullest pairs of SNAT address and backend, the fullest first; not all there are.
     #[serde(default)]
     pub snat: Vec<SnatStatus>,
+    /// Prefixes on the box's deny list.
+    #[serde(default)]
+    pub denied_prefixes: u64,
     /// Things an operator should know, newest last: a refused file, a queue in copy mode.
     pub notices: Vec<String>,
 }
@@ -79,6 +82,9 @@ pub struct ServiceStatus {
     pub mode: Mode,
     pub flows: u64,
     pub new_flows_per_second: f64,
+    /// Flows its limits did not let open, since the start.
+    #[serde(default)]
+    pub limited: u64,
     pub packets: u64,
     pub bytes: u64,
     /// Table slots that changed backend at the last change, of how many.

@@ -102,6 +102,8 @@ pub struct PortCounters {
 pub struct ServiceCounters {
     pub flows: Counter,
     pub new_flows: Counter,
+    /// Flows its limits did not let open.
+    pub limited: Counter,
     pub packets: Counter,
     pub forward_bytes: Counter,
     pub reverse_bytes: Counter,

@@ -73,6 +73,7 @@ fn render(status: &Status, screen: &Screen, all: bool) -> String {
     section("Ports", ports(&status.ports, screen));
     section("Workers", workers(&status.workers, screen));
     section("Services", services(&status.services, screen, all));
+    section("Access", access(status));
     section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
     section("Notices", notices(&status.notices, screen));
@@ -108,6 +109,18 @@ fn ports(ports: &[PortStatus], screen: &Screen) -> String {
         ]);
     }
     if ports.is_empty() { String::new() } else { table.render(screen) }
+}
+
+/// Who is kept out; nothing, where nobody is.
+fn access(status: &Status) -> String {
+    let mut out = String::new();
+    if status.denied_prefixes > 0 {
+        let _ = writeln!(out, "deny list: {} prefixes", grouped(status.denied_prefixes));
+    }
+    for service in status.services.iter().filter(|service| service.limited > 0) {
+        let _ = writeln!(out, "{}: {} flows were over its limits", service.name, grouped(service.limited));
+    }
+    out
 }
 
 fn workers(workers: &[WorkerStatus], screen: &Screen) -> String {

@@ -108,6 +108,9 @@ impl Snapshot {
         gauges(encoder, "penstock_uptime_seconds", "Seconds since the dataplane started", [(Vec::new(), uptime)])?;
         let notices = level(self.status.notices.len() as u64);
         gauges(encoder, "penstock_notices", "Notices `penstock status` shows", [(Vec::new(), notices)])?;
+        let denied = level(self.status.denied_prefixes);
+        let help = "Prefixes on the box's deny list";
+        gauges(encoder, "penstock_denied_prefixes", help, [(Vec::new(), denied)])?;
         let drains = level(self.drains.len() as u64);
         gauges(encoder, "penstock_drains", "Nodes and addresses drained by the operator", [(Vec::new(), drains)])
     }
@@ -283,6 +286,9 @@ impl Snapshot {
         gauges(encoder, "penstock_service_flows", "Flows of the service now", flows)?;
         let rate = services.iter().map(|service| (service_labels(service), service.new_flows_per_second));
         gauges(encoder, "penstock_service_new_flows_per_second", "Flows opened per second", rate)?;
+        let limited = services.iter().map(|service| (service_labels(service), service.limited));
+        let help = "Flows the service's limits did not let open; penstock_drops says which limit";
+        counters(encoder, "penstock_service_limited", help, limited)?;
         let able = services.iter().map(|service| {
             let takes_new = |backend: &&BackendStatus| {
                 backend.state == BackendState::Active && backend.weight > 0 && backend.reachable

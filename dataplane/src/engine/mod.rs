@@ -46,6 +46,9 @@ pub struct Live {
     /// By interface as configured; 0: none.
     pub mss_clamps: Vec<(String, u16)>,
     pub panic_threshold: u8,
+    pub deny: Arc<Vec<ipnet::IpNet>>,
+    /// Packets per second; 0: no policing.
+    pub new_per_vip: u32,
 }
 
 impl From<&ConfigFile> for Live {
@@ -60,6 +63,8 @@ impl From<&ConfigFile> for Live {
             reply_probe: file.the_box.reply_probe.clone(),
             mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
             panic_threshold: file.the_box.panic_threshold,
+            deny: Arc::new(file.the_box.denied().copied().collect()),
+            new_per_vip: file.the_box.new_per_vip,
         }
     }
 }
@@ -205,6 +210,7 @@ impl Shared {
             max_nodes: self.limits.nodes as usize,
             max_counted: self.limits.counted_backends as usize,
             panic_threshold: live.panic_threshold,
+            deny: &live.deny,
             now: Now::read(),
         };
         let tables = published

@@ -366,6 +366,7 @@ impl<'a> Setup<'a> {
             max_services: limits.services as usize,
             icmp_per_second: limits.icmp_per_second,
             max_counted: limits.counted_backends as usize,
+            max_sources: limits.limited_sources as usize,
         };
         let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
         if let Some(why) = &store.discarded {

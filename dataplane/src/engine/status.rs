@@ -21,7 +21,10 @@ pub fn status(shared: &Shared) -> Status {
     let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     notices.extend(network.notices());
     drop(network);
-    let tables = std::sync::Arc::clone(&shared.published().tables);
+    let (tables, denied) = {
+        let published = shared.published();
+        (std::sync::Arc::clone(&published.tables), published.live.deny.len())
+    };
     notices.extend(
         tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
     );
@@ -39,6 +42,7 @@ pub fn status(shared: &Shared) -> Status {
         workers: shared.workers.iter().enumerate().map(|(at, worker)| worker_status(shared, at, worker)).collect(),
         services: services(shared),
         snat,
+        denied_prefixes: denied as u64,
         notices,
     }
 }
@@ -154,6 +158,7 @@ fn services(shared: &Shared) -> Vec<ServiceStatus> {
             mode: service.mode,
             flows: sum(|counters| counters.flows.get()),
             new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),
+            limited: sum(|counters| counters.limited.get()),
             packets: sum(|counters| counters.packets.get()),
             bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
             moved: service.moved.map_or(0, |moved| moved.slots),

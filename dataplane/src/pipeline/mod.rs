@@ -4,6 +4,7 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod access;
 mod budget;
 mod dsr;
 mod errors;
@@ -250,11 +251,14 @@ impl Pipeline {
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
         let found = if packet.transport == Transport::Sctp { self.unless_reopened::<F>(found, &packet) } else { found };
-        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
+        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags, now));
         let entry = match found {
             Some(entry) if standing == Some(Standing::Valid) => entry,
             Some(_) if matches!(standing, Some(Standing::Reset | Standing::Rehome)) && !packet.may_open() => {
                 return self.refuse(memory, frame, &packet, DropReason::FlowRevoked, from, now);
+            }
+            Some(_) if let Some(Standing::Refused(reason)) = standing => {
+                return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
             }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
@@ -381,7 +385,7 @@ impl Pipeline {
             None => Verdict::Kernel,
             Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
-                if let Err(reason) = side::check_source(&self.view.tables, bytes, packet) {
+                if let Err(reason) = side::check_client(&self.view.tables, bytes, packet) {
                     return Verdict::Drop(reason);
                 }
                 wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
@@ -451,6 +455,8 @@ impl Pipeline {
         peers.join(worker.0, Arc::clone(v4.flows.share()), Arc::clone(v6.flows.share()));
         v4.scheduling.meet(Arc::clone(peers), worker.0, false);
         v6.scheduling.meet(Arc::clone(peers), worker.0, true);
+        v4.flows.limits().meet(peers, worker.0, false);
+        v6.flows.limits().meet(peers, worker.0, true);
     }
 
     #[must_use]

@@ -6,7 +6,7 @@ use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{Flags, Record, State, Word};
+use crate::flow::{self, Flags, Record, State, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -71,11 +71,16 @@ impl Pipeline {
         let complete = side.flows.sweep(budget, |at, record, word, tally| {
             if record.epoch != tables.epoch {
                 let (standing, load) = revalidate::<F>(record, word, tables, false);
-                if standing == Standing::Revoked {
+                if matches!(standing, Standing::Revoked | Standing::Refused(_)) {
                     return false;
                 }
                 // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
                 tally.assign(at, record, load);
+                if standing == Standing::Valid
+                    && let Some(service) = tables.service(record.service)
+                {
+                    flow::limit::<F>(tally, at, record, service);
+                }
                 if standing == Standing::Reset
                     && word.state != State::Expired
                     && farewells.bid(at, F::V6, record, tally, now)
@@ -163,7 +168,7 @@ fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
-        record.commit(Word { flags: word.flags.without(Flags::COUNTED), ..word });
+        record.commit(Word { flags: word.flags.without(Flags::COUNTED).without(Flags::LIMITED), ..word });
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
         if sane && record.snat_port != 0 {

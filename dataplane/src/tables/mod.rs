@@ -21,6 +21,7 @@ pub use view::{Hop, PortView, View};
 pub use ways::Ways;
 
 use crate::flow::State;
+use crate::limits::Limits;
 use crate::lpm::SourceSet;
 use crate::maglev::Moved;
 use crate::wire::{Family, V4, V6};
@@ -39,6 +40,8 @@ pub struct Tables {
     /// Node addresses by slot, to which next hops are resolved.
     pub nodes: Vec<IpAddr>,
     pub has_dnat: bool,
+    /// Clients the whole box denies, if any.
+    pub deny: Option<Arc<SourceSet>>,
 }
 
 /// What is looked up by address, per family.
@@ -103,7 +106,8 @@ pub struct Service {
     /// The port of backends that have none of their own.
     pub target_port: u16,
     /// `None`: every client may come.
-    pub sources: Option<SourceSet>,
+    pub sources: Option<Arc<SourceSet>>,
+    pub limits: Option<Limits>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
     pub on_idle: OnIdle,

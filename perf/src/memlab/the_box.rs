@@ -136,6 +136,7 @@ impl TheBox {
             max_services: MAX_SERVICES,
             icmp_per_second: 1000,
             max_counted: 64,
+            max_sources: 1024,
         };
         let seed = self.plan.seed ^ u64::from(worker);
         let store = Store::open(&self.store_path(usize::from(worker)), config.shape(), BOOT, [seed, !seed])?;
@@ -191,6 +192,7 @@ impl TheBox {
             max_nodes: MAX_NODES,
             max_counted: 64,
             panic_threshold: 0,
+            deny: &Arc::default(),
             now: Now::default(),
         })?;
         self.publications += 1;

@@ -64,6 +64,7 @@ impl World {
             max_services: plan.services as usize,
             icmp_per_second: 1000,
             max_counted: 64,
+            max_sources: 1024,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
@@ -208,6 +209,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         max_nodes: NODES as usize,
         max_counted: 64,
         panic_threshold: 0,
+        deny: &Arc::default(),
         now: Now::default(),
     };
     Compiler::default().compile(&inputs).context("the benchmark's own tables")

@@ -8,6 +8,7 @@ use penstock_configs::desired::{
     Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
     Service,
 };
+use ipnet::IpNet;
 use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
@@ -38,6 +39,8 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// The box's deny list.
+    pub deny: Arc<Vec<IpNet>>,
     /// What the compiler takes for now.
     pub now: Now,
 }
@@ -58,6 +61,7 @@ impl Default for Plan {
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            deny: Arc::default(),
             now: Now::default(),
         }
     }
@@ -141,6 +145,7 @@ impl Plan {
             max_nodes: 64,
             max_counted: 64,
             panic_threshold: 0,
+            deny: &self.deny,
             now: self.now,
         })
     }

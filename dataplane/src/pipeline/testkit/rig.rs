@@ -28,6 +28,7 @@ pub fn config(worker: u16, workers: u16) -> PipelineConfig {
         max_services: 64,
         icmp_per_second: 100,
         max_counted: 64,
+        max_sources: 1024,
     }
 }
 
