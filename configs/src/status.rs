@@ -213,6 +213,28 @@ pub struct Counters {
     pub total: Ledger,
     pub workers: Vec<WorkerCounters>,
     pub ports: Vec<PortCounters>,
+    /// The XDP program's own, before any worker: not part of the ledgers.
+    #[serde(default)]
+    pub steer: SteerCounts,
+}
+
+/// Packets as the XDP program decided about them, over all interfaces, since it was loaded first: restarts do not
+/// reset them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SteerCounts {
+    /// To the kernel: not ours.
+    pub passed: u64,
+    /// To the kernel: from queues that are not served.
+    pub unserved: u64,
+    /// To the kernel: headers cut short.
+    pub malformed: u64,
+    /// To the workers.
+    pub redirected: u64,
+    /// Dropped: ours, and no process had a socket.
+    pub no_socket: u64,
+    /// Dropped: beyond `box.new_per_vip`, and of no established flow.
+    pub policed: u64,
 }
 
 impl Counters {
@@ -223,7 +245,7 @@ impl Counters {
         for worker in &workers {
             total.add(&worker.ledger);
         }
-        Self { uptime_seconds, total, workers, ports }
+        Self { uptime_seconds, total, workers, ports, steer: SteerCounts::default() }
     }
 }
 

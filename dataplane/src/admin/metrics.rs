@@ -46,6 +46,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.process(&mut encoder)?;
         self.workers(&mut encoder)?;
+        self.steer(&mut encoder)?;
         self.sockets(&mut encoder)?;
         self.latency(&mut encoder)?;
         self.ports(&mut encoder)?;
@@ -199,6 +200,21 @@ impl Snapshot {
         });
         let frames = frames.map(|(labels, value)| (labels, level(value)));
         gauges(encoder, "penstock_frames", "Frames of packet memory, by where they are", frames)
+    }
+
+    fn steer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let steer = &self.counters.steer;
+        let decisions = [
+            ("passed", steer.passed),
+            ("unserved", steer.unserved),
+            ("malformed", steer.malformed),
+            ("redirected", steer.redirected),
+            ("no_socket", steer.no_socket),
+            ("policed", steer.policed),
+        ];
+        let decisions = decisions.map(|(decision, count)| (vec![label("decision", decision)], count));
+        let help = "Packets by what the XDP program decided; policed: dropped beyond box.new_per_vip";
+        counters(encoder, "penstock_steered", help, decisions)
     }
 
     fn sockets(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {

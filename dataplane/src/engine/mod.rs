@@ -4,6 +4,7 @@
 mod flows;
 mod motion;
 mod network;
+mod policing;
 mod rates;
 mod snat;
 mod start;
@@ -28,6 +29,7 @@ use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View, Ways};
 use network::Network;
+use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
 
@@ -283,9 +285,26 @@ impl Shared {
         }
     }
 
+    /// Goes on with the marks the XDP program polices by.
+    fn police(&self, now: Instant) {
+        let rounds = self.workers.iter().map(|worker| worker.stats.rounds.get()).min().unwrap_or(0);
+        let wanted = self.published().live.new_per_vip > 0;
+        let step = {
+            let mut network = self.network();
+            let step = network.policing.step(wanted, rounds, now);
+            if step == Step::Turn {
+                network.steer.marks().rotate();
+            }
+            step
+        };
+        if step == Step::Begin {
+            self.republish();
+        }
+    }
+
     fn publish(&self, published: &mut Published, network: &Network) -> u64 {
         published.view += 1;
-        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables));
+        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables, &published.live));
         for worker in &self.workers {
             worker.mailbox.publish(Arc::clone(&view));
         }

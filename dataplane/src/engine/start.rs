@@ -240,6 +240,7 @@ fn keep_house(shared: &Shared) {
         shared.republish();
     }
     shared.check_ways(now);
+    shared.police(now);
     for worker in &shared.workers {
         worker.mailbox.reap();
     }

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use penstock_configs::desired::{Mode, Scheduler};
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
-    SocketCounters, Status, WorkerCounters, WorkerStatus,
+    SocketCounters, Status, SteerCounts, WorkerCounters, WorkerStatus,
 };
 
 use super::ways::WayWatch;
 use super::{PortFacts, Shared, WorkerHandle, flows, motion};
 use crate::stats::WorkerStats;
+use crate::steer::{ClassCounters, SteerCounters};
 use crate::tables::{Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
 
@@ -186,7 +187,20 @@ pub fn counters(shared: &Shared) -> Counters {
             tx_bytes: sum(|counters| counters.tx_bytes.get()),
         }
     });
-    Counters::new(shared.started.elapsed().as_secs_f64(), workers, ports.collect())
+    let steer = shared.network().steer.counters().map(|counters| steer_counts(&counters)).unwrap_or_default();
+    Counters { steer, ..Counters::new(shared.started.elapsed().as_secs_f64(), workers, ports.collect()) }
+}
+
+fn steer_counts(counters: &SteerCounters) -> SteerCounts {
+    let sum = |class: &ClassCounters| class.vip + class.snat + class.snat_shared + class.dnat + class.neighbor;
+    SteerCounts {
+        passed: counters.passed,
+        unserved: counters.unserved,
+        malformed: counters.malformed,
+        redirected: sum(&counters.redirected),
+        no_socket: sum(&counters.no_socket),
+        policed: counters.policed,
+    }
 }
 
 /// The ledger as of one moment: read again while the worker counts on.

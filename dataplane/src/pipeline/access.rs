@@ -8,6 +8,9 @@
 //! | a limit of rates | nothing: its own retries spread over the seconds that follow, where a RST would have it ask again at once, and one a flood made it look like it asked for would go to somebody else |
 
 use super::revalidate::Standing;
+use crate::flow::{Record, Word};
+use crate::tables::View;
+use crate::wire::{Family, Tuple};
 use super::side::Side;
 use crate::clock::Now;
 use crate::stats::WorkerStats;
@@ -56,5 +59,26 @@ pub(super) fn check_again<F: Tabled>(
             Standing::Valid
         }
         Err(reason) => Standing::Refused(reason),
+    }
+}
+
+/// A flow has come to another state: for the XDP program it is established, if it is, from the next packet on.
+#[inline]
+pub(super) fn mark<F: Family>(view: &View, side: &Side<F>, at: u32, word: Word) {
+    if let Some(marks) = &view.marks
+        && !word.state.is_embryonic()
+    {
+        marks.mark::<F>(&client_tuple(side.flows.record(at), word));
+    }
+}
+
+/// The tuple of the client's packets.
+pub(super) fn client_tuple<A: Copy>(record: &Record<A>, word: Word) -> Tuple<A> {
+    Tuple {
+        src: record.client,
+        dst: record.vip,
+        src_port: record.client_port,
+        dst_port: record.vip_port,
+        protocol: word.protocol,
     }
 }

@@ -49,6 +49,7 @@ use side::{Side, Sided};
 
 pub use fragments::Released;
 pub use side::PipelineConfig;
+pub use upkeep::MARKED_EVERY;
 
 /// How many packets an index line is asked for before it is read. The loads are spread over the work
 /// between them: asked for all at once, they would wait for each other.
@@ -309,6 +310,10 @@ impl Pipeline {
             Transport::Sctp => sctp::follow(side, bytes, packet, entry)?,
             _ => follow(side, bytes, packet, entry)?,
         };
+        if word.state != next.state {
+            access::mark::<F>(&self.view, F::side(self), entry.record, next);
+        }
+        let side = F::side_mut(self);
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);

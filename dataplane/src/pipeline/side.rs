@@ -58,6 +58,8 @@ pub struct Side<F: Family> {
     /// The tables under which the sweep's round under way began, and the last complete one.
     pub round: u64,
     pub swept: u64,
+    /// Rounds of the sweep.
+    pub rounds: u32,
     pub scheduling: Scheduling,
 }
 
@@ -168,6 +170,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             counted: zeros(),
             round: 0,
             swept: 0,
+            rounds: 0,
             scheduling: scheduling(4),
         },
         Side {
@@ -178,6 +181,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             counted: zeros(),
             round: 0,
             swept: 0,
+            rounds: 0,
             scheduling: scheduling(6),
         },
     ))

@@ -2,6 +2,7 @@
 //! and the taking up of an earlier process's flows.
 
 use super::Pipeline;
+use super::access;
 use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
@@ -16,6 +17,8 @@ use crate::wire::{Family, V4, V6};
 const ROUND_NS: u64 = 1_000_000_000;
 /// Records per call at most: a few microseconds.
 const MOST: u32 = 512;
+/// Rounds in which every flow is marked as established once, where that is done.
+pub const MARKED_EVERY: u32 = 4;
 /// Records worth a call.
 const LEAST: u32 = 32;
 
@@ -51,6 +54,7 @@ impl Pipeline {
         self.stats.flows_established.set(u64::from(four.established + six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
+        self.stats.rounds.set(u64::from(self.v4.rounds.min(self.v6.rounds)));
         self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         v4.2 || v6.2
     }
@@ -68,6 +72,7 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
+        let rounds = side.rounds;
         let complete = side.flows.sweep(budget, |at, record, word, tally| {
             if record.epoch != tables.epoch {
                 let (standing, load) = revalidate::<F>(record, word, tables, false);
@@ -97,6 +102,13 @@ impl Pipeline {
                 *count += 1;
             }
             hops.mark(record.hop);
+            // A quarter of the flows a round: a bit stands for longer than four.
+            if let Some(marks) = &view.marks
+                && (at ^ rounds) % MARKED_EVERY == 0
+                && !word.state.is_embryonic()
+            {
+                marks.mark::<F>(&access::client_tuple(record, word));
+            }
             let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
             match overdue {
                 None => true,
@@ -110,6 +122,7 @@ impl Pipeline {
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);
             side.counting.fill(0);
+            side.rounds = side.rounds.wrapping_add(1);
             side.swept = std::mem::replace(&mut side.round, tables.serial);
             self.publish_counts(tables_len(&self.view.tables.services));
         }

@@ -205,6 +205,7 @@ impl TheBox {
         let vips = desired.services.iter().map(|service| (0, service.vip));
         let snats = plan.snat.iter().map(|snat| (plan.node_port, snat.address));
         let view = Arc::new(View {
+            marks: None,
             number: self.publications,
             tables: Arc::clone(&self.tables),
             placement: Arc::new(Placement::read(&[], plan.workers).0),

@@ -154,6 +154,7 @@ fn view(plan: Plan) -> anyhow::Result<View> {
     let default = Some(Hop::new(CLIENT_PORT, CLIENT_MAC, BOX_MACS[0], MTU));
     let port = |mac| PortView { mac, mtu: MTU, is_kernel: false, mss_clamp: 0 };
     Ok(View {
+        marks: None,
         number: 1,
         node_hops: tables.nodes.iter().map(hop).collect(),
         default_v4: default,

@@ -13,6 +13,7 @@ use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
 use crate::clock::Now;
+use crate::steer::marks::Marks;
 use crate::tables::compile::CompileError;
 use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View, Ways};
 use crate::wire::Tags;
@@ -39,6 +40,8 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// Where flows are marked as established.
+    pub marks: Option<Arc<Marks>>,
     /// The box's deny list.
     pub deny: Arc<Vec<IpNet>>,
     /// What the compiler takes for now.
@@ -61,6 +64,7 @@ impl Default for Plan {
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            marks: None,
             deny: Arc::default(),
             now: Now::default(),
         }
@@ -170,6 +174,7 @@ impl Plan {
         View {
             number,
             placement: Arc::default(),
+            marks: self.marks.clone(),
             node_hops: tables.nodes.iter().map(|node| Some(node).filter(known).map(hop)).collect(),
             tables,
             default_v4: default,

@@ -274,3 +274,54 @@ fn services_with_one_list_share_one_set() {
     rig.plan.service(DNS).backends[0].weight = 0;
     assert!(sets(&mut rig).iter().all(|set| Arc::ptr_eq(set, &before[0])));
 }
+
+/// What the XDP program lets pass while it polices: flows from the packet on that establishes them, as long as they
+/// are swept; half-open ones not.
+#[test]
+fn established_flows_are_marked() {
+    use crate::steer::marks::Marks;
+    use crate::wire::{Family, PROTO_TCP, PROTO_UDP, Tuple, V4, V6};
+
+    fn tuple<F: Family>(client: &str, vip: &str, protocol: u8) -> Tuple<F::Addr> {
+        let [src, dst] = [client, vip].map(|text| text.parse::<std::net::SocketAddr>().unwrap());
+        let [from, to] = [src, dst].map(|at| F::from_ip(at.ip()).unwrap());
+        Tuple { src: from, dst: to, src_port: src.port(), dst_port: dst.port(), protocol }
+    }
+    let marks = Arc::new(Marks::heap(1));
+    let mut plan = plan();
+    plan.marks = Some(Arc::clone(&marks));
+    let mut rig = Rig::new(plan);
+    let (web, web6) = (tuple::<V4>(CLIENT, TO_WEB, PROTO_TCP), tuple::<V6>(CLIENT6, TO_WEB6, PROTO_TCP));
+    let dns = tuple::<V4>(CLIENT, TO_DNS, PROTO_UDP);
+
+    let at_node = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    rig.back(&Pkt::answer(&at_node, TCP_SYN | TCP_ACK).bytes()).to_client();
+    let query = rig.front(&Pkt::udp(CLIENT, TO_DNS).bytes()).to_node();
+    rig.back(&Pkt::answer(&query, 0).bytes()).to_client();
+    assert!(!marks.is_marked::<V4>(&web) && !marks.is_marked::<V4>(&dns), "a node's answer makes no client real");
+    let ack = Pkt::tcp(CLIENT, TO_WEB, TCP_ACK).with(|pkt| pkt.seq = at_node.seq.wrapping_add(1));
+    rig.front(&ack.bytes()).to_node();
+    rig.front(&Pkt::udp(CLIENT, TO_DNS).bytes()).to_node();
+    Conn::open(&mut rig, CLIENT6, TO_WEB6);
+    let all = |marks: &Marks| {
+        [marks.is_marked::<V4>(&web), marks.is_marked::<V4>(&dns), marks.is_marked::<V6>(&web6)]
+    };
+    assert_eq!(all(&marks), [true; 3]);
+
+    // Silent for as long as they are known: each turn finds them marked again by the sweep.
+    for _ in 0..4 {
+        let rounds = rig.pipeline.stats().rounds.get();
+        while rig.pipeline.stats().rounds.get() < rounds + u64::from(crate::pipeline::MARKED_EVERY) {
+            rig.sweep();
+        }
+        marks.rotate();
+        assert_eq!(all(&marks), [true; 3]);
+    }
+    rig.change(|plan| plan.remove(WEB));
+    for _ in 0..2 {
+        rig.sweep();
+        rig.sweep();
+        marks.rotate();
+    }
+    assert_eq!(all(&marks), [false, true, true], "who is gone fades");
+}
