@@ -15,7 +15,7 @@ pub enum Feature {
 }
 
 const SUPPORTED: &[(Feature, bool)] =
-    &[(Feature::ClientIpAffinity, false), (Feature::LimitConnections, false), (Feature::LimitRate, false)];
+    &[(Feature::ClientIpAffinity, false), (Feature::LimitConnections, true), (Feature::LimitRate, true)];
 
 /// Names people know from elsewhere, to tell "not yet" from "never heard of".
 const KNOWN_MODES: &[&str] = &["nat", "dnat", "dsr"];

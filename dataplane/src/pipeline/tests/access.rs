@@ -124,7 +124,7 @@ fn a_service_has_so_many_connections() {
 fn a_service_opens_so_many_a_second() {
     for (_, _, at, vip) in FAMILIES {
         let mut rig = limited(at, ServiceLimits { new_per_second: Some(5), ..ServiceLimits::default() });
-        let mut opened = |rig: &mut Rig, from: u16| {
+        let opened = |rig: &mut Rig, from: u16| {
             let syn = |n| Pkt::syn(&client(vip, n), vip).bytes();
             (from..from + 20).filter(|n| matches!(rig.front(&syn(*n)).verdict, Verdict::Tx(_))).count()
         };
