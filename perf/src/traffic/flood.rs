@@ -123,7 +123,7 @@ fn packet(frame: &mut [u8; 128], kind: Kind, dst: [u8; 6], src: [u8; 6], target:
     let (l4, addresses) = match target.ip() {
         IpAddr::V4(vip) => {
             frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, (20 + l4_len) as u8, 0, 0, 0x40, 0, 64, protocol]);
-            // Of 100.64.0.0/10 and its neighbours: nobody's in the lab.
+            // Of 100.0.0.0/8: nobody in the lab.
             frame[26..30].copy_from_slice(&(0x6400_0000 | draw as u32 & 0x00ff_ffff).to_be_bytes());
             frame[30..34].copy_from_slice(&vip.octets());
             let check = !fold(sum(&frame[14..34]));
