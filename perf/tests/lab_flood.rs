@@ -40,6 +40,12 @@ fn evicted(counters: &Counters) -> u64 {
     counters.workers.iter().map(|worker| worker.flows.evicted).sum()
 }
 
+/// Packets the kernel had no room for in the workers' rings.
+fn missed(counters: &Counters) -> u64 {
+    let sockets = counters.workers.iter().flat_map(|worker| &worker.sockets);
+    sockets.map(|socket| socket.rx_dropped + socket.rx_ring_full + socket.fill_ring_empty).sum()
+}
+
 /// Waits until new flows are policed: the workers have marked those there are.
 fn wait_for_policing(rig: &Rig, target: SocketAddr) {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -196,15 +202,17 @@ fn privileged_goodput_under_floods() {
             let per_second = (flooding.sent() - before) as f64 / began.elapsed().as_secs_f64();
             flooding.finish().expect("a flood");
             goodput.finish();
-            let drops = counters(&rig).steer;
+            let now = counters(&rig);
             println!(
-                "new_per_vip {quota:5}: {kind:?} flood of {per_second:8.0}/s: {:.1} of {:.1} MB/s, {:.0} % (policed so far {})",
+                "new_per_vip {quota:5}: {kind:?} flood of {per_second:8.0}/s: {:.1} of {:.1} MB/s, {:.0} % (so far policed {}, not fetched {}, dropped {:?})",
                 flooded / 1e6,
                 alone / 1e6,
                 100.0 * flooded / alone,
-                drops.policed
+                now.steer.policed,
+                missed(&now),
+                now.total.drops
             );
         }
-        rig.finish().expect("a clean end, without a RST");
+        rig.settle().expect("a balanced ledger");
     }
 }
