@@ -92,8 +92,7 @@ fn privileged_flood_beyond_the_quota_ends_in_the_program() {
     for (v6, kind) in [(false, Kind::Syn), (true, Kind::Udp)] {
         let sessions = Plan::new(rig.vip(v6), 2, Duration::from_secs(3)).start(rig.client()).expect("sessions");
         let before = counters(&rig);
-        let (began, flooding) =
-            (Instant::now(), flood(kind, rig.vip(v6), None).start(&rig.lab, 1).expect("a flood"));
+        let (began, flooding) = (Instant::now(), flood(kind, rig.vip(v6), None).start(&rig.lab, 1).expect("a flood"));
         let report = sessions.finish().expect("sessions");
         let (sent, seconds) = (flooding.finish().expect("a flood"), began.elapsed().as_secs_f64());
         let after = counters(&rig);

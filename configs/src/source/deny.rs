@@ -86,7 +86,9 @@ mod tests {
     fn a_file_is_part_of_the_config_that_names_it() {
         let dir = tempfile::tempdir().expect("a directory");
         let (list, config) = (dir.path().join("deny.txt"), dir.path().join("penstock.toml"));
-        let text = format!("version = 1\n[box]\ndeny = [\"192.0.2.0/24\"]\ndeny_file = {list:?}\n[[port]]\ninterface = \"eth0\"\n");
+        let text = format!(
+            "version = 1\n[box]\ndeny = [\"192.0.2.0/24\"]\ndeny_file = {list:?}\n[[port]]\ninterface = \"eth0\"\n"
+        );
         std::fs::write(&config, text).expect("written");
         let error = super::super::load(&config).expect_err("no such list");
         assert!(error.to_string().contains("deny.txt: cannot be read"), "{error}");

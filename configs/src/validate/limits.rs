@@ -30,10 +30,9 @@ pub(super) fn check(within: &dyn Fn(&str) -> String, service: &Service) -> Vec<F
             fault(&format!("per_source.{key}"), format!("is {length}"), &remedy);
         }
     }
-    for (key, of_source, of_service) in [
-        ("connections", connections, limits.connections),
-        ("new_per_second", new_per_second, limits.new_per_second),
-    ] {
+    for (key, of_source, of_service) in
+        [("connections", connections, limits.connections), ("new_per_second", new_per_second, limits.new_per_second)]
+    {
         if let (Some(source), Some(service)) = (of_source, of_service)
             && source > service
         {

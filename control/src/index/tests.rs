@@ -464,9 +464,7 @@ fn port_and_node_port_edits_keep_the_vip() {
 
 #[test]
 fn what_the_dataplane_cannot_do_yet_is_refused_by_name() {
-    let cases = [
-        (changed(web(), |s| s["spec"]["sessionAffinity"] = json!("ClientIP")), "sessionAffinity"),
-    ];
+    let cases = [(changed(web(), |s| s["spec"]["sessionAffinity"] = json!("ClientIP")), "sessionAffinity")];
     for (service, named) in cases {
         let (reason, message) = refusal(&serving(&service).plan());
         // A feature that has come since is no failure of this test.

@@ -129,7 +129,7 @@ impl Counts {
 
     fn opened(&self, entry: Entry, now: Now) {
         if let Some(cell) = self.service(entry.service) {
-            cell.window.store(Window(cell.window.load(Ordering::Relaxed)).add(now).0, Ordering::Relaxed);
+            cell.window.store(Window(cell.window.load(Ordering::Relaxed)).count(now).0, Ordering::Relaxed);
         }
         self.sources.opened(entry.source, now);
     }

@@ -21,7 +21,7 @@ impl Window {
     /// Once more, now.
     #[inline]
     #[must_use]
-    pub fn add(self, now: Now) -> Self {
+    pub fn count(self, now: Now) -> Self {
         let [before, current] = self.counts(now);
         Self(second(now) << (2 * COUNT_BITS) | before << COUNT_BITS | (current + 1).min(COUNT))
     }
@@ -56,7 +56,7 @@ impl Window {
 
 #[inline]
 fn second(now: Now) -> u64 {
-    now.ns / SECOND_NS & SECONDS
+    (now.ns / SECOND_NS) & SECONDS
 }
 
 #[cfg(test)]
@@ -70,15 +70,15 @@ mod tests {
         let at = |ms: u64| Now { ns: 5_000_000_000 + ms * 1_000_000 };
         let mut window = Window::default();
         for _ in 0..100 {
-            window = window.add(at(900));
+            window = window.count(at(900));
         }
         for (ms, wanted) in [(900, 100), (1000, 100), (1250, 75), (1999, 0), (2000, 0), (70_000, 0)] {
             assert_eq!(window.recent(at(ms)), wanted, "{ms} ms");
         }
-        assert_eq!(window.add(at(1500)).recent(at(1500)), 51);
-        assert_eq!(window.add(at(3000)).recent(at(3000)), 1);
+        assert_eq!(window.count(at(1500)).recent(at(1500)), 51);
+        assert_eq!(window.count(at(3000)).recent(at(3000)), 1);
         let full = Window(second(at(0)) << (2 * COUNT_BITS) | COUNT);
-        assert_eq!(full.add(at(0)).recent(at(0)), COUNT as u32, "it stays where it is");
+        assert_eq!(full.count(at(0)).recent(at(0)), COUNT as u32, "it stays where it is");
     }
 
     proptest! {
@@ -89,7 +89,7 @@ mod tests {
             for step in steps {
                 now.ns += step;
                 if window.recent(now) < limit {
-                    window = window.add(now);
+                    window = window.count(now);
                     admitted.push(now.ns);
                 }
                 let lately = admitted.iter().filter(|ns| **ns + SECOND_NS > now.ns).count();

@@ -93,7 +93,7 @@ impl Sources {
     #[inline]
     pub fn opened(&self, place: u32, now: Now) {
         if let Some(way) = self.way(place) {
-            way.window.store(Window(way.window.load(Ordering::Relaxed)).add(now).0, Ordering::Relaxed);
+            way.window.store(Window(way.window.load(Ordering::Relaxed)).count(now).0, Ordering::Relaxed);
         }
     }
 

@@ -8,14 +8,14 @@
 //! | a limit of rates | nothing: its own retries spread over the seconds that follow, where a RST would have it ask again at once, and one a flood made it look like it asked for would go to somebody else |
 
 use super::revalidate::Standing;
-use crate::flow::{Record, Word};
-use crate::tables::View;
-use crate::wire::{Family, Tuple};
 use super::side::Side;
 use crate::clock::Now;
+use crate::flow::{Record, Word};
 use crate::stats::WorkerStats;
+use crate::tables::View;
 use crate::tables::{Service, Tabled, Tables};
 use crate::verdict::DropReason;
+use crate::wire::{Family, Tuple};
 
 /// Whether a client may open one more flow of a service.
 #[inline]

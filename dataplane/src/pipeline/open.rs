@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::Pipeline;
+use super::access::within_limits;
 use super::dsr;
 use super::hops::Neighbor;
 use super::pick::pick;
 use super::revalidate::{Standing, revalidate};
-use super::access::within_limits;
 use super::side::{Parts, Side, Sided, check_client_of, node_addr};
 use crate::clock::Now;
 use crate::flow::{Flags, NewFlow, State, SynInfo, Word};

@@ -34,9 +34,7 @@ impl Pipeline {
             DropReason::NoBackend
             | DropReason::SnatExhausted
             | DropReason::ServiceConnections
-            | DropReason::SourceConnections => {
-                service().is_some_and(|service| service.no_backend == NoBackend::Reject)
-            }
+            | DropReason::SourceConnections => service().is_some_and(|service| service.no_backend == NoBackend::Reject),
             // Perhaps of a connection that was idle too long: its client is told even if the RST it was sent
             // then is lost, or the record gone since.
             DropReason::OutOfState => service().is_some_and(|service| service.on_idle == OnIdle::Reset),

@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::clock::Now;
-use crate::limits::{Counts, Limiter};
 use crate::flow::{Flags, Record, State, Word};
+use crate::limits::{Counts, Limiter};
 
 /// No number a worker chooses by is older.
 pub const OLDEST_NS: u64 = 4_000_000;

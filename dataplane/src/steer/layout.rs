@@ -240,9 +240,7 @@ mod tests {
             new_per_vip: 60_000,
             ..Steering::default()
         };
-        let of = |value: &LocalValue| {
-            [8, 12].map(|at| u32::from_ne_bytes(value[at..at + 4].try_into().unwrap()))
-        };
+        let of = |value: &LocalValue| [8, 12].map(|at| u32::from_ne_bytes(value[at..at + 4].try_into().unwrap()));
         let encoded = Encoded::new(&wanted).unwrap();
         let quotas: Vec<_> = encoded.local4.values().map(of).collect();
         assert_eq!(quotas, [[0, 0], [1006, 0], [0, 0]]);

@@ -39,8 +39,8 @@ use tracing::{info, warn};
 pub use error::SteerError;
 use error::describe;
 use layout::{Backend4, Backend6, COUNTERS, Encoded, Key4, Key6, LocalValue, Present, Settings};
-use program::Program;
 use marks::Marks;
+use program::Program;
 use table::Table;
 pub use types::{AttachMode, Changes, ClassCounters, Decision, Interface, Options, SnatSteer, SteerCounters, Steering};
 

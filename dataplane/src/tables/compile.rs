@@ -8,12 +8,12 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use penstock_configs::desired::{
     Announce, Backend as WantedBackend, BackendState, Desired, Health, Mode, Protocol, Scheduler,
     Service as WantedService,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
-use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
 use super::motion::{self, Motion};

@@ -305,7 +305,10 @@ fn limits() {
         ("{ per_source = {} }", "service[0] \"web\".limits.per_source: limits nothing"),
         ("{ per_source = { connections = 0 } }", "service[0] \"web\".limits.per_source.connections: is 0"),
         ("{ per_source = { connections = 1, prefix_v4 = 0 } }", "service[0] \"web\".limits.per_source.prefix_v4: is 0"),
-        ("{ per_source = { connections = 1, prefix_v6 = 129 } }", "service[0] \"web\".limits.per_source.prefix_v6: is 129"),
+        (
+            "{ per_source = { connections = 1, prefix_v6 = 129 } }",
+            "service[0] \"web\".limits.per_source.prefix_v6: is 129",
+        ),
         (
             "{ connections = 10, per_source = { connections = 11 } }",
             "service[0] \"web\".limits.per_source.connections: is 11, more than the whole service may have (10)",

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use penstock_configs::desired::{
     Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
     Service,
 };
-use ipnet::IpNet;
 use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};

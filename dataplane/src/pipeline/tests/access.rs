@@ -10,10 +10,8 @@ use crate::pipeline::testkit::{Icmp, config};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::TCP_RST;
 
-const FAMILIES: [(&str, &str, &str, &str); 2] = [
-    (CLIENT, "198.51.100.0/24", WEB, TO_WEB),
-    (CLIENT6, "2001:db8:2::/48", WEB6, TO_WEB6),
-];
+const FAMILIES: [(&str, &str, &str, &str); 2] =
+    [(CLIENT, "198.51.100.0/24", WEB, TO_WEB), (CLIENT6, "2001:db8:2::/48", WEB6, TO_WEB6)];
 
 fn denied(net: &str) -> Arc<Vec<IpNet>> {
     Arc::new(vec![net.parse().unwrap()])
@@ -303,9 +301,7 @@ fn established_flows_are_marked() {
     rig.front(&ack.bytes()).to_node();
     rig.front(&Pkt::udp(CLIENT, TO_DNS).bytes()).to_node();
     Conn::open(&mut rig, CLIENT6, TO_WEB6);
-    let all = |marks: &Marks| {
-        [marks.is_marked::<V4>(&web), marks.is_marked::<V4>(&dns), marks.is_marked::<V6>(&web6)]
-    };
+    let all = |marks: &Marks| [marks.is_marked::<V4>(&web), marks.is_marked::<V4>(&dns), marks.is_marked::<V6>(&web6)];
     assert_eq!(all(&marks), [true; 3]);
 
     // Silent for as long as they are known: each turn finds them marked again by the sweep.

@@ -159,7 +159,10 @@ fn sources() -> Vec<Case> {
         ),
         planned(
             R::Denied,
-            |plan| plan.deny = std::sync::Arc::new(vec!["198.51.100.7/32".parse().unwrap(), "2001:db8:2::/48".parse().unwrap()]),
+            |plan| {
+                plan.deny =
+                    std::sync::Arc::new(vec!["198.51.100.7/32".parse().unwrap(), "2001:db8:2::/48".parse().unwrap()]);
+            },
             vec![from(CLIENT), from6(CLIENT6)],
         ),
     ]
