@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{ServiceLimits, SourceLimits};
+use penstock_configs::desired::{NoBackend, ServiceLimits, SourceLimits};
 use penstock_perf::clients::http::Volley;
 use penstock_perf::clients::sessions::Plan;
 use penstock_perf::lab::Lab;
@@ -36,8 +36,14 @@ fn privileged_access_deny_file() {
     let first = [client(0, false), client(0, true)];
     std::fs::write(&list, format!("# a feed\n{}\n{}\n", first[0], first[1])).expect("a list");
     let open = connect(&rig, rig.vip(false)).expect("nothing is denied yet");
-    let sessions = Plan::new(rig.vip(false), 1, Duration::from_secs(4)).start(&rig.lab.clients[1].ns).expect("sessions");
-    rig.reconfigure(|config| config.the_box.deny_file = list.clone()).expect("a reload");
+    let sessions =
+        Plan::new(rig.vip(false), 1, Duration::from_secs(4)).start(&rig.lab.clients[1].ns).expect("sessions");
+    rig.reconfigure(|config| {
+        config.the_box.deny_file = list.clone();
+        // A reload is known by its snapshot's number: something of that changes too.
+        config.services[3].no_backend = NoBackend::Drop;
+    })
+    .expect("a reload");
     assert_eq!(denied_prefixes(&rig), 2);
     for v6 in [false, true] {
         let error = connect(&rig, rig.vip(v6)).expect_err("denied");
