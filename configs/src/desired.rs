@@ -97,6 +97,9 @@ pub struct Service {
     /// Clients allowed; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source_ranges: Vec<IpNet>,
+    /// How many flows clients may have and open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ServiceLimits>,
     /// Whether the box answers ARP/ND for the VIP; default: `box.announce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announce: Option<Announce>,
@@ -339,6 +342,41 @@ impl NoBackend {
     #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
     fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What a service's clients may have together, and each of them. A missing field limits nothing. Flows that are
+/// there stay, whatever a change of these says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceLimits {
+    /// Flows at a time: half-open ones count, closed ones whose port rests do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+    /// Flows opened in a second; as many again may come at once after a pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_per_second: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_source: Option<SourceLimits>,
+}
+
+/// The same for all clients of one prefix together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_per_second: Option<u32>,
+    /// How many leading bits of the address make one source.
+    pub prefix_v4: u8,
+    /// 64: what one IPv6 subscriber has at least (RFC 6177).
+    pub prefix_v6: u8,
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self { connections: None, new_per_second: None, prefix_v4: 32, prefix_v6: 64 }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,23 @@ pub struct BoxConfig {
     /// service's backends, it is the checks that are not believed, and all are used. With 0 that happens
     /// only when they would leave none.
     pub panic_threshold: u8,
+    /// Clients no service takes: nothing of theirs is opened, what they had open is dropped.
+    pub deny: Vec<IpNet>,
+    /// More of them, one prefix a line (`#` begins a comment); empty: none.
+    pub deny_file: PathBuf,
+    /// What `deny_file` held when this was read.
+    #[serde(skip)]
+    pub deny_feed: Arc<Vec<IpNet>>,
+    /// Packets per second to one VIP that belong to no established flow; what is beyond is dropped before it reaches a
+    /// worker. 0: all come through.
+    pub new_per_vip: u32,
+}
+
+impl BoxConfig {
+    /// Both lists of denied prefixes.
+    pub fn denied(&self) -> impl Iterator<Item = &IpNet> {
+        self.deny.iter().chain(self.deny_feed.iter())
+    }
 }
 
 impl Default for BoxConfig {
@@ -93,6 +111,10 @@ impl Default for BoxConfig {
                 Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfffe).into(),
             ],
             panic_threshold: 0,
+            deny: Vec::new(),
+            deny_file: PathBuf::new(),
+            deny_feed: Arc::default(),
+            new_per_vip: 0,
         }
     }
 }
@@ -258,6 +280,8 @@ pub struct Limits {
     pub counted_backends: u32,
     /// Clients remembered for services with `affinity`, per worker and family.
     pub affinity: u32,
+    /// Sources per worker and family whose flows are counted for `per_source` limits; 16 bytes each.
+    pub limited_sources: u32,
 }
 
 impl Default for Limits {
@@ -272,6 +296,7 @@ impl Default for Limits {
             icmp_per_second: 1_000,
             counted_backends: 65_536,
             affinity: 1 << 17,
+            limited_sources: 131_072,
         }
     }
 }

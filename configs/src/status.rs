@@ -24,6 +24,9 @@ pub struct Status {
     /// The fullest pairs of SNAT address and backend, the fullest first; not all there are.
     #[serde(default)]
     pub snat: Vec<SnatStatus>,
+    /// Prefixes on the box's deny list.
+    #[serde(default)]
+    pub denied_prefixes: u64,
     /// Things an operator should know, newest last: a refused file, a queue in copy mode.
     pub notices: Vec<String>,
 }
@@ -82,6 +85,9 @@ pub struct ServiceStatus {
     pub mode: Mode,
     pub flows: u64,
     pub new_flows_per_second: f64,
+    /// Flows its limits did not let open, since the start.
+    #[serde(default)]
+    pub limited: u64,
     pub packets: u64,
     pub bytes: u64,
     /// Table slots that changed backend at the last change, of how many.
@@ -286,6 +292,28 @@ pub struct Counters {
     pub total: Ledger,
     pub workers: Vec<WorkerCounters>,
     pub ports: Vec<PortCounters>,
+    /// The XDP program's own, before any worker: not part of the ledgers.
+    #[serde(default)]
+    pub steer: SteerCounts,
+}
+
+/// Packets as the XDP program decided about them, over all interfaces, since it was loaded first: restarts do not
+/// reset them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SteerCounts {
+    /// To the kernel: not ours.
+    pub passed: u64,
+    /// To the kernel: from queues that are not served.
+    pub unserved: u64,
+    /// To the kernel: headers cut short.
+    pub malformed: u64,
+    /// To the workers.
+    pub redirected: u64,
+    /// Dropped: ours, and no process had a socket.
+    pub no_socket: u64,
+    /// Dropped: beyond `box.new_per_vip`, and of no established flow.
+    pub policed: u64,
 }
 
 impl Counters {
@@ -296,7 +324,7 @@ impl Counters {
         for worker in &workers {
             total.add(&worker.ledger);
         }
-        Self { uptime_seconds, total, workers, ports }
+        Self { uptime_seconds, total, workers, ports, steer: SteerCounts::default() }
     }
 }
 
@@ -499,6 +527,7 @@ mod tests {
             disrupted: 0,
             scheduler: Scheduler::default(),
             panic: false,
+            limited: 0,
             affinity: None,
             backends_total: u32::try_from(ups.len()).expect("few"),
             backends_up: up,

@@ -227,6 +227,7 @@ fn desired() -> impl Strategy<Value = Desired> {
                     target_port,
                     reply_check: true,
                     source_ranges,
+                    limits: None,
                     announce: announce.map(|l2| if l2 { Announce::L2 } else { Announce::None }),
                     on_idle: if udp { OnIdle::Forget } else { OnIdle::Reset },
                     no_backend: if v4 { NoBackend::Reject } else { NoBackend::Drop },

@@ -14,6 +14,7 @@
 #define __type(name, type_name) typeof(type_name) *name
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

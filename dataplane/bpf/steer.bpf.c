@@ -8,12 +8,15 @@
  * answer with RST or port unreachable, and clients would lose connections that the next process
  * still has on record.
  *
+ * VIPs may be policed: see police.h.
+ *
  * Cost: one hash lookup by destination, a second by source where dnat backends exist; ARP and ICMP
  * errors may take one more. VLAN tags are matched where they are in the packet; a NIC that strips
  * them (`ethtool -K IF rxvlan off` stops it) hides them from any XDP program.
  */
 #include "headers.h"
 #include "maps.h"
+#include "police.h"
 
 INLINE int pass(struct counters *count)
 {
@@ -42,6 +45,14 @@ INLINE int redirect(struct xdp_md *ctx, struct counters *count, enum class class
 INLINE int redirect_local(struct xdp_md *ctx, struct counters *count, struct local *local)
 {
 	return redirect(ctx, count, local->flags & LOCAL_VIP ? CLASS_VIP : CLASS_SNAT);
+}
+
+INLINE int redirect_policed(struct xdp_md *ctx, struct counters *count, struct local *local, bool is_established)
+{
+	if (is_established || within_quota(local))
+		return redirect_local(ctx, count, local);
+	count->policed++;
+	return XDP_DROP;
 }
 
 INLINE bool announced(struct local *local)
@@ -209,8 +220,11 @@ INLINE int steer_ipv4(struct xdp_md *ctx, struct counters *count, struct setting
 	if (!ip || ip->version != 4)
 		return malformed(count);
 	local = bpf_map_lookup_elem(&local4, &ip->daddr);
-	if (local && local->flags & LOCAL_WHOLE)
-		return redirect_local(ctx, count, local);
+	if (local && local->flags & LOCAL_WHOLE) {
+		if (!local->quota)
+			return redirect_local(ctx, count, local);
+		return redirect_policed(ctx, count, local, established4(set, c, ip));
+	}
 	if (!local && !set->dnat4)
 		return pass(count);
 	if (ours4(c, ip, local))
@@ -252,13 +266,18 @@ INLINE int steer_ipv6(struct xdp_md *ctx, struct counters *count, struct setting
 	multicast = ip->daddr.in6_u.u6_addr8[0] == 0xff;
 	if (!multicast) {
 		local = bpf_map_lookup_elem(&local6, &ip->daddr);
-		if (local && local->flags & LOCAL_WHOLE)
+		if (local && local->flags & LOCAL_WHOLE && !local->quota)
 			return redirect_local(ctx, count, local);
 		if (!local && !set->dnat6)
 			return pass(count);
 	}
-	if (!upper6(&c, ip->nexthdr, EXTENSION_HEADERS, &upper))
+	if (!upper6(&c, ip->nexthdr, EXTENSION_HEADERS, &upper)) {
+		if (local && local->flags & LOCAL_WHOLE)
+			return redirect_policed(ctx, count, local, false);
 		return pass(count);
+	}
+	if (local && local->flags & LOCAL_WHOLE)
+		return redirect_policed(ctx, count, local, established6(set, c, ip, upper));
 	if (multicast)
 		return steer_multicast6(ctx, count, c, upper);
 	if (ours6(c, ip, upper, local))

@@ -3,7 +3,7 @@
 //! A packet's journey, and so the order of these modules: the XDP program (`steer`) lets in what is
 //! for an address of ours; a port (`io`) receives it into a frame; the pinned loop (`worker`) hands
 //! a burst of frames to the `pipeline`, which reads headers (`wire`), finds the packet's flow
-//! (`flow`) or opens one: service (`tables`), backend (`maglev`, `schedule`, `affinity`), SNAT tuple (`nat`). The packet
+//! (`flow`) or opens one: service (`tables`), backend (`maglev`, `schedule`, `affinity`) within its `limits`, SNAT tuple (`nat`). The packet
 //! leaves rewritten towards a next hop (`neighbor`), goes to the worker that owns its flow
 //! (`handoff`), back to the kernel, or ends in a named drop (`verdict`). Around it: snapshots come by
 //! `publish`, counters are in `stats`, flows outlive the process by `persist`.
@@ -27,6 +27,8 @@ pub mod maglev;
 pub mod schedule;
 
 pub mod affinity;
+
+pub mod limits;
 
 pub mod nat;
 

@@ -68,6 +68,8 @@ pub struct WorkerStats {
     pub view: Counter,
     /// The oldest tables under which it has gone through all its flows, by their serial number.
     pub swept: Counter,
+    /// How often it has gone through all its flows.
+    pub rounds: Counter,
     pub ports: Vec<PortCounters>,
     /// By service slot.
     pub services: Vec<ServiceCounters>,
@@ -107,6 +109,8 @@ pub struct PortCounters {
 pub struct ServiceCounters {
     pub flows: Counter,
     pub new_flows: Counter,
+    /// Flows its limits did not let open.
+    pub limited: Counter,
     pub packets: Counter,
     pub forward_bytes: Counter,
     pub reverse_bytes: Counter,
@@ -137,6 +141,7 @@ impl WorkerStats {
             busy_turns: Counter::default(),
             view: Counter::default(),
             swept: Counter::default(),
+            rounds: Counter::default(),
             ports: (0..ports).map(|_| PortCounters::default()).collect(),
             services: (0..services).map(|_| ServiceCounters::default()).collect(),
             frames_total: Counter::default(),

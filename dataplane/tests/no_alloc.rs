@@ -6,10 +6,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use penstock_configs::desired::{Affinity, BackendState, Scheduler};
+use penstock_configs::desired::{Affinity, BackendState, Scheduler, ServiceLimits, SourceLimits};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::pipeline::PipelineConfig;
 use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, config, look};
+use penstock_dataplane::steer::marks::Marks;
 use penstock_dataplane::verdict::DropReason;
 use penstock_dataplane::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -149,6 +150,15 @@ fn nothing_is_allocated_on_the_packet_path() {
             let affinity = Affinity { group: Some("all".into()), ..Affinity::client_ip() };
             service.affinity = (change % 2 == 1).then_some(affinity);
         }
+        // Limits come and change, clients are denied, established flows marked.
+        let source = SourceLimits { connections: Some(2), new_per_second: Some(5), prefix_v4: 24, prefix_v6: 120 };
+        let limits = ServiceLimits { connections: Some(300), new_per_second: Some(500), per_source: Some(source) };
+        for service in &mut watched.farm.plan.services {
+            service.limits = (change % 3 > 0).then(|| limits.clone());
+        }
+        let denied: &[&str] = if change % 2 == 0 { &[] } else { &["198.51.1.0/28", "2001:db8:2::/120"] };
+        watched.farm.plan.deny = std::sync::Arc::new(denied.iter().map(|net| net.parse().expect("a prefix")).collect());
+        watched.farm.plan.marks = Some(std::sync::Arc::new(Marks::heap(1)));
         // A node goes, and its connections with it.
         let gone = if change % 3 == 2 { BackendState::Down } else { BackendState::Active };
         watched.farm.plan.services[0].backends[1].state = gone;
@@ -199,6 +209,11 @@ fn nothing_is_allocated_on_the_packet_path() {
     assert!(sum(|stats| stats.generated.get()) > 10, "generated packets were part of it");
     assert!(sum(|stats| stats.drops[DropReason::FlowRevoked as usize].get()) > 0, "flows reset were part of it");
     assert!(sum(|stats| stats.drops[DropReason::OutOfState as usize].get()) > 0);
+    assert!(sum(|stats| stats.drops[DropReason::Denied as usize].get()) > 0, "the deny list was part of it");
+    let limited = |stats: &penstock_dataplane::stats::WorkerStats| -> u64 {
+        stats.services.iter().map(|service| service.limited.get()).sum()
+    };
+    assert!(sum(limited) > 0, "limits were part of it");
     assert!(
         farm.stats.iter().all(|stats| stats.view.get() == 1 + SCHEDULERS.len() as u64),
         "snapshots were part of it"

@@ -47,6 +47,7 @@ fn steering() -> Steering {
             snat(SHARED6, [40_000, 49_999], true),
         ],
         dnat: vec![(address(NODE4), 31_443, TCP), (address(NODE6), 31_443, TCP), (address(SIGNAL4), 32_905, SCTP)],
+        new_per_vip: 0,
     }
 }
 

@@ -136,7 +136,10 @@ fn privileged_another_layout_is_replaced_once_the_new_maps_are_filled() {
     steer.sync(&steering()).unwrap();
     drop(steer);
     let bpf = net.run_dir().join("bpf");
-    fs::rename(bpf.join("v1"), bpf.join("v999")).unwrap();
+    let mut layouts = fs::read_dir(&bpf).unwrap().map(|entry| entry.unwrap().path());
+    let is_layout =
+        |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('v'));
+    fs::rename(layouts.find(is_layout).unwrap(), bpf.join("v999")).unwrap();
 
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     assert!(steer.adopted(0) && steer.check(0).unwrap());

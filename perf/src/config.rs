@@ -73,6 +73,7 @@ pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Servic
         target_port: None,
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

@@ -1,6 +1,7 @@
 //! From text to types: the TOML file with the line of each fault, the JSON snapshot with its path.
 
 mod check;
+mod deny;
 mod tree;
 
 use std::collections::{HashMap, HashSet};
@@ -35,7 +36,9 @@ pub fn load_for(path: &Path, host: Option<&HostFacts>) -> Result<ConfigFile, Fau
         let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
         refuse(Fault::new("", "is not UTF-8 text", "save the file as UTF-8").at_line(line))
     })?;
-    parse_for(&text, &name, host)
+    let mut file = parse_for(&text, &name, host)?;
+    file.the_box.deny_feed = deny::read(&file.the_box.deny_file)?.into();
+    Ok(file)
 }
 
 /// [`load`] of a text already read; `name` stands for the file in messages.
@@ -133,8 +136,8 @@ fn typed<T: DeserializeOwned>(
 /// What a replaced value makes doubtful: the whole `service[3]`, unless no other key's meaning hangs on
 /// it; of `[limits]` one key.
 fn item(path: &str) -> String {
-    const ALONE: [&str; 8] =
-        ["scheduler", "announce", "source_ranges", "timeouts", "weight", "state", "xdp", "zero_copy"];
+    const ALONE: [&str; 9] =
+        ["limits", "scheduler", "announce", "source_ranges", "timeouts", "weight", "state", "xdp", "zero_copy"];
     let plain = without_names(path);
     let Some((first, rest)) = plain.split_once('.').filter(|(first, _)| first.ends_with(']')) else {
         return plain;

@@ -45,7 +45,7 @@ pub(super) fn family(address: IpAddr) -> &'static str {
 }
 
 /// The problem and remedy of a network with bits set beyond its prefix.
-pub(super) fn host_bits(net: &IpNet) -> Option<(String, String)> {
+pub(crate) fn host_bits(net: &IpNet) -> Option<(String, String)> {
     let trunc = net.trunc();
     (trunc != *net).then(|| (format!("{net} has bits set beyond its prefix"), format!("write \"{trunc}\"")))
 }

@@ -11,6 +11,7 @@ mod address;
 mod affinity;
 mod claims;
 mod dnat;
+mod limits;
 mod names;
 mod services;
 mod shared_ports;
@@ -26,6 +27,7 @@ use crate::desired::{Desired, Health};
 use crate::fault::Fault;
 use crate::file::{ConfigFile, Limits, SnatAddress};
 
+pub(crate) use self::address::host_bits;
 pub use self::claims::{claims, claims_in_order};
 pub use self::names::owner_name;
 pub use self::shared_ports::port_list;

@@ -250,6 +250,7 @@ impl<'a> Checker<'a> {
                 self.fault(format!("{}[{place}]", within("source_ranges")), problem, remedy);
             }
         }
+        self.faults.extend(super::limits::check(&within, service));
         if let Some(timeouts) = &service.timeouts {
             for (key, seconds) in timeouts.by_key() {
                 if let Some((problem, remedy)) = seconds.and_then(super::the_box::timeout_problem) {

@@ -27,6 +27,8 @@ const LARGEST_TABLE: u32 = 5_000_011;
 const LEAST_MSS: u16 = 536;
 /// MTU 9000 less the smallest headers.
 const LARGEST_MSS: u16 = 8960;
+/// The program counts in slices of a sixtieth of a second.
+const LEAST_NEW_PER_VIP: u32 = 60;
 /// Longer is a slip of the pen, and the timer wheel need not reach further.
 const LONGEST_TIMEOUT: u32 = 30 * 24 * 3600;
 
@@ -59,6 +61,7 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
         faults.push(Fault::new("box.state_dir", problem, "put it on a disk, such as \"/var/lib/penstock\""));
     }
     reply_probe(file, host, faults);
+    deny(file, faults);
     let lockouts = lockouts(file, host);
     for (index, net) in config.vip_ranges.iter().enumerate() {
         let path = format!("box.vip_ranges[{index}]");
@@ -69,6 +72,24 @@ fn the_box(file: &ConfigFile, host: Option<&HostFacts>, faults: &mut Vec<Fault>)
             let problem = format!("{net} contains {address}, {what}, which would become unreachable");
             faults.push(Fault::new(&path, problem, "narrow the range to addresses that are only VIPs"));
         }
+    }
+}
+
+fn deny(file: &ConfigFile, faults: &mut Vec<Fault>) {
+    let config = &file.the_box;
+    for (index, net) in config.deny.iter().enumerate() {
+        if let Some((problem, remedy)) = host_bits(net) {
+            faults.push(Fault::new(format!("box.deny[{index}]"), problem, remedy));
+        }
+    }
+    if config.deny_file != Path::new("") && !config.deny_file.is_absolute() {
+        let problem = format!("{:?} is not an absolute path", config.deny_file);
+        faults.push(Fault::new("box.deny_file", problem, "write one such as \"/etc/penstock/deny.txt\""));
+    }
+    if (1..LEAST_NEW_PER_VIP).contains(&config.new_per_vip) {
+        let problem = format!("is {}, less than the program can tell apart", config.new_per_vip);
+        let remedy = format!("write at least {LEAST_NEW_PER_VIP}, or 0 for no policing");
+        faults.push(Fault::new("box.new_per_vip", problem, remedy));
     }
 }
 
@@ -304,6 +325,7 @@ fn limits(file: &ConfigFile, faults: &mut Vec<Fault>) {
         ("icmp_per_second", limits.icmp_per_second, u32::MAX),
         ("counted_backends", limits.counted_backends, LARGEST_COUNT),
         ("affinity", limits.affinity, MOST_FLOWS),
+        ("limited_sources", limits.limited_sources, LARGEST_COUNT),
     ] {
         let path = format!("limits.{key}");
         if value == 0 {

@@ -51,6 +51,7 @@ fn render(counters: &Counters, reasons: &[Reason], screen: &Screen) -> String {
     }
     let _ = write!(out, "\n{}\n{}", screen.paint("Drops", Style::Bold), drops(&counters.total, reasons, screen));
     let _ = write!(out, "\n{}\n{}", screen.paint("Flows and frames", Style::Bold), tables(counters, screen));
+    let _ = write!(out, "\n{}\n{}", screen.paint("Before the workers (XDP program)", Style::Bold), steer(counters));
     if !counters.ports.is_empty() {
         let _ = write!(out, "\n{}\n{}", screen.paint("Ports", Style::Bold), ports(counters, screen));
     }
@@ -59,6 +60,18 @@ fn render(counters: &Counters, reasons: &[Reason], screen: &Screen) -> String {
         let _ = write!(out, "\n{}\n{troubled}", screen.paint("Sockets with trouble", Style::Bold));
     }
     out
+}
+
+/// What the XDP program kept from the workers.
+fn steer(counters: &Counters) -> String {
+    let steer = &counters.steer;
+    let parts = [
+        ("to the workers", steer.redirected),
+        ("to the kernel, not ours", steer.passed + steer.unserved + steer.malformed),
+        ("dropped, no process had a socket", steer.no_socket),
+        ("dropped, policed (box.new_per_vip)", steer.policed),
+    ];
+    parts.iter().map(|(name, count)| format!("{:>15}  {name}\n", grouped(*count))).collect()
 }
 
 /// A number of the ledger.

@@ -86,6 +86,7 @@ fn render(status: &Status, cluster: &str, screen: &Screen, all: bool) -> String 
     section("Ports", ports(&status.ports, screen));
     section("Workers", workers(&status.workers, screen));
     section("Services", services(status, screen));
+    section("Access", access(status));
     section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
     section("Kubernetes", cluster.to_owned());
@@ -122,6 +123,18 @@ fn ports(ports: &[PortStatus], screen: &Screen) -> String {
         ]);
     }
     if ports.is_empty() { String::new() } else { table.render(screen) }
+}
+
+/// Who is kept out; nothing, where nobody is.
+fn access(status: &Status) -> String {
+    let mut out = String::new();
+    if status.denied_prefixes > 0 {
+        let _ = writeln!(out, "deny list: {} prefixes", grouped(status.denied_prefixes));
+    }
+    for service in status.services.iter().filter(|service| service.limited > 0) {
+        let _ = writeln!(out, "{}: {} flows were over its limits", service.name, grouped(service.limited));
+    }
+    out
 }
 
 fn workers(workers: &[WorkerStatus], screen: &Screen) -> String {

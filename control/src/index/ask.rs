@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_configs::desired::{Announce, Mode, Scheduler};
+use penstock_configs::desired::{Announce, Mode, Scheduler, ServiceLimits};
 
 use super::kinds::{ServiceSpec, ServiceType};
-use super::support::{self, Feature};
+use super::support;
 use crate::config::KubernetesConfig;
 
 pub const CONDITION_DOMAIN: &str = "penstock.dev/";
@@ -35,6 +35,7 @@ pub struct Ask {
     pub weigh_by_endpoints: bool,
     pub announce: Option<Announce>,
     pub source_ranges: Vec<IpNet>,
+    pub limits: Option<ServiceLimits>,
 }
 
 /// Why a Service is not served: a reason for machines, a sentence for people.
@@ -90,6 +91,7 @@ pub fn read(spec: &ServiceSpec, config: &KubernetesConfig) -> Result<Ask, Refuse
         weigh_by_endpoints: config.weigh_by_endpoints,
         announce: None,
         source_ranges: source_ranges(spec)?,
+        limits: None,
     };
     for (key, value) in &spec.annotations {
         annotation(&mut ask, spec, key, value.trim())?;
@@ -111,9 +113,6 @@ fn check_shape(spec: &ServiceSpec) -> Result<(), Refused> {
     }
     if spec.ports.is_empty() {
         return Err(Refused::new("NoPorts", "the Service has no ports"));
-    }
-    if spec.affinity.is_some() && !support::supports(Feature::ClientIpAffinity) {
-        return Err(not_yet("sessionAffinity: ClientIP is not supported yet by this dataplane"));
     }
     Ok(())
 }
@@ -180,12 +179,17 @@ fn annotation(ask: &mut Ask, spec: &ServiceSpec, key: &str, value: &str) -> Resu
             _ => Err(bad(format!("`{value}` is neither `l2` nor `none`"))),
         },
         "limit-connections" | "limit-rate" => {
-            let feature = if name == "limit-rate" { Feature::LimitRate } else { Feature::LimitConnections };
-            if support::supports(feature) {
-                Ok(())
+            let [all, source] = limit(value).map_err(bad)?;
+            let limits = ask.limits.get_or_insert_default();
+            let mut per_source = limits.per_source.take().unwrap_or_default();
+            if name == "limit-rate" {
+                (limits.new_per_second, per_source.new_per_second) = (all, source);
             } else {
-                Err(not_yet(format!("{key} is not supported yet by this dataplane")))
+                (limits.connections, per_source.connections) = (all, source);
             }
+            let is_limited = per_source.connections.or(per_source.new_per_second).is_some();
+            limits.per_source = is_limited.then_some(per_source);
+            Ok(())
         }
         _ => Err(Refused::new("UnknownAnnotation", format!("{key} is not known to this version"))),
     }
@@ -268,7 +272,21 @@ fn boolean(value: &str) -> Result<bool, String> {
     value.parse().map_err(|_| format!("`{value}` is neither `true` nor `false`"))
 }
 
-/// "90", "90s", "15m", "2h".
+/// `10000`, `10000,source=100` or `source=100`: of all clients together, and of each.
+fn limit(value: &str) -> Result<[Option<u32>; 2], String> {
+    let mut limits = [None; 2];
+    for part in value.split(',').map(str::trim) {
+        let (of, digits) = part.strip_prefix("source=").map_or((0, part), |digits| (1, digits));
+        let number: Option<u32> = digits.parse().ok().filter(|number| *number > 0);
+        let Some(number) = number.filter(|_| limits[of].is_none()) else {
+            return Err(format!("`{value}` is no limit; write a number, `source=` and a number, or both with a comma"));
+        };
+        limits[of] = Some(number);
+    }
+    Ok(limits)
+}
+
+/// "90", "90s, "15m", "2h".
 fn seconds(value: &str) -> Result<u32, String> {
     let bad = || format!("`{value}` is no time; write seconds, or a number with s, m or h");
     let (digits, factor) = match value.as_bytes().last() {

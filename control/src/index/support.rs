@@ -1,5 +1,5 @@
-//! What the dataplane can do, of what a Service can ask for. One table: a feature is switched on here when the
-//! schema has it. Modes, schedulers and protocols switch themselves on: they are whatever the schema can read.
+//! What the dataplane can do, of what a Service can ask for: modes, schedulers and protocols are whatever the
+//! schema can read.
 
 use penstock_configs::desired::{Mode, Protocol, Scheduler};
 use serde::de::DeserializeOwned;
@@ -7,24 +7,9 @@ use serde_json::Value;
 
 use super::kinds::Transport;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Feature {
-    ClientIpAffinity,
-    LimitConnections,
-    LimitRate,
-}
-
-const SUPPORTED: &[(Feature, bool)] =
-    &[(Feature::ClientIpAffinity, true), (Feature::LimitConnections, false), (Feature::LimitRate, false)];
-
 /// Names people know from elsewhere, to tell "not yet" from "never heard of".
 const KNOWN_MODES: &[&str] = &["nat", "dnat", "dsr"];
 const KNOWN_SCHEDULERS: &[&str] = &["maglev", "rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "random-two-choices"];
-
-#[must_use]
-pub fn supports(feature: Feature) -> bool {
-    SUPPORTED.iter().any(|(known, yes)| *known == feature && *yes)
-}
 
 /// # Errors
 /// In words: not known, or not supported yet.

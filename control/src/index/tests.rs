@@ -463,16 +463,6 @@ fn port_and_node_port_edits_keep_the_vip() {
 }
 
 #[test]
-fn what_the_dataplane_cannot_do_yet_is_refused_by_name() {
-    let cases = [(annotated("penstock.dev/limit-rate", "100"), "limit-rate")];
-    for (service, named) in cases {
-        let (reason, message) = refusal(&serving(&service).plan());
-        // A feature that has come since is no failure of this test.
-        assert!(reason == "NotSupported" && message.contains(named), "{reason}: {message}");
-    }
-}
-
-#[test]
 fn session_affinity_holds_over_the_ports_of_a_service() {
     assert!(serving(&web()).translate().desired.services.iter().all(|service| service.affinity.is_none()));
     let sticky = |config: Value| {
@@ -489,6 +479,35 @@ fn session_affinity_holds_over_the_ports_of_a_service() {
         let wanted = Affinity { timeout, group: Some("default/web".into()), ..Affinity::client_ip() };
         assert_eq!(services.len(), 2);
         assert!(services.iter().all(|service| service.affinity.as_ref() == Some(&wanted)), "{services:?}");
+    }
+}
+
+#[test]
+fn limits_are_of_all_clients_and_of_each() {
+    use penstock_configs::desired::{ServiceLimits, SourceLimits};
+    let both = |connections: &str, rate: Option<&str>| {
+        let mut service = annotated("penstock.dev/limit-connections", connections);
+        if let Some(rate) = rate {
+            service["metadata"]["annotations"]["penstock.dev/limit-rate"] = json!(rate);
+        }
+        serving(&service).translate().desired.services[0].limits.clone().expect("limits")
+    };
+    let all = ServiceLimits { connections: Some(10_000), ..ServiceLimits::default() };
+    assert_eq!(both("10000", None), all);
+    let source = SourceLimits { connections: Some(100), ..SourceLimits::default() };
+    assert_eq!(both("10000, source=100", None), ServiceLimits { per_source: Some(source.clone()), ..all.clone() });
+    assert_eq!(
+        both("source=100,10000", Some("500,source=5")),
+        ServiceLimits {
+            new_per_second: Some(500),
+            per_source: Some(SourceLimits { new_per_second: Some(5), ..source }),
+            ..all
+        }
+    );
+    assert_eq!(serving(&web()).translate().desired.services[0].limits, None);
+    for bad in ["0", "many", "1,2", "source=", "source=0", "", "1,source=2,source=3"] {
+        let (reason, message) = refusal(&serving(&annotated("penstock.dev/limit-rate", bad)).plan());
+        assert!(reason == "BadAnnotation" && message.contains("is no limit"), "{bad}: {reason}: {message}");
     }
 }
 

@@ -274,6 +274,7 @@ impl Builder<'_> {
                 target_port: if dsr { Some(port.port) } else { port.node_port },
                 reply_check: true,
                 source_ranges: ask.source_ranges.clone(),
+                limits: ask.limits.clone(),
                 announce: Some(announce),
                 timeouts: ask.idle_timeout.map(|seconds| ServiceTimeouts {
                     tcp_established: Some(seconds),
@@ -479,6 +480,7 @@ fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service 
         target_port: None,
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

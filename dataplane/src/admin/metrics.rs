@@ -50,6 +50,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         self.process(&mut encoder)?;
         self.workers(&mut encoder)?;
+        self.steer(&mut encoder)?;
         self.sockets(&mut encoder)?;
         self.latency(&mut encoder)?;
         self.ports(&mut encoder)?;
@@ -112,6 +113,9 @@ impl Snapshot {
         gauges(encoder, "penstock_uptime_seconds", "Seconds since the dataplane started", [(Vec::new(), uptime)])?;
         let notices = level(self.status.notices.len() as u64);
         gauges(encoder, "penstock_notices", "Notices `penstock status` shows", [(Vec::new(), notices)])?;
+        let denied = level(self.status.denied_prefixes);
+        let help = "Prefixes on the box's deny list";
+        gauges(encoder, "penstock_denied_prefixes", help, [(Vec::new(), denied)])?;
         let drains = level(self.drains.len() as u64);
         gauges(encoder, "penstock_drains", "Nodes and addresses drained by the operator", [(Vec::new(), drains)])
     }
@@ -219,6 +223,21 @@ impl Snapshot {
         counters(encoder, "penstock_affinity_events", help, events)
     }
 
+    fn steer(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let steer = &self.counters.steer;
+        let decisions = [
+            ("passed", steer.passed),
+            ("unserved", steer.unserved),
+            ("malformed", steer.malformed),
+            ("redirected", steer.redirected),
+            ("no_socket", steer.no_socket),
+            ("policed", steer.policed),
+        ];
+        let decisions = decisions.map(|(decision, count)| (vec![label("decision", decision)], count));
+        let help = "Packets by what the XDP program decided; policed: dropped beyond box.new_per_vip";
+        counters(encoder, "penstock_steered", help, decisions)
+    }
+
     fn sockets(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let sockets = self.counters.workers.iter().flat_map(|worker| {
             worker.sockets.iter().flat_map(move |socket| {
@@ -304,6 +323,9 @@ impl Snapshot {
         gauges(encoder, "penstock_service_flows", "Flows of the service now", flows)?;
         let rate = services.iter().map(|service| (service_labels(service), service.new_flows_per_second));
         gauges(encoder, "penstock_service_new_flows_per_second", "Flows opened per second", rate)?;
+        let limited = services.iter().map(|service| (service_labels(service), service.limited));
+        let help = "Flows the service's limits did not let open; penstock_drops says which limit";
+        counters(encoder, "penstock_service_limited", help, limited)?;
         let able = services.iter().map(|service| (service_labels(service), level(service.backends_up.into())));
         gauges(encoder, "penstock_service_backends_up", "Backends that take new flows", able)?;
         let panic = services.iter().map(|service| (service_labels(service), truth(service.panic)));

@@ -152,27 +152,35 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
     Ok(())
 }
 
+/// When each was changed last, and how long it is.
+type Seen = [Option<(SystemTime, u64)>; 2];
+
 /// The config file, and what it looked like when it was read last.
 struct Watched {
     path: PathBuf,
-    seen: Option<(SystemTime, u64)>,
+    seen: Seen,
     started_with: ConfigFile,
     running: ConfigFile,
 }
 
 impl Watched {
     fn new(path: &Path, running: ConfigFile) -> Self {
-        Self { path: path.into(), seen: look(path), started_with: running.clone(), running }
+        Self { path: path.into(), seen: Self::look(path, &running), started_with: running.clone(), running }
     }
 
     fn has_changed(&self) -> bool {
-        let now = look(&self.path);
-        now.is_some() && now != self.seen
+        let now = Self::look(&self.path, &self.running);
+        now[0].is_some() && now != self.seen
+    }
+
+    /// The file, and the deny list it names.
+    fn look(path: &Path, running: &ConfigFile) -> Seen {
+        [look(path), look(&running.the_box.deny_file)]
     }
 
     /// Reads the file and serves what it says; a bad one changes nothing.
     async fn reload(&mut self, admin: &AdminHandle, dataplane: &Dataplane) {
-        self.seen = look(&self.path);
+        self.seen = Self::look(&self.path, &self.running);
         let (path, said, admin) = (self.path.clone(), admin, admin.clone());
         let (shared, running) = (Arc::clone(&dataplane.shared), self.running.clone());
         let work = tokio::task::spawn_blocking(move || reload(&path, &admin, &shared, &running));
@@ -184,6 +192,8 @@ impl Watched {
                 let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
                 said.file_notices(notices);
                 self.running = config;
+                // It may name another deny list now.
+                self.seen[1] = look(&self.running.the_box.deny_file);
             }
             Ok(Err(why)) => {
                 said.file_notices(vec![format!("{}: refused, what ran before goes on:\n{why}", self.path.display())]);

@@ -4,6 +4,7 @@
 mod flows;
 mod motion;
 mod network;
+mod policing;
 mod rates;
 mod snat;
 mod start;
@@ -28,6 +29,7 @@ use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View, Ways};
 use network::Network;
+use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
 
@@ -46,6 +48,9 @@ pub struct Live {
     /// By interface as configured; 0: none.
     pub mss_clamps: Vec<(String, u16)>,
     pub panic_threshold: u8,
+    pub deny: Arc<Vec<ipnet::IpNet>>,
+    /// Packets per second; 0: no policing.
+    pub new_per_vip: u32,
 }
 
 impl From<&ConfigFile> for Live {
@@ -60,6 +65,8 @@ impl From<&ConfigFile> for Live {
             reply_probe: file.the_box.reply_probe.clone(),
             mss_clamps: file.ports.iter().map(|port| (port.interface.clone(), port.mss_clamp.unwrap_or(0))).collect(),
             panic_threshold: file.the_box.panic_threshold,
+            deny: Arc::new(file.the_box.denied().copied().collect()),
+            new_per_vip: file.the_box.new_per_vip,
         }
     }
 }
@@ -205,6 +212,7 @@ impl Shared {
             max_nodes: self.limits.nodes as usize,
             max_counted: self.limits.counted_backends as usize,
             panic_threshold: live.panic_threshold,
+            deny: &live.deny,
             now: Now::read(),
         };
         let tables = published
@@ -277,9 +285,26 @@ impl Shared {
         }
     }
 
+    /// Goes on with the marks the XDP program polices by.
+    fn police(&self, now: Instant) {
+        let rounds = self.workers.iter().map(|worker| worker.stats.rounds.get()).min().unwrap_or(0);
+        let wanted = self.published().live.new_per_vip > 0;
+        let step = {
+            let mut network = self.network();
+            let step = network.policing.step(wanted, rounds, now);
+            if step == Step::Turn {
+                network.steer.marks().rotate();
+            }
+            step
+        };
+        if step == Step::Begin {
+            self.republish();
+        }
+    }
+
     fn publish(&self, published: &mut Published, network: &Network) -> u64 {
         published.view += 1;
-        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables));
+        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables, &published.live));
         for worker in &self.workers {
             worker.mailbox.publish(Arc::clone(&view));
         }

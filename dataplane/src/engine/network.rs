@@ -9,6 +9,7 @@ use std::time::Instant;
 use penstock_configs::file::VlanTags;
 
 use super::Live;
+use super::policing::Policing;
 use super::ways::WayWatch;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
@@ -38,6 +39,7 @@ pub struct Network {
     mss_clamps: Vec<(String, u16)>,
     vlan_tags: VlanTags,
     pub ways: WayWatch,
+    pub policing: Policing,
     /// The largest packet a frame of the workers holds.
     largest: u32,
 }
@@ -71,6 +73,7 @@ impl Network {
             mss_clamps: Vec::new(),
             vlan_tags: VlanTags::Auto,
             ways: WayWatch::new(),
+            policing: Policing::default(),
             largest: u32::MAX,
         }
     }
@@ -156,6 +159,7 @@ impl Network {
         let mut steering = Steering::default();
         collect::<V4>(&tables.v4, &mut steering, &is_claimed);
         collect::<V6>(&tables.v6, &mut steering, &is_claimed);
+        steering.new_per_vip = if self.policing.is_on() { live.new_per_vip } else { 0 };
         steering.snat = live
             .snat
             .iter()
@@ -165,7 +169,7 @@ impl Network {
     }
 
     /// What the workers see.
-    pub fn view(&self, number: u64, tables: &Arc<Tables>) -> View {
+    pub fn view(&self, number: u64, tables: &Arc<Tables>, live: &Live) -> View {
         let hops = self.mirror.hops();
         let keep = match self.vlan_tags {
             VlanTags::Keep => true,
@@ -186,6 +190,7 @@ impl Network {
             default_v4: hop(hops.default_v4),
             default_v6: hop(hops.default_v6),
             ports,
+            marks: (live.new_per_vip > 0).then(|| self.steer.marks()),
             // On standby nobody is answered.
             claimed: self.claimed.iter().filter(|(port, _)| !self.is_standby(*port)).copied().collect(),
         }

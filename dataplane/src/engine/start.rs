@@ -259,6 +259,7 @@ fn keep_house(shared: &Shared) {
         shared.republish();
     }
     shared.check_ways(now);
+    shared.police(now);
     for worker in &shared.workers {
         worker.mailbox.reap();
     }
@@ -386,6 +387,7 @@ impl<'a> Setup<'a> {
             icmp_per_second: limits.icmp_per_second,
             max_counted: limits.counted_backends as usize,
             max_affinity: limits.affinity as usize,
+            max_sources: limits.limited_sources as usize,
         };
         let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
         if let Some(why) = &store.discarded {

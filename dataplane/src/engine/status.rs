@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use penstock_configs::desired::{BackendHealth, BackendState, Mode, Scheduler};
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FrameCounters, Latency, Ledger, PortCounters, PortStatus, ServiceStatus,
-    SocketCounters, Status, StatusQuery, WorkerCounters, WorkerStatus,
+    SocketCounters, Status, StatusQuery, SteerCounts, WorkerCounters, WorkerStatus,
 };
 
 use super::ways::WayWatch;
 use super::{PortFacts, Shared, WorkerHandle, flows, motion};
 use crate::stats::WorkerStats;
+use crate::steer::{ClassCounters, SteerCounters};
 use crate::tables::{Backend, BackendSet, Service, Tables, compile::protocol_of};
 use crate::verdict::DropReason;
 
@@ -22,7 +23,10 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     notices.extend(network.notices());
     drop(network);
     let (services, services_total) = services(shared, query);
-    let tables = std::sync::Arc::clone(&shared.published().tables);
+    let (tables, denied) = {
+        let published = shared.published();
+        (std::sync::Arc::clone(&published.tables), published.live.deny.len())
+    };
     notices.extend(
         tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
     );
@@ -41,6 +45,7 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
         services,
         services_total,
         snat,
+        denied_prefixes: denied as u64,
         notices,
     }
 }
@@ -151,6 +156,7 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
             mode: service.mode,
             flows: sum(|counters| counters.flows.get()),
             new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),
+            limited: sum(|counters| counters.limited.get()),
             packets: sum(|counters| counters.packets.get()),
             bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
             moved: service.moved.map_or(0, |moved| moved.slots),
@@ -216,7 +222,20 @@ pub fn counters(shared: &Shared) -> Counters {
             tx_bytes: sum(|counters| counters.tx_bytes.get()),
         }
     });
-    Counters::new(shared.started.elapsed().as_secs_f64(), workers, ports.collect())
+    let steer = shared.network().steer.counters().map(|counters| steer_counts(&counters)).unwrap_or_default();
+    Counters { steer, ..Counters::new(shared.started.elapsed().as_secs_f64(), workers, ports.collect()) }
+}
+
+fn steer_counts(counters: &SteerCounters) -> SteerCounts {
+    let sum = |class: &ClassCounters| class.vip + class.snat + class.snat_shared + class.dnat + class.neighbor;
+    SteerCounts {
+        passed: counters.passed,
+        unserved: counters.unserved,
+        malformed: counters.malformed,
+        redirected: sum(&counters.redirected),
+        no_socket: sum(&counters.no_socket),
+        policed: counters.policed,
+    }
 }
 
 /// The ledger as of one moment: read again while the worker counts on.

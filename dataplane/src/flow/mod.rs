@@ -18,10 +18,12 @@ use std::sync::Arc;
 
 use crate::clock::Now;
 use crate::hash::FlowHasher;
+use crate::limits::Limiter;
 use crate::persist::{MAX_SNATS, Records};
 use crate::schedule::share::{Load, is_active};
 use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
+use crate::tables::Service;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Tuple};
 use embryo::EmbryoQueue;
@@ -42,6 +44,16 @@ impl Capacity {
     pub fn records(self) -> u32 {
         self.established + self.embryonic
     }
+}
+
+/// Counts a record towards the limits its service has now.
+pub fn limit<F: Family>(tally: &mut Tally, at: u32, record: &Record<F::Addr>, service: &Service) {
+    let Some(word) = record.word() else { return };
+    // Most services have none: nothing but the flag was looked at.
+    if service.limits.is_none() && !word.flags.has(Flags::LIMITED) {
+        return;
+    }
+    record.commit(tally.limits.assign(at, word, service, F::to_ip(record.client)));
 }
 
 /// What a new flow is; the table adds the rest.
@@ -301,6 +313,24 @@ impl<F: Family> FlowTable<F> {
     /// Counts a flow in another place for its scheduler; 0: nowhere.
     pub fn recount(&mut self, at: u32, load: u32) {
         self.tally.assign(at, &self.records[at as usize], load);
+    }
+
+    /// Counts a flow where its service has limits now, and nowhere else.
+    pub fn limit(&mut self, at: u32, service: &Service) {
+        limit::<F>(&mut self.tally, at, &self.records[at as usize], service);
+    }
+
+    /// Counts a flow towards its service's limits, and as opened now.
+    pub fn limit_opened(&mut self, at: u32, service: &Service, now: Now) {
+        self.limit(at, service);
+        if let Some(word) = self.records[at as usize].word() {
+            self.tally.limits.opened(at, word, now);
+        }
+    }
+
+    /// What limits are held against.
+    pub fn limits(&mut self) -> &mut Limiter {
+        &mut self.tally.limits
     }
 
     /// The counts for schedulers.

@@ -63,6 +63,8 @@ impl Flags {
     pub const RESET_BY_NODE: Flags = Flags(16);
     /// Counted for a scheduler: see [`crate::schedule::share::Tally`]. Means nothing after a restart.
     pub const COUNTED: Flags = Flags(32);
+    /// Counted for its service's limits: see [`crate::limits::Limiter`]. Means nothing after a restart.
+    pub const LIMITED: Flags = Flags(512);
     /// The client's FIN is acknowledged.
     pub const ACKED_CLIENT: Flags = Flags(64);
     /// The node's is.

@@ -2,12 +2,14 @@
 //! immutable, no allocation at look-up.
 
 mod bounds;
+mod interner;
 #[cfg(test)]
 mod tests;
 
 use ipnet::IpNet;
 
 use bounds::Bounds;
+pub use interner::Interner;
 
 /// A union of prefixes of both families. It contains nothing when built of nothing: that an
 /// empty `source_ranges` allows all is the caller's rule.

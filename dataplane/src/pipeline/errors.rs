@@ -43,7 +43,7 @@ impl Pipeline {
         let key = about.reversed();
         let flows = &F::side(self).flows;
         match flows.find(&key, flows.hash(&key)) {
-            Some(entry) if self.is_current::<F>(entry.record, 0) => {
+            Some(entry) if self.is_current::<F>(entry.record) => {
                 match self.pass_error::<F>(bytes, packet, &quoted, entry) {
                     Ok(hop) => self.leave(memory, frame, packet, &hop),
                     Err(reason) => Verdict::Drop(reason),

@@ -68,7 +68,10 @@ impl Pipeline {
         if !matches!(packet.protocol, PROTO_TCP | PROTO_UDP | PROTO_SCTP) {
             return local.map_or(Ok(Verdict::Kernel), |_| Err(DropReason::UnsupportedProtocol));
         }
-        side::check_source_of::<F>(tables, src)?;
+        match local {
+            Some(Local::Vip { .. }) => side::check_client_of::<F>(tables, src)?,
+            _ => side::check_source_of::<F>(tables, src)?,
+        }
         let piece = Piece::read(bytes, packet)?;
         let key = fragment::key(src, dst, piece.identification, packet.protocol);
         let gatherer = fragment::gatherer::<F>(&key, self.workers);
@@ -281,7 +284,7 @@ impl Pipeline {
         let l3 = usize::from(packet.l3);
         let flows = &F::side(self).flows;
         let entry = flows.find(tuple, flows.hash(tuple)).ok_or(DropReason::NoFlow)?;
-        if !self.is_current::<F>(entry.record, 0) {
+        if !self.is_current::<F>(entry.record) {
             return Err(DropReason::FlowRevoked);
         }
         if F::ttl(bytes, l3) <= 1 {

@@ -4,6 +4,7 @@
 //! hash; the index line; the record. Then each packet is settled: a hit costs one record, a miss
 //! goes the long way ([`open`]) and comes back as a hit.
 
+mod access;
 mod budget;
 mod dsr;
 mod errors;
@@ -50,6 +51,7 @@ use side::{Side, Sided};
 pub use fragments::Released;
 pub use side::PipelineConfig;
 pub use stick::Recalled;
+pub use upkeep::MARKED_EVERY;
 
 /// How many packets an index line is asked for before it is read. The loads are spread over the work
 /// between them: asked for all at once, they would wait for each other.
@@ -252,11 +254,14 @@ impl Pipeline {
         let tuple = F::tuple(bytes, &packet);
         let found = F::side(self).flows.find_likely(&tuple, hash, likely);
         let found = if packet.transport == Transport::Sctp { self.unless_reopened::<F>(found, &packet) } else { found };
-        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags));
+        let standing = found.map(|entry| self.standing::<F>(entry.record, packet.tcp_flags, now));
         let entry = match found {
             Some(entry) if standing == Some(Standing::Valid) => entry,
             Some(_) if matches!(standing, Some(Standing::Reset | Standing::Rehome)) && !packet.may_open() => {
                 return self.refuse(memory, frame, &packet, DropReason::FlowRevoked, from, now);
+            }
+            Some(_) if let Some(Standing::Refused(reason)) = standing => {
+                return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
             }
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
@@ -307,6 +312,10 @@ impl Pipeline {
             Transport::Sctp => sctp::follow(side, bytes, packet, entry)?,
             _ => follow(side, bytes, packet, entry)?,
         };
+        if word.state != next.state {
+            access::mark::<F>(&self.view, F::side(self), entry.record, next);
+        }
+        let side = F::side_mut(self);
         let record = side.flows.record_mut(entry.record);
         record.last_seen = now.tick().0;
         record.packets = record.packets.wrapping_add(1);
@@ -383,7 +392,7 @@ impl Pipeline {
             None => Verdict::Kernel,
             Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
             Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
-                if let Err(reason) = side::check_source(&self.view.tables, bytes, packet) {
+                if let Err(reason) = side::check_client(&self.view.tables, bytes, packet) {
                     return Verdict::Drop(reason);
                 }
                 wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
@@ -453,6 +462,8 @@ impl Pipeline {
         peers.join(worker.0, Arc::clone(v4.flows.share()), Arc::clone(v6.flows.share()));
         v4.scheduling.meet(Arc::clone(peers), worker.0, false);
         v6.scheduling.meet(Arc::clone(peers), worker.0, true);
+        v4.flows.limits().meet(peers, worker.0, false);
+        v6.flows.limits().meet(peers, worker.0, true);
     }
 
     #[must_use]

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::Pipeline;
+use super::access::within_limits;
 use super::dsr;
 use super::hops::Neighbor;
 use super::pick::pick;
 use super::revalidate::{Standing, revalidate};
-use super::side::{Parts, Side, Sided, check_source_of, node_addr};
+use super::side::{Parts, Side, Sided, check_client_of, node_addr};
 use crate::clock::Now;
 use crate::flow::{Flags, NewFlow, State, SynInfo, Word};
 use crate::nat::{self, Towards};
@@ -54,7 +55,7 @@ impl Pipeline {
     /// What can be said of an opening packet without its flow's owner.
     fn screen<F: Tabled>(&self, tuple: &Tuple<F::Addr>) -> Result<(), DropReason> {
         let tables = &self.view.tables;
-        check_source_of::<F>(tables, tuple.src)?;
+        check_client_of::<F>(tables, tuple.src)?;
         tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).map(|_| ()).ok_or(DropReason::NoService)
     }
 
@@ -115,7 +116,7 @@ impl Pipeline {
         let Parts { side, view, hops, store, stats, .. } = F::parts(self);
         let tables = &view.tables;
         let family = F::tables(tables);
-        check_source_of::<F>(tables, tuple.src)?;
+        check_client_of::<F>(tables, tuple.src)?;
         let service = tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).ok_or(DropReason::NoService)?;
         if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, tuple.src)) {
             return Err(DropReason::SourceDenied);
@@ -127,6 +128,7 @@ impl Pipeline {
             // It goes no further: a traceroute opens no flows.
             return Err(DropReason::TtlExceeded);
         }
+        within_limits::<F>(side, service, stats, tuple.src, now)?;
         let tcp = packet.transport == Transport::Tcp;
         let (backend, load) = pick::<F>(side, service, tuple, now).ok_or(DropReason::NoBackend)?;
         let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
@@ -186,6 +188,7 @@ impl Pipeline {
         }
         flow.hop = hops.intern(0, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
         let record = side.flows.insert(&flow, now)?;
+        side.flows.limit_opened(record, service, now);
         stats.flows_created.add(1);
         count_new(stats, service);
         Ok(record)

@@ -31,9 +31,10 @@ impl Pipeline {
         let service = || self.view.tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol);
         let answered = match reason {
             DropReason::TtlExceeded => return self.time_exceeded(memory, frame, packet, from, now),
-            DropReason::NoBackend | DropReason::SnatExhausted => {
-                service().is_some_and(|service| service.no_backend == NoBackend::Reject)
-            }
+            DropReason::NoBackend
+            | DropReason::SnatExhausted
+            | DropReason::ServiceConnections
+            | DropReason::SourceConnections => service().is_some_and(|service| service.no_backend == NoBackend::Reject),
             // Perhaps of a connection that was idle too long: its client is told even if the RST it was sent
             // then is lost, or the record gone since.
             DropReason::OutOfState => service().is_some_and(|service| service.on_idle == OnIdle::Reset),

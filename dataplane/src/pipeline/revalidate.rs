@@ -15,9 +15,12 @@
 use penstock_configs::desired::{BackendState, OnDown};
 
 use super::Pipeline;
-use super::side::{Parts, Sided};
+use super::access;
+use super::side::{Parts, Sided, is_denied};
+use crate::clock::Now;
 use crate::flow::{Flags, Record, State, Word};
 use crate::tables::{Backend, Service, Tabled, Tables};
+use crate::verdict::DropReason;
 use crate::wire::{PROTO_TCP, TCP_ACK, TCP_SYN};
 
 /// In place of a node's slot, when the backend is no longer one: no next hop is ever known.
@@ -34,28 +37,30 @@ pub(super) enum Standing {
     Reset,
     /// One of which only who goes on with it is told.
     Rehome,
+    /// Its client is denied, or a limit keeps it from being opened again.
+    Refused(DropReason),
 }
 
 impl Pipeline {
+    /// See [`Self::standing`], of one that no SYN asks for.
+    #[inline]
+    pub(super) fn is_current<F: Sided + Tabled>(&mut self, at: u32) -> bool {
+        self.standing::<F>(at, 0, Now::default()) == Standing::Valid
+    }
+
     /// Whether the flow stands under the running snapshot. One that does not is forgotten; so is a
     /// closed one that a SYN would open again towards a backend that takes no new flows.
     #[inline]
-    pub(super) fn is_current<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> bool {
-        self.standing::<F>(at, tcp_flags) == Standing::Valid
-    }
-
-    /// See [`Self::is_current`].
-    #[inline]
-    pub(super) fn standing<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> Standing {
+    pub(super) fn standing<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8, now: Now) -> Standing {
         let record = F::side(self).flows.record(at);
         if record.epoch == self.view.tables.epoch && tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
             return Standing::Valid;
         }
-        self.check_again::<F>(at, tcp_flags)
+        self.check_again::<F>(at, tcp_flags, now)
     }
 
     #[inline(never)]
-    fn check_again<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8) -> Standing {
+    fn check_again<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8, now: Now) -> Standing {
         let Parts { side, view, stats, .. } = F::parts(self);
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return Standing::Revoked };
@@ -67,7 +72,7 @@ impl Pipeline {
         let (standing, load) = revalidate::<F>(record, word, &view.tables, reopens);
         if standing == Standing::Valid {
             side.flows.recount(at, load);
-            return standing;
+            return access::check_again(side, &view.tables, stats, at, reopens.then_some(now));
         }
         if standing == Standing::Reset && !opens {
             // It stays for the sweep to tell both ends.
@@ -98,6 +103,9 @@ pub(super) fn revalidate<F: Tabled>(
     let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;
     if !of_mode || !keeps_client && snat.is_none_or(|snat| snat.retired) {
         return REVOKED;
+    }
+    if is_denied::<F>(tables, record.client) {
+        return (Standing::Refused(DropReason::Denied), 0);
     }
     if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, record.client)) {
         return REVOKED;

@@ -11,6 +11,7 @@ use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
 use crate::fragment::{DATAGRAMS, Datagrams, Holding};
 use crate::handoff::Note;
 use crate::hash::FlowHasher;
+use crate::limits::Counts;
 use crate::nat::{Partition, PortAllocator};
 use crate::persist::{PersistError, Shape, Store};
 use crate::schedule::{Scheduling, Share};
@@ -33,6 +34,8 @@ pub struct PipelineConfig {
     pub max_counted: usize,
     /// Clients remembered per family for services with affinity.
     pub max_affinity: usize,
+    /// Sources per family that can be counted for services' limits.
+    pub max_sources: usize,
 }
 
 impl PipelineConfig {
@@ -59,6 +62,8 @@ pub struct Side<F: Family> {
     /// The tables under which the sweep's round under way began, and the last complete one.
     pub round: u64,
     pub swept: u64,
+    /// Rounds of the sweep.
+    pub rounds: u32,
     pub scheduling: Scheduling,
     pub affinity: AffinityTable<F>,
     /// What came with the packets being settled.
@@ -155,7 +160,8 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
     let hasher = FlowHasher::new(store.seed());
     let partition = Partition { worker: config.worker, workers: config.workers };
     let (v4, v6) = store.records().ok_or_else(|| PersistError::Memory(std::io::Error::other("records taken twice")))?;
-    let share = || Arc::new(Share::new(config.max_counted));
+    let limits = || Counts::new(config.max_services, config.max_sources);
+    let share = || Arc::new(Share::with_limits(config.max_counted, limits()));
     let seed = store.seed()[1];
     let scheduling = |family: u64| {
         let seed = seed ^ family << 32 ^ u64::from(config.worker.0);
@@ -171,6 +177,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             counted: zeros(),
             round: 0,
             swept: 0,
+            rounds: 0,
             scheduling: scheduling(4),
             affinity: AffinityTable::new(config.max_affinity, hasher),
             note: Note::Flow,
@@ -183,6 +190,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
             counted: zeros(),
             round: 0,
             swept: 0,
+            rounds: 0,
             scheduling: scheduling(6),
             affinity: AffinityTable::new(config.max_affinity, hasher),
             note: Note::Flow,
@@ -215,14 +223,26 @@ pub fn is_shared(tables: &Tables, v6: bool, id: u16) -> bool {
     }
 }
 
-/// [`check_source_of`] for a packet whose family is not known by type.
-pub fn check_source(tables: &Tables, bytes: &[u8], packet: &Packet) -> Result<(), DropReason> {
+/// [`check_client_of`] for a packet whose family is not known by type.
+pub fn check_client(tables: &Tables, bytes: &[u8], packet: &Packet) -> Result<(), DropReason> {
     let l3 = usize::from(packet.l3);
     if packet.v6 {
-        check_source_of::<V6>(tables, u128::from_be_bytes(wire::bytes_at(bytes, l3 + 8)))
+        check_client_of::<V6>(tables, u128::from_be_bytes(wire::bytes_at(bytes, l3 + 8)))
     } else {
-        check_source_of::<V4>(tables, wire::be32(bytes, l3 + 12))
+        check_client_of::<V4>(tables, wire::be32(bytes, l3 + 12))
     }
+}
+
+/// The same of a packet to a VIP, whose sender must not be denied.
+pub fn check_client_of<F: Tabled>(tables: &Tables, client: F::Addr) -> Result<(), DropReason> {
+    check_source_of::<F>(tables, client)?;
+    if is_denied::<F>(tables, client) { Err(DropReason::Denied) } else { Ok(()) }
+}
+
+/// Whether the box's deny list has the client.
+#[inline]
+pub fn is_denied<F: Tabled>(tables: &Tables, client: F::Addr) -> bool {
+    tables.deny.as_ref().is_some_and(|deny| F::allowed(deny, client))
 }
 
 /// Martians, and packets that claim an address of ours.

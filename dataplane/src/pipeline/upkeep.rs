@@ -2,11 +2,12 @@
 //! and the taking up of an earlier process's flows.
 
 use super::Pipeline;
+use super::access;
 use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{Flags, Record, State, Word};
+use crate::flow::{self, Flags, Record, State, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -18,6 +19,8 @@ const ROUND_NS: u64 = 1_000_000_000;
 const CLIENTS_ROUND_NS: u64 = 10_000_000_000;
 /// Records per call at most: a few microseconds.
 const MOST: u32 = 512;
+/// Rounds in which every flow is marked as established once, where that is done.
+pub const MARKED_EVERY: u32 = 4;
 /// Records worth a call.
 const LEAST: u32 = 32;
 
@@ -55,6 +58,7 @@ impl Pipeline {
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
         self.forget_clients(now);
+        self.stats.rounds.set(u64::from(self.v4.rounds.min(self.v6.rounds)));
         self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         v4.2 || v6.2
     }
@@ -89,14 +93,20 @@ impl Pipeline {
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
+        let rounds = side.rounds;
         let complete = side.flows.sweep(budget, |at, record, word, tally| {
             if record.epoch != tables.epoch {
                 let (standing, load) = revalidate::<F>(record, word, tables, false);
-                if standing == Standing::Revoked {
+                if matches!(standing, Standing::Revoked | Standing::Refused(_)) {
                     return false;
                 }
                 // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
                 tally.assign(at, record, load);
+                if standing == Standing::Valid
+                    && let Some(service) = tables.service(record.service)
+                {
+                    flow::limit::<F>(tally, at, record, service);
+                }
                 if standing == Standing::Reset
                     && word.state != State::Expired
                     && farewells.bid(at, F::V6, record, tally, now)
@@ -113,6 +123,13 @@ impl Pipeline {
                 *count += 1;
             }
             hops.mark(record.hop);
+            // A quarter of the flows a round: a bit stands for longer than four.
+            if let Some(marks) = &view.marks
+                && (at ^ rounds) % MARKED_EVERY == 0
+                && !word.state.is_embryonic()
+            {
+                marks.mark::<F>(&access::client_tuple(record, word));
+            }
             let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
             match overdue {
                 None => true,
@@ -126,6 +143,7 @@ impl Pipeline {
         if complete {
             std::mem::swap(&mut side.counting, &mut side.counted);
             side.counting.fill(0);
+            side.rounds = side.rounds.wrapping_add(1);
             side.swept = std::mem::replace(&mut side.round, tables.serial);
             self.publish_counts(tables_len(&self.view.tables.services));
         }
@@ -184,7 +202,7 @@ fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {
         let sane = usize::from(record.snat) < MAX_SNATS && record.client_port != 0 && record.node_port != 0;
         // No snapshot has epoch 0: the first packet, or the sweep, finds service and backend anew.
         record.epoch = 0;
-        record.commit(Word { flags: word.flags.without(Flags::COUNTED), ..word });
+        record.commit(Word { flags: word.flags.without(Flags::COUNTED).without(Flags::LIMITED), ..word });
         record.packets = 0;
         (record.forward_bytes, record.reverse_bytes) = (0, 0);
         if sane && record.snat_port != 0 {

@@ -27,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::clock::Now;
 use crate::flow::{Flags, Record, State, Word};
+use crate::limits::{Counts, Limiter};
 
 /// No number a worker chooses by is older.
 pub const OLDEST_NS: u64 = 4_000_000;
@@ -63,25 +64,35 @@ struct Line([Cell; PER_LINE]);
 
 /// One worker's counts, by slot. One writer.
 #[derive(Debug)]
-pub struct Share(Box<[Line]>);
+pub struct Share {
+    lines: Box<[Line]>,
+    /// Those that services' limits are held against.
+    pub limits: Counts,
+}
 
 impl Share {
     /// With room for slots 1 to `most`.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self((0..(most + 1).div_ceil(PER_LINE)).map(|_| Line::default()).collect())
+        Self::with_limits(most, Counts::new(0, 1))
+    }
+
+    /// The same, with what is counted for limits.
+    #[must_use]
+    pub fn with_limits(most: usize, limits: Counts) -> Self {
+        Self { lines: (0..(most + 1).div_ceil(PER_LINE)).map(|_| Line::default()).collect(), limits }
     }
 
     /// The last slot there is.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        (self.0.len() * PER_LINE - 1) as u32
+        (self.lines.len() * PER_LINE - 1) as u32
     }
 
     #[inline]
     fn cell(&self, slot: u32) -> Option<&Cell> {
         let slot = slot as usize;
-        self.0.get(slot / PER_LINE).map(|line| &line.0[slot % PER_LINE])
+        self.lines.get(slot / PER_LINE).map(|line| &line.0[slot % PER_LINE])
     }
 
     /// Nothing, for a slot there is not.
@@ -108,12 +119,14 @@ pub struct Tally {
     share: Arc<Share>,
     /// By record; meant only where the record's word has [`Flags::COUNTED`].
     slots: Box<[u32]>,
+    /// The same records, as services' limits count them.
+    pub limits: Limiter,
 }
 
 impl Tally {
     #[must_use]
     pub fn new(records: usize, share: Arc<Share>) -> Self {
-        Self { share, slots: vec![0; records].into() }
+        Self { limits: Limiter::new(records, Arc::clone(&share)), share, slots: vec![0; records].into() }
     }
 
     #[must_use]
@@ -135,6 +148,12 @@ impl Tally {
     /// The record goes.
     #[inline]
     pub fn leave(&mut self, at: u32, word: Word) {
+        self.uncount(at, word);
+        self.limits.leave(at, word);
+    }
+
+    #[inline]
+    fn uncount(&mut self, at: u32, word: Word) {
         if word.flags.has(Flags::COUNTED) {
             self.share.change(self.slots[at as usize], is_active(word.state), 1_u32.wrapping_neg());
         }
@@ -144,6 +163,7 @@ impl Tally {
     #[inline]
     #[must_use]
     pub fn moves(&self, at: u32, from: Word, to: Word) -> Word {
+        let to = self.limits.moves(at, from, to);
         if !from.flags.has(Flags::COUNTED) {
             return to;
         }
@@ -163,7 +183,7 @@ impl Tally {
         if self.slot(at, word) == slot {
             return;
         }
-        self.leave(at, word);
+        self.uncount(at, word);
         let plain = Word { flags: word.flags.without(Flags::COUNTED), ..word };
         record.commit(self.enter(at, plain, slot));
     }
@@ -178,24 +198,42 @@ impl Tally {
 
 /// Every worker's counts, of both families. A worker's are missing until it is set up.
 #[derive(Debug)]
-pub struct Peers(Box<[[OnceLock<Arc<Share>>; 2]]>);
+pub struct Peers {
+    shares: Box<[[OnceLock<Arc<Share>>; 2]]>,
+    /// What sources are hashed with, alike by all.
+    seed: [u64; 2],
+}
 
 impl Peers {
     #[must_use]
     pub fn new(workers: usize) -> Self {
-        Self((0..workers).map(|_| Default::default()).collect())
+        use std::hash::BuildHasher;
+        // std's keys are the one source of randomness that cannot fail.
+        let seed = [0, 1].map(|at: u64| std::hash::RandomState::new().hash_one(at));
+        Self { shares: (0..workers).map(|_| Default::default()).collect(), seed }
+    }
+
+    #[must_use]
+    pub fn seed(&self) -> [u64; 2] {
+        self.seed
+    }
+
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.shares.len()
     }
 
     /// Makes a worker's counts known.
     pub fn join(&self, worker: u16, v4: Arc<Share>, v6: Arc<Share>) {
-        if let Some([four, six]) = self.0.get(usize::from(worker)) {
+        if let Some([four, six]) = self.shares.get(usize::from(worker)) {
             let _ = four.set(v4);
             let _ = six.set(v6);
         }
     }
 
-    fn others(&self, worker: usize, v6: bool) -> impl Iterator<Item = &Arc<Share>> {
-        let others = self.0.iter().enumerate().filter(move |(at, _)| *at != worker);
+    /// The counts of all workers but one.
+    pub fn others(&self, worker: usize, v6: bool) -> impl Iterator<Item = &Arc<Share>> {
+        let others = self.shares.iter().enumerate().filter(move |(at, _)| *at != worker);
         others.filter_map(move |(_, shares)| shares[usize::from(v6)].get())
     }
 }
@@ -231,7 +269,7 @@ impl Others {
 
     pub fn meet(&mut self, peers: Arc<Peers>, worker: u16, v6: bool) {
         // A worker alone has nobody to ask.
-        self.peers = (peers.0.len() > 1).then_some(peers);
+        self.peers = (peers.workers() > 1).then_some(peers);
         (self.worker, self.v6) = (usize::from(worker), v6);
     }
 

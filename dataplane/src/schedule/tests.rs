@@ -47,6 +47,7 @@ fn service(scheduler: Scheduler, backends: Vec<Backend>) -> Service {
         on_down: OnDown::Keep,
         panic: false,
         on_idle: Default::default(),
+        limits: None,
         no_backend: Default::default(),
         affinity: None,
     }

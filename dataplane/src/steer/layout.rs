@@ -8,7 +8,7 @@ use super::{ClassCounters, SnatSteer, SteerCounters, SteerError, Steering};
 
 /// Raise with every change of a map's key, value, size or meaning: pins of another layout are
 /// replaced, never adopted.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 /// Entries per table that can be wanted. The maps hold twice as many, so that a change can add
 /// everything new before it deletes anything old.
@@ -19,38 +19,62 @@ const WHOLE: u32 = 1;
 const ANNOUNCE: u32 = 2;
 const VIP: u32 = 4;
 
+/// VIPs of both families.
+pub(super) const BUCKETS: usize = 2 * ADDRESSES;
+const SLICE_SHIFT: u32 = 24;
+
 const CLASSES: usize = 5;
-pub(super) const COUNTERS: usize = 3 + 2 * CLASSES;
+pub(super) const COUNTERS: usize = 4 + 2 * CLASSES;
 
 pub(super) type Key4 = [u8; 4];
 pub(super) type Key6 = [u8; 16];
 pub(super) type Backend4 = [u8; 8];
 pub(super) type Backend6 = [u8; 20];
-pub(super) type LocalValue = [u8; 8];
+pub(super) type LocalValue = [u8; 16];
 pub(super) type Present = [u8; 4];
-pub(super) type Settings = [u8; 8];
+pub(super) type Settings = [u8; 16];
 
 const PRESENT: Present = 1u32.to_ne_bytes();
 
-pub(super) fn settings(dnat4: bool, dnat6: bool) -> Settings {
-    let mut bytes = [0; 8];
+pub(super) fn settings(dnat4: bool, dnat6: bool, seed: u64) -> Settings {
+    let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&u32::from(dnat4).to_ne_bytes());
-    bytes[4..].copy_from_slice(&u32::from(dnat6).to_ne_bytes());
+    bytes[4..8].copy_from_slice(&u32::from(dnat6).to_ne_bytes());
+    bytes[8..].copy_from_slice(&seed.to_ne_bytes());
     bytes
+}
+
+/// The seed in the settings as they are; 0: there is none yet.
+pub(super) fn seed(settings: &Settings) -> u64 {
+    let [.., a, b, c, d, e, f, g, h] = *settings;
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Packets a slice, of packets a second: at least one.
+fn quota(per_second: u32) -> u32 {
+    if per_second == 0 {
+        return 0;
+    }
+    let quota = (u64::from(per_second) << SLICE_SHIFT) / 1_000_000_000;
+    u32::try_from(quota).unwrap_or(u32::MAX).max(1)
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Local {
     flags: u32,
     ports: [u16; 2],
+    quota: u32,
+    bucket: u32,
 }
 
 impl Local {
     fn encode(self) -> LocalValue {
-        let mut bytes = [0; 8];
+        let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&self.flags.to_ne_bytes());
         bytes[4..6].copy_from_slice(&self.ports[0].to_ne_bytes());
-        bytes[6..].copy_from_slice(&self.ports[1].to_ne_bytes());
+        bytes[6..8].copy_from_slice(&self.ports[1].to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.quota.to_ne_bytes());
+        bytes[12..].copy_from_slice(&self.bucket.to_ne_bytes());
         bytes
     }
 }
@@ -122,7 +146,7 @@ fn locals(wanted: &Steering) -> Result<BTreeMap<IpAddr, Local>, SteerError> {
         }
         // A shared address is announced by the kernel, whose it is.
         let flags = if snat.shared { 0 } else { WHOLE | ANNOUNCE };
-        locals.insert(snat.address, Local { flags, ports: snat.ports });
+        locals.insert(snat.address, Local { flags, ports: snat.ports, ..Local::default() });
     }
     for &(address, announce) in &wanted.vips {
         let local = locals.entry(address).or_default();
@@ -131,6 +155,11 @@ fn locals(wanted: &Steering) -> Result<BTreeMap<IpAddr, Local>, SteerError> {
             return Err(SteerError::Snat { address, problem, remedy: "another address for one of the two" });
         }
         local.flags |= WHOLE | VIP | if announce { ANNOUNCE } else { 0 };
+    }
+    // Of an address that is a SNAT address too, nodes' replies could not be told from a flood.
+    let policed = locals.iter_mut().filter(|(address, local)| local.flags & VIP != 0 && !seen.contains_key(address));
+    for (bucket, (_, local)) in (0..).zip(policed).filter(|_| wanted.new_per_vip > 0) {
+        (local.quota, local.bucket) = (quota(wanted.new_per_vip), bucket);
     }
     Ok(locals)
 }
@@ -153,10 +182,11 @@ fn backend6(address: Ipv6Addr, port: u16, protocol: u8) -> Backend6 {
 
 /// One CPU's counters added to the sum.
 pub(super) fn add_counters(sum: &mut SteerCounters, cpu: &[u64; COUNTERS]) {
-    let [passed, unserved, malformed, classes @ ..] = cpu;
+    let [passed, unserved, malformed, policed, classes @ ..] = cpu;
     sum.passed += passed;
     sum.unserved += unserved;
     sum.malformed += malformed;
+    sum.policed += policed;
     let (redirected, no_socket) = classes.split_at(CLASSES);
     add_class(&mut sum.redirected, redirected);
     add_class(&mut sum.no_socket, no_socket);
@@ -187,6 +217,7 @@ mod tests {
             vips: vec![vip("203.0.113.10", true), vip("2001:db8::10", false)],
             snat: vec![snat("10.0.0.1", [1024, 65535], false), snat("10.0.0.2", [40000, 50000], true)],
             dnat: vec![("10.0.0.12".parse().unwrap(), 0x1234, 6)],
+            new_per_vip: 0,
         };
         let encoded = Encoded::new(&wanted).unwrap();
         let flags = |value: &LocalValue| u32::from_ne_bytes(value[..4].try_into().unwrap());
@@ -196,9 +227,28 @@ mod tests {
         let shared = encoded.local4[&[10, 0, 0, 2]];
         assert_eq!(flags(&shared), 0);
         assert_eq!(shared[4..6], 40_000u16.to_ne_bytes());
-        assert_eq!(shared[6..], 50_000u16.to_ne_bytes());
+        assert_eq!(shared[6..8], 50_000u16.to_ne_bytes());
         let keys: Vec<_> = encoded.dnat4.keys().copied().collect();
         assert_eq!(keys, [[10, 0, 0, 12, 0, 0, 0, 0], [10, 0, 0, 12, 0x12, 0x34, 6, 0]]);
+    }
+
+    #[test]
+    fn quotas_are_per_vip_and_never_of_a_snat_address() {
+        let mut wanted = Steering {
+            vips: vec![vip("10.0.0.1", false), vip("10.0.0.2", true), vip("2001:db8::10", true)],
+            snat: vec![snat("10.0.0.1", [1024, 2048], false), snat("10.0.0.3", [1024, 2048], false)],
+            new_per_vip: 60_000,
+            ..Steering::default()
+        };
+        let of = |value: &LocalValue| [8, 12].map(|at| u32::from_ne_bytes(value[at..at + 4].try_into().unwrap()));
+        let encoded = Encoded::new(&wanted).unwrap();
+        let quotas: Vec<_> = encoded.local4.values().map(of).collect();
+        assert_eq!(quotas, [[0, 0], [1006, 0], [0, 0]]);
+        assert_eq!(encoded.local6.values().map(of).collect::<Vec<_>>(), [[1006, 1]]);
+        wanted.new_per_vip = 0;
+        let encoded = Encoded::new(&wanted).unwrap();
+        assert!(encoded.local4.values().chain(encoded.local6.values()).all(|value| of(value) == [0, 0]));
+        assert_eq!((quota(1), quota(60), quota(u32::MAX)), (1, 1, 72_057_594));
     }
 
     #[test]
@@ -206,7 +256,7 @@ mod tests {
         let wanted = Steering {
             vips: vec![vip("10.0.0.1", false)],
             snat: vec![snat("10.0.0.1", [1024, 2048], false)],
-            dnat: Vec::new(),
+            ..Steering::default()
         };
         let value = Encoded::new(&wanted).unwrap().local4[&[10, 0, 0, 1]];
         assert_eq!(value[..4], 7u32.to_ne_bytes());
@@ -226,7 +276,7 @@ mod tests {
             (vec![vip("10.0.0.1", true)], vec![snat("10.0.0.1", [5, 9], true)], "VIP at once"),
         ];
         for (vips, snat, expected) in cases {
-            let error = Encoded::new(&Steering { vips, snat, dnat: vec![] }).unwrap_err().to_string();
+            let error = Encoded::new(&Steering { vips, snat, ..Steering::default() }).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("10.0.0.1"), "{error}");
         }
         let dnat = vec![("10.0.0.12".parse().unwrap(), 53, 47)];
@@ -248,7 +298,8 @@ mod tests {
         add_counters(&mut sum, &cpu);
         add_counters(&mut sum, &cpu);
         assert_eq!((sum.passed, sum.unserved, sum.malformed), (2, 4, 6));
-        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (8, 16));
-        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (18, 26));
+        assert_eq!(sum.policed, 8);
+        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (10, 18));
+        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (20, 28));
     }
 }

@@ -20,16 +20,18 @@
 mod bpffs;
 mod error;
 mod layout;
+pub mod marks;
 mod program;
 mod query;
 mod table;
 mod types;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
 use caps::{CapSet, Capability};
 use tracing::{info, warn};
@@ -37,6 +39,7 @@ use tracing::{info, warn};
 pub use error::SteerError;
 use error::describe;
 use layout::{Backend4, Backend6, COUNTERS, Encoded, Key4, Key6, LocalValue, Present, Settings};
+use marks::Marks;
 use program::Program;
 use table::Table;
 pub use types::{AttachMode, Changes, ClassCounters, Decision, Interface, Options, SnatSteer, SteerCounters, Steering};
@@ -51,6 +54,7 @@ pub struct Steer {
     dnat6: Table<Backend6, Present>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, [u64; COUNTERS]>,
+    marks: Arc<Marks>,
     warnings: Vec<String>,
 }
 
@@ -79,20 +83,23 @@ impl Steer {
             ports.push(SteeredPort { interface, program, mode: None, adopted: false, pending: false });
         }
         let first = &mut ports.first_mut().ok_or(SteerError::NoInterface)?.program;
+        let settings: Array<MapData, Settings> = Array::try_from(first.take_map("settings")?)
+            .map_err(|error| SteerError::Map { map: "settings", reason: describe(&error) })?;
+        let marks = marks(first.take_map("established")?, &settings)?;
         let mut steer = Self {
             run_dir: run_dir.to_owned(),
             local4: Table::adopt("local4", first.take_map("local4")?)?,
             local6: Table::adopt("local6", first.take_map("local6")?)?,
             dnat4: Table::adopt("dnat4", first.take_map("dnat4")?)?,
             dnat6: Table::adopt("dnat6", first.take_map("dnat6")?)?,
-            settings: Array::try_from(first.take_map("settings")?)
-                .map_err(|error| SteerError::Map { map: "settings", reason: describe(&error) })?,
+            settings,
+            marks: Arc::new(marks),
             counters: PerCpuArray::try_from(first.take_map("counters")?)
                 .map_err(|error| SteerError::Map { map: "counters", reason: describe(&error) })?,
             ports,
             warnings,
         };
-        if let Err(error) = steer.attach_all() {
+        if let Err(error) = steer.store_settings().and_then(|()| steer.attach_all()) {
             steer.undo();
             return Err(error);
         }
@@ -182,6 +189,12 @@ impl Steer {
         self.attach(interface)
     }
 
+    /// Where workers mark the flows that are established, for the program to tell them from a flood.
+    #[must_use]
+    pub fn marks(&self) -> Arc<Marks> {
+        Arc::clone(&self.marks)
+    }
+
     /// Packets since the maps were made.
     pub fn counters(&self) -> Result<SteerCounters, SteerError> {
         let cpus =
@@ -267,7 +280,7 @@ impl Steer {
     }
 
     fn store_settings(&mut self) -> Result<(), SteerError> {
-        let value = layout::settings(!self.dnat4.is_empty(), !self.dnat6.is_empty());
+        let value = layout::settings(!self.dnat4.is_empty(), !self.dnat6.is_empty(), self.marks.seed());
         self.settings.set(0, value, 0).map_err(|error| SteerError::Map { map: "settings", reason: describe(&error) })
     }
 
@@ -304,6 +317,18 @@ impl Steer {
         }
         Ok(())
     }
+}
+
+/// The marks of an earlier process if there are any, by the seed they were made with.
+fn marks(map: Map, settings: &Array<MapData, Settings>) -> Result<Marks, SteerError> {
+    let fault = |map: &'static str, reason: String| SteerError::Map { map, reason };
+    let held = settings.get(&0, 0).map_err(|error| fault("settings", describe(&error)))?;
+    let seed = match layout::seed(&held) {
+        0 => std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0_u8).max(1),
+        seed => seed,
+    };
+    let Map::Array(data) = map else { return Err(fault("established", "is no array".to_owned())) };
+    Marks::map(data.fd().as_fd(), seed).map_err(|error| fault("established", format!("cannot be mapped: {error}")))
 }
 
 /// Removes the program from every interface it was pinned for, and all pins; works with or without a process, and after a

@@ -17,7 +17,8 @@ use super::{AttachMode, Interface, SteerError, layout};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
 
 /// Shared by the programs of all interfaces, pinned by these names.
-pub(super) const SHARED_MAPS: [&str; 6] = ["local4", "local6", "dnat4", "dnat6", "settings", "counters"];
+pub(super) const SHARED_MAPS: [&str; 8] =
+    ["local4", "local6", "dnat4", "dnat6", "settings", "counters", "buckets", "established"];
 
 pub(super) struct Program {
     ebpf: Ebpf,
@@ -53,6 +54,7 @@ impl Program {
         ] {
             loader.map_max_entries(map, u32::try_from(2 * limit).unwrap_or(u32::MAX));
         }
+        loader.map_max_entries("buckets", u32::try_from(layout::BUCKETS).unwrap_or(u32::MAX));
         for map in SHARED_MAPS {
             loader.map_pin_path(map, pins.join(map));
         }

@@ -32,6 +32,9 @@ pub struct Steering {
     pub snat: Vec<SnatSteer>,
     /// Backends of `dnat` services: address, port, protocol number.
     pub dnat: Vec<(IpAddr, u16, u8)>,
+    /// Packets per second to one VIP that belong to no established flow; 0: all pass. Not of VIPs that are SNAT
+    /// addresses too.
+    pub new_per_vip: u32,
 }
 
 /// Map entries a [`Steer::sync`](super::Steer::sync) touched.
@@ -75,6 +78,8 @@ pub struct SteerCounters {
     pub unserved: u64,
     /// To the kernel: headers cut short or contradicting themselves.
     pub malformed: u64,
+    /// Dropped: to a VIP beyond [`Steering::new_per_vip`], and of no established flow.
+    pub policed: u64,
     pub redirected: ClassCounters,
     /// Ours, but no process had a socket on the queue: dropped.
     pub no_socket: ClassCounters,

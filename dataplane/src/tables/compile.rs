@@ -8,6 +8,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use penstock_configs::desired::{
     Announce, Backend as WantedBackend, BackendState, Desired, Health, Mode, Protocol, Scheduler,
     Service as WantedService,
@@ -23,7 +24,8 @@ use super::snats::SnatIds;
 use super::{Backend, BackendSet, FamilyTables, Local, Service, ServiceKey, Snat, Tables, Ways};
 use crate::clock::{Now, ticks};
 use crate::flow::State;
-use crate::lpm::SourceSet;
+use crate::limits::Limits;
+use crate::lpm::Interner;
 use crate::schedule::Kind;
 use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 
@@ -42,6 +44,8 @@ pub struct Inputs<'a> {
     pub max_counted: usize,
     /// Default of the services' own.
     pub panic_threshold: u8,
+    /// The box's deny list.
+    pub deny: &'a Arc<Vec<IpNet>>,
     /// When this is: what backends that start slowly go by.
     pub now: Now,
 }
@@ -84,6 +88,7 @@ pub struct Compiler {
     counted: [Slots<Counted>; 2],
     motion: Motion,
     groups: Groups,
+    sources: Interner,
     previous: Arc<Tables>,
 }
 
@@ -112,7 +117,8 @@ impl Compiler {
         (self.snat_v4, self.snat_v6, self.serial) = (snat_v4, snat_v6, serial);
         self.epoch = if self.epoch == u16::MAX { 1 } else { self.epoch + 1 };
 
-        let mut tables = Tables { epoch: self.epoch, serial, ..Tables::default() };
+        let deny = self.sources.deny(inputs.deny);
+        let mut tables = Tables { epoch: self.epoch, serial, deny, ..Tables::default() };
         let mut sets = HashMap::new();
         let health = HealthIndex::new(inputs.health);
         self.services.retain(&inputs.services().collect());
@@ -140,6 +146,7 @@ impl Compiler {
         tables.v4.probe = inputs.ways.probes.iter().find_map(|probe| V4::from_ip(*probe));
         tables.v6.probe = inputs.ways.probes.iter().find_map(|probe| V6::from_ip(*probe));
         let tables = Arc::new(tables);
+        self.sources.forget_unused();
         self.previous = Arc::clone(&tables);
         Ok(tables)
     }
@@ -175,7 +182,8 @@ impl Compiler {
             reply_check: wanted.reply_check,
             set,
             target_port: wanted.backend_port().unwrap_or(0),
-            sources: (!wanted.source_ranges.is_empty()).then(|| SourceSet::build(&wanted.source_ranges)),
+            sources: (!wanted.source_ranges.is_empty()).then(|| self.sources.intern(&wanted.source_ranges)),
+            limits: wanted.limits.as_ref().map(Limits::from),
             timeouts: timeouts(inputs.timeouts, wanted),
             on_idle: wanted.on_idle,
             no_backend: wanted.no_backend,

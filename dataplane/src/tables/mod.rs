@@ -23,6 +23,7 @@ pub use ways::Ways;
 
 use crate::affinity::Affinity;
 use crate::flow::State;
+use crate::limits::Limits;
 use crate::lpm::SourceSet;
 use crate::maglev::Moved;
 use crate::wire::{Family, V4, V6};
@@ -43,6 +44,8 @@ pub struct Tables {
     pub has_dnat: bool,
     /// Some service has session affinity.
     pub has_affinity: bool,
+    /// Clients the whole box denies, if any.
+    pub deny: Option<Arc<SourceSet>>,
 }
 
 /// What is looked up by address, per family.
@@ -109,7 +112,8 @@ pub struct Service {
     /// The port of backends that have none of their own.
     pub target_port: u16,
     /// `None`: every client may come.
-    pub sources: Option<SourceSet>,
+    pub sources: Option<Arc<SourceSet>>,
+    pub limits: Option<Limits>,
     /// Ticks without a packet until a flow is forgotten, by state.
     pub timeouts: [u32; State::COUNT],
     pub on_idle: OnIdle,

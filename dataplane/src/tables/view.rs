@@ -7,6 +7,7 @@ use rustc_hash::FxHashSet;
 
 use super::Tables;
 use crate::rss::Placement;
+use crate::steer::marks::Marks;
 use crate::verdict::PortId;
 use crate::wire::Tags;
 
@@ -85,4 +86,6 @@ pub struct View {
     pub ports: Vec<PortView>,
     /// Addresses the box has claimed on a port, and so answers for.
     pub claimed: FxHashSet<(u8, IpAddr)>,
+    /// Where established flows are marked, while new ones are policed.
+    pub marks: Option<Arc<Marks>>,
 }

@@ -106,6 +106,7 @@ impl Engine for MemoryEngine {
                 growth_per_second: 25.0,
                 full_in_seconds: Some(412.0),
             }],
+            denied_prefixes: 0,
             notices: vec!["eth1: the driver has no zero-copy; packets are copied (about 400 ns each)".into()],
         }
     }
@@ -220,6 +221,7 @@ fn service_status(owner: &str, desired: &Desired, service: &Service, health: &He
         mode: service.mode,
         flows: 1234,
         new_flows_per_second: 56.7,
+        limited: 0,
         packets: 9_876_543,
         bytes: 6_543_210_987,
         moved: 12,

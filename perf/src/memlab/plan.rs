@@ -101,6 +101,7 @@ pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
         target_port: Some(NODE_PORT),
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

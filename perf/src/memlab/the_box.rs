@@ -137,6 +137,7 @@ impl TheBox {
             icmp_per_second: 1000,
             max_counted: 64,
             max_affinity: 1024,
+            max_sources: 1024,
         };
         let seed = self.plan.seed ^ u64::from(worker);
         let store = Store::open(&self.store_path(usize::from(worker)), config.shape(), BOOT, [seed, !seed])?;
@@ -192,6 +193,7 @@ impl TheBox {
             max_nodes: MAX_NODES,
             max_counted: 64,
             panic_threshold: 0,
+            deny: &Arc::default(),
             now: Now::default(),
         })?;
         self.publications += 1;
@@ -204,6 +206,7 @@ impl TheBox {
         let vips = desired.services.iter().map(|service| (0, service.vip));
         let snats = plan.snat.iter().map(|snat| (plan.node_port, snat.address));
         let view = Arc::new(View {
+            marks: None,
             number: self.publications,
             tables: Arc::clone(&self.tables),
             placement: Arc::new(Placement::read(&[], plan.workers).0),

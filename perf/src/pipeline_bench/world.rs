@@ -65,6 +65,7 @@ impl World {
             icmp_per_second: 1000,
             max_counted: 64,
             max_affinity: 1024,
+            max_sources: 1024,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
@@ -154,6 +155,7 @@ fn view(plan: Plan) -> anyhow::Result<View> {
     let default = Some(Hop::new(CLIENT_PORT, CLIENT_MAC, BOX_MACS[0], MTU));
     let port = |mac| PortView { mac, mtu: MTU, is_kernel: false, mss_clamp: 0 };
     Ok(View {
+        marks: None,
         number: 1,
         node_hops: tables.nodes.iter().map(hop).collect(),
         default_v4: default,
@@ -179,6 +181,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         target_port: Some(30_000 + (n % 2_767) as u16),
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),
@@ -209,6 +212,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         max_nodes: NODES as usize,
         max_counted: 64,
         panic_threshold: 0,
+        deny: &Arc::default(),
         now: Now::default(),
     };
     Compiler::default().compile(&inputs).context("the benchmark's own tables")

@@ -10,12 +10,14 @@
 //! | [`search`] | the highest rate with no loss, and with hardly any (RFC 2544 section 26.1) |
 //! | [`endpoint`] | AF_XDP sockets of a host in the lab |
 //! | [`load`] | the sender, and the nodes' side |
+//! | [`flood`] | SYNs and datagrams from sources made up |
 //! | [`mod@bench`] | the lab around them, with a dataplane |
 //! | [`command`] | `penstock-perf load` |
 
 pub mod bench;
 pub mod command;
 pub mod endpoint;
+pub mod flood;
 pub mod load;
 pub mod mix;
 pub mod pace;

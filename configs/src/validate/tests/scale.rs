@@ -36,6 +36,7 @@ fn large(mode: Mode) -> Desired {
         target_port: Some(30_000 + index),
         reply_check: true,
         source_ranges: Vec::new(),
+        limits: None,
         announce: None,
         timeouts: None,
         on_down: Default::default(),

@@ -296,6 +296,31 @@ fn ends_and_refusals() {
 }
 
 #[test]
+fn limits() {
+    let with = |limits: &str| format!("port = 443\nlimits = {limits}");
+    for (limits, wanted) in [
+        ("{}", "service[0] \"web\".limits: limits nothing"),
+        ("{ connections = 0 }", "service[0] \"web\".limits.connections: is 0; write at least 1"),
+        ("{ new_per_second = 5000000 }", "service[0] \"web\".limits.new_per_second: is 5000000; write at most 4194303"),
+        ("{ per_source = {} }", "service[0] \"web\".limits.per_source: limits nothing"),
+        ("{ per_source = { connections = 0 } }", "service[0] \"web\".limits.per_source.connections: is 0"),
+        ("{ per_source = { connections = 1, prefix_v4 = 0 } }", "service[0] \"web\".limits.per_source.prefix_v4: is 0"),
+        (
+            "{ per_source = { connections = 1, prefix_v6 = 129 } }",
+            "service[0] \"web\".limits.per_source.prefix_v6: is 129",
+        ),
+        (
+            "{ connections = 10, per_source = { connections = 11 } }",
+            "service[0] \"web\".limits.per_source.connections: is 11, more than the whole service may have (10)",
+        ),
+    ] {
+        one(&[("port = 443", &with(limits))], &[wanted]);
+    }
+    let whole = "{ connections = 9, new_per_second = 9, per_source = { connections = 9, new_per_second = 9 } }";
+    assert_eq!(faults_of(&[("port = 443", &with(whole))], None), Vec::<String>::new());
+}
+
+#[test]
 fn dsr_leaves_ports_alone() {
     let dsr = |more: &str| format!("protocol = \"tcp\"\nmode = \"dsr\"\n{more}");
     let (protocol, target) = ("protocol = \"tcp\"", "target_port = 31443");

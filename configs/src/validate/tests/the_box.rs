@@ -33,6 +33,21 @@ fn vip_ranges() {
 }
 
 #[test]
+fn access() {
+    let with = |text: &str| format!("name = \"lb1\"\n{text}");
+    for (text, wanted) in [
+        ("deny = [\"192.0.2.0/24\", \"192.0.2.1/24\"]", "box.deny[1]: 192.0.2.1/24 has bits set beyond its prefix"),
+        ("deny_file = \"deny.txt\"", "box.deny_file: \"deny.txt\" is not an absolute path"),
+        ("new_per_vip = 59", "box.new_per_vip: is 59, less than the program can tell apart; write at least 60"),
+    ] {
+        one(&[("name = \"lb1\"", &with(text))], &[wanted]);
+    }
+    one(&[("[limits]", "[limits]\nlimited_sources = 0")], &["limits.limited_sources: is 0"]);
+    let good = "deny = [\"192.0.2.0/24\", \"2001:db8::/32\"]\nnew_per_vip = 60";
+    assert_eq!(faults_of(&[("name = \"lb1\"", &with(good))], None), Vec::<String>::new());
+}
+
+#[test]
 fn reply_probe() {
     let with = |list: &str| format!("name = \"lb1\"\nreply_probe = [{list}]");
     for (list, wanted) in [

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use penstock_configs::desired::{
     Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
     Service,
@@ -12,6 +13,7 @@ use penstock_configs::file::{SnatAddress, Timeouts};
 
 use super::{BACK, BOX_MACS, FRONT, KERNEL};
 use crate::clock::Now;
+use crate::steer::marks::Marks;
 use crate::tables::compile::CompileError;
 use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View, Ways};
 use crate::wire::Tags;
@@ -38,6 +40,10 @@ pub struct Plan {
     /// By port; 0: none.
     pub mss_clamps: [u16; 3],
     pub maglev_max: u32,
+    /// Where flows are marked as established.
+    pub marks: Option<Arc<Marks>>,
+    /// The box's deny list.
+    pub deny: Arc<Vec<IpNet>>,
     /// What the compiler takes for now.
     pub now: Now,
 }
@@ -58,6 +64,8 @@ impl Default for Plan {
             node_mtu: None,
             mss_clamps: [0; 3],
             maglev_max: 65_537,
+            marks: None,
+            deny: Arc::default(),
             now: Now::default(),
         }
     }
@@ -86,6 +94,7 @@ impl Plan {
             target_port: None,
             reply_check: true,
             source_ranges: Vec::new(),
+            limits: None,
             announce: None,
             timeouts: None,
             on_down: Default::default(),
@@ -141,6 +150,7 @@ impl Plan {
             max_nodes: 64,
             max_counted: 64,
             panic_threshold: 0,
+            deny: &self.deny,
             now: self.now,
         })
     }
@@ -165,6 +175,7 @@ impl Plan {
         View {
             number,
             placement: Arc::default(),
+            marks: self.marks.clone(),
             node_hops: tables.nodes.iter().map(|node| Some(node).filter(known).map(hop)).collect(),
             tables,
             default_v4: default,

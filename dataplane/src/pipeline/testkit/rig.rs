@@ -29,6 +29,7 @@ pub fn config(worker: u16, workers: u16) -> PipelineConfig {
         icmp_per_second: 100,
         max_counted: 64,
         max_affinity: 1024,
+        max_sources: 1024,
     }
 }
 

@@ -157,6 +157,35 @@ fn sources() -> Vec<Case> {
             },
             vec![from(CLIENT), from6(CLIENT6)],
         ),
+        planned(
+            R::Denied,
+            |plan| {
+                plan.deny =
+                    std::sync::Arc::new(vec!["198.51.100.7/32".parse().unwrap(), "2001:db8:2::/48".parse().unwrap()]);
+            },
+            vec![from(CLIENT), from6(CLIENT6)],
+        ),
+    ]
+}
+
+/// A service that has reached a limit.
+fn limited(reason: R, limits: penstock_configs::desired::ServiceLimits) -> Case {
+    let mut plan = plan();
+    plan.service(WEB).limits = Some(limits);
+    let mut rig = Rig::new(plan);
+    rig.front(&Pkt::syn("198.51.100.7:1", TO_WEB).bytes()).to_node();
+    Case { reason, rig, packets: vec![Pkt::syn("198.51.100.7:2", TO_WEB).bytes()] }
+}
+
+fn limits() -> Vec<Case> {
+    use penstock_configs::desired::{ServiceLimits, SourceLimits};
+    let one = Some(1);
+    let source = |source| ServiceLimits { per_source: Some(source), ..ServiceLimits::default() };
+    vec![
+        limited(R::ServiceConnections, ServiceLimits { connections: one, ..ServiceLimits::default() }),
+        limited(R::ServiceRate, ServiceLimits { new_per_second: one, ..ServiceLimits::default() }),
+        limited(R::SourceConnections, source(SourceLimits { connections: one, ..SourceLimits::default() })),
+        limited(R::SourceRate, source(SourceLimits { new_per_second: one, ..SourceLimits::default() })),
     ]
 }
 
@@ -280,7 +309,7 @@ fn pasts() -> Vec<Case> {
 #[test]
 fn every_reason_is_reached_and_named() {
     let mut reached: HashSet<R> = HashSet::new();
-    for mut case in headers().into_iter().chain(sources()).chain(services()).chain(pasts()) {
+    for mut case in headers().into_iter().chain(sources()).chain(services()).chain(limits()).chain(pasts()) {
         for (n, packet) in case.packets.iter().enumerate() {
             let before = case.rig.drops(case.reason);
             let out = case.rig.send(FRONT, packet);

@@ -1,5 +1,6 @@
 //! The pipeline by tables: packet in, verdict and packet out.
 
+mod access;
 mod change;
 mod drops;
 mod errors;
