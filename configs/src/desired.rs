@@ -118,7 +118,7 @@ pub struct Service {
     /// What becomes of a TCP connection that is idle for too long.
     #[serde(default, skip_serializing_if = "OnIdle::is_default")]
     pub on_idle: OnIdle,
-    /// What a client hears when there is no backend for it, or no SNAT port.
+    /// What a client hears when there is no backend for it, no SNAT port, or no room in a limit of connections.
     #[serde(default, skip_serializing_if = "NoBackend::is_default")]
     pub no_backend: NoBackend,
     /// A client's new flows go where its last one went.
