@@ -154,7 +154,7 @@ async fn what_cannot_be_done_is_refused_by_name_and_mended_live() {
     for (name, key, value) in [
         ("unknown", "penstock.dev/colour", "blue"),
         ("scheduler", "penstock.dev/scheduler", "fortune"),
-        ("limits", "penstock.dev/limit-rate", "5"),
+        ("limits", "penstock.dev/limit-rate", "5 a second"),
         ("alias", "metallb.io/loadBalancerIPs", "no-address"),
     ] {
         let message = refused(&world, name, annotate(key, value)).await;
