@@ -18,8 +18,20 @@ pub const STICKY: &str = "penstock.dev/sticky";
 pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 const DOMAIN: &str = "penstock.dev/";
 /// What a Service may say below our domain; each has an example in `configs/kubernetes/services.yaml`.
-pub const ANNOTATIONS: [&str; 10] =
-    ["expose", "addresses", "pool", "share-key", "mode", "scheduler", "idle-timeout", "sticky", "weights", "announce"];
+pub const ANNOTATIONS: [&str; 12] = [
+    "expose",
+    "addresses",
+    "pool",
+    "share-key",
+    "mode",
+    "scheduler",
+    "idle-timeout",
+    "sticky",
+    "weights",
+    "announce",
+    "limit-connections",
+    "limit-rate",
+];
 const METALLB: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 #[derive(Debug, Clone, PartialEq)]

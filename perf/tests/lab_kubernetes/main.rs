@@ -1,6 +1,7 @@
 //! The whole path of a Service in a lab: API server, control and dataplane processes, nodes that answer as kube-proxy
 //! has them answer. The scenarios are upstream's e2e tests of LoadBalancer Services, at the box's side of the node.
 
+mod affinity;
 mod modes;
 mod nodes;
 mod pods;
