@@ -127,6 +127,33 @@ pub struct Service {
 }
 
 impl Service {
+    /// A service with nothing else said: what a document that leaves all other keys out means.
+    #[must_use]
+    pub fn at(name: impl Into<String>, vip: IpAddr, port: u16, protocol: Protocol) -> Self {
+        Self {
+            name: name.into(),
+            vip,
+            port,
+            protocol,
+            mode: Mode::default(),
+            scheduler: Scheduler::default(),
+            set: None,
+            backends: Vec::new(),
+            target_port: None,
+            reply_check: true,
+            source_ranges: Vec::new(),
+            limits: None,
+            announce: None,
+            timeouts: None,
+            on_down: OnDown::default(),
+            slow_start: None,
+            panic_threshold: None,
+            on_idle: OnIdle::default(),
+            no_backend: NoBackend::default(),
+            affinity: None,
+        }
+    }
+
     /// The port of backends that name none; in `dsr` the packet keeps the one it came to.
     #[must_use]
     pub fn backend_port(&self) -> Option<u16> {

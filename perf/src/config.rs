@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_configs::desired::{Backend, BackendSet, NoBackend, Node, OnIdle, Protocol, Service};
+use penstock_configs::desired::{Backend, BackendSet, Node, Protocol, Service};
 use penstock_configs::file::{
     BoxConfig, ConfigFile, Limits, PortConfig, ProbePolicy, SCHEMA_VERSION, SnatAddress, WorkersConfig,
 };
@@ -61,28 +61,7 @@ pub fn backend(node: &str, port: u16) -> Backend {
 /// A service on all nodes.
 #[must_use]
 pub fn service(name: &str, vip: IpAddr, port: u16, protocol: Protocol) -> Service {
-    Service {
-        name: name.into(),
-        vip,
-        port,
-        protocol,
-        mode: Default::default(),
-        scheduler: Default::default(),
-        set: Some(ALL_NODES.into()),
-        backends: Vec::new(),
-        target_port: None,
-        reply_check: true,
-        source_ranges: Vec::new(),
-        limits: None,
-        announce: None,
-        timeouts: None,
-        on_down: Default::default(),
-        slow_start: None,
-        panic_threshold: None,
-        on_idle: OnIdle::default(),
-        no_backend: NoBackend::default(),
-        affinity: None,
-    }
+    Service { set: Some(ALL_NODES.into()), ..Service::at(name, vip, port, protocol) }
 }
 
 /// The first VIP on port 80, TCP and UDP, both families: what most tests and the demo use.

@@ -264,15 +264,10 @@ impl Builder<'_> {
         for port in &info.spec.ports {
             let Some(protocol) = support::protocol(port.transport) else { continue };
             self.out.desired.services.push(Service {
-                name: format!("{key}:{}{suffix}", port.label()),
-                vip,
-                port: port.port,
-                protocol,
                 mode: ask.mode,
                 scheduler: ask.scheduler,
                 set: Some(set.to_string()),
                 target_port: if dsr { Some(port.port) } else { port.node_port },
-                reply_check: true,
                 source_ranges: ask.source_ranges.clone(),
                 limits: ask.limits.clone(),
                 announce: Some(announce),
@@ -288,7 +283,7 @@ impl Builder<'_> {
                     group: Some(key.to_string()),
                     ..Affinity::client_ip()
                 }),
-                ..blank(vip, protocol)
+                ..Service::at(format!("{key}:{}{suffix}", port.label()), vip, port.port, protocol)
             });
         }
         if self.kubernetes.probes.each_node_port {
@@ -464,30 +459,4 @@ fn answers(record: &RecordInfo, ask: &Ask) -> bool {
 /// `/healthz` is what the service controller asks of both kube-proxy's own port and a `healthCheckNodePort`.
 fn http(port: u16) -> Check {
     Check::Http { port, tls: false, path: "/healthz".into(), host: None, expect: 200..=299, drain_on_503: true }
-}
-
-/// What a snapshot's service is where nothing is said of it.
-fn blank(vip: IpAddr, protocol: penstock_configs::desired::Protocol) -> Service {
-    Service {
-        name: String::new(),
-        vip,
-        port: 0,
-        protocol,
-        mode: Mode::default(),
-        scheduler: penstock_configs::desired::Scheduler::default(),
-        set: None,
-        backends: Vec::new(),
-        target_port: None,
-        reply_check: true,
-        source_ranges: Vec::new(),
-        limits: None,
-        announce: None,
-        timeouts: None,
-        on_down: Default::default(),
-        slow_start: None,
-        panic_threshold: None,
-        on_idle: Default::default(),
-        no_backend: Default::default(),
-        affinity: None,
-    }
 }

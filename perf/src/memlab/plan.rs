@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use penstock_configs::desired::{
-    Backend, BackendSet, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
-};
+use penstock_configs::desired::{Backend, BackendSet, Desired, Mode, Node, Protocol, Service};
 use penstock_configs::file::SnatAddress;
 
 use super::host::Address;
@@ -90,26 +88,15 @@ pub(super) fn backend(index: u8) -> Backend {
 /// TCP and UDP on a VIP of each family, all on one set of the nodes.
 pub(super) fn desired(nodes: u8, mode: Mode) -> Desired {
     let service = |vip: IpAddr, protocol: Protocol| Service {
-        name: format!("{}-{}", protocol.as_str(), if vip.is_ipv4() { "v4" } else { "v6" }),
-        vip,
-        port: VIP_PORT,
-        protocol,
         mode,
-        scheduler: Scheduler::default(),
         set: Some(SET.to_owned()),
-        backends: Vec::new(),
         target_port: Some(NODE_PORT),
-        reply_check: true,
-        source_ranges: Vec::new(),
-        limits: None,
-        announce: None,
-        timeouts: None,
-        on_down: Default::default(),
-        slow_start: None,
-        panic_threshold: None,
-        on_idle: OnIdle::default(),
-        no_backend: NoBackend::default(),
-        affinity: None,
+        ..Service::at(
+            format!("{}-{}", protocol.as_str(), if vip.is_ipv4() { "v4" } else { "v6" }),
+            vip,
+            VIP_PORT,
+            protocol,
+        )
     };
     let vips: [IpAddr; 2] = [VIP_V4.into(), VIP_V6.into()];
     let node_of =

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use arrayvec::ArrayVec;
-use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, NoBackend, OnIdle, Protocol};
-use penstock_configs::desired::{Scheduler, Service};
+use penstock_configs::desired::Service;
+use penstock_configs::desired::{Announce, Backend, BackendSet, Desired, Health, Mode, Protocol};
 use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;
 use penstock_dataplane::flow::Capacity;
@@ -170,26 +170,10 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
     let backend = |n| Backend { address: Some(packets::node(plan.v6, n)), weight: 1, ..Backend::default() };
     let set = BackendSet { name: "nodes".into(), backends: (0..NODES).map(backend).collect() };
     let service = |n| Service {
-        name: format!("service-{n}"),
-        vip: packets::vip(plan.v6, n),
-        port: 443,
-        protocol: Protocol::Tcp,
         mode: plan.mode,
-        scheduler: Scheduler::Maglev,
         set: Some(set.name.clone()),
-        backends: Vec::new(),
         target_port: Some(30_000 + (n % 2_767) as u16),
-        reply_check: true,
-        source_ranges: Vec::new(),
-        limits: None,
-        announce: None,
-        timeouts: None,
-        on_down: Default::default(),
-        slow_start: None,
-        panic_threshold: None,
-        on_idle: OnIdle::default(),
-        no_backend: NoBackend::default(),
-        affinity: None,
+        ..Service::at(format!("service-{n}"), packets::vip(plan.v6, n), 443, Protocol::Tcp)
     };
     let desired = Desired {
         generation: 1,

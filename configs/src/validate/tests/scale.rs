@@ -4,9 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use crate::desired::{
-    Backend, BackendSet, BackendState, Desired, Mode, NoBackend, Node, OnIdle, Protocol, Scheduler, Service,
-};
+use crate::desired::{Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Service};
 use crate::file::SnatAddress;
 use crate::resolve::Resolver;
 use crate::validate::{BoxContext, desired, warnings};
@@ -25,26 +23,15 @@ fn large(mode: Mode) -> Desired {
         ..Backend::default()
     };
     let service = |index: u16| Service {
-        name: format!("namespace/service-{index}:http"),
-        vip: IpAddr::V4(Ipv4Addr::from(0xcb00_7100 + u32::from(index / 100))),
-        port: 1 + index % 100,
-        protocol: Protocol::Tcp,
         mode,
-        scheduler: Scheduler::Maglev,
         set: Some("all".into()),
-        backends: Vec::new(),
         target_port: Some(30_000 + index),
-        reply_check: true,
-        source_ranges: Vec::new(),
-        limits: None,
-        announce: None,
-        timeouts: None,
-        on_down: Default::default(),
-        slow_start: None,
-        panic_threshold: None,
-        on_idle: OnIdle::default(),
-        no_backend: NoBackend::default(),
-        affinity: None,
+        ..Service::at(
+            format!("namespace/service-{index}:http"),
+            IpAddr::V4(Ipv4Addr::from(0xcb00_7100 + u32::from(index / 100))),
+            1 + index % 100,
+            Protocol::Tcp,
+        )
     };
     Desired {
         generation: 1,

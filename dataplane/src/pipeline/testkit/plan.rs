@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendHealth, BackendState, Desired, Health, Mode, NoBackend, OnIdle, Protocol, Scheduler,
-    Service,
+    Announce, Backend, BackendHealth, BackendState, Desired, Health, NoBackend, Protocol, Service,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
 
@@ -83,27 +82,10 @@ impl Plan {
             other => panic!("protocol {other}"),
         };
         self.services.push(Service {
-            name: at.into(),
-            vip: place.ip(),
-            port: place.port(),
-            protocol,
-            mode: Mode::Nat,
-            scheduler: Scheduler::Maglev,
-            set: None,
             backends: backends.iter().map(|backend| Self::backend(backend)).collect(),
-            target_port: None,
-            reply_check: true,
-            source_ranges: Vec::new(),
-            limits: None,
-            announce: None,
-            timeouts: None,
-            on_down: Default::default(),
-            slow_start: None,
-            panic_threshold: None,
-            on_idle: OnIdle::default(),
             // A drop is what most tables look for; those of the answer ask for it.
             no_backend: NoBackend::Drop,
-            affinity: None,
+            ..Service::at(at, place.ip(), place.port(), protocol)
         });
         self.services.last_mut().expect("just added")
     }
