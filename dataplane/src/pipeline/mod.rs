@@ -268,9 +268,6 @@ impl Pipeline {
             }
             _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
-                Err(Verdict::Drop(reason)) if packet.transport == Transport::Sctp => {
-                    return self.refuse_sctp(memory, frame, &packet, reason, from, now);
-                }
                 Err(Verdict::Drop(reason)) => {
                     return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);
                 }

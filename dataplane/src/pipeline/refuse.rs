@@ -46,8 +46,9 @@ impl Pipeline {
     }
 
     /// Drops a packet for `reason`, and makes of it the answer of a host where nobody listens: for TCP a RST
-    /// (never about a RST), for UDP ICMP port unreachable. It leaves by the way the packet came, and is
-    /// part of the budget of ICMP errors. For packets not translated yet.
+    /// (never about a RST), for UDP ICMP port unreachable, for SCTP an ABORT (RFC 9260 section 5.1: stacks take
+    /// it at once, and ICMP unreachable seldom). It leaves by the way the packet came, and is part of the
+    /// budget of ICMP errors. For packets not translated yet.
     #[cold]
     #[inline(never)]
     pub(super) fn refuse(
@@ -59,11 +60,12 @@ impl Pipeline {
         from: PortId,
         now: Now,
     ) -> Verdict {
-        match packet.transport {
+        let answer: fn(&mut [u8], &Packet) -> Option<usize> = match packet.transport {
             Transport::Udp => return self.complain(memory, frame, packet, PORT_UNREACHABLE, reason, from, now),
-            Transport::Tcp if packet.tcp_flags & TCP_RST == 0 => {}
+            Transport::Tcp if packet.tcp_flags & TCP_RST == 0 => wire::reset::answer,
+            Transport::Sctp if packet.tcp_flags & wire::sctp::OPENS != 0 => wire::sctp::refuse,
             _ => return Verdict::Drop(reason),
-        }
+        };
         if !icmp::may_complain(memory.bytes(frame), packet) {
             return Verdict::Drop(reason);
         }
@@ -72,7 +74,7 @@ impl Pipeline {
             self.stats.generated.add(1);
             return Verdict::Drop(reason);
         }
-        let Some(len) = wire::reset::answer(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
+        let Some(len) = answer(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
         memory.resize(frame, len);
         self.answered = reason;
         self.stats.count_drop(reason);

@@ -7,11 +7,11 @@
 //! last has told how long the packet is; only then is it translated, and the others behind it.
 
 use super::Pipeline;
+use super::segment::commit;
 use super::side::{Side, Sided};
 use crate::clock::Now;
 use crate::flow::{Direction, Entry, State, Word};
 use crate::fragment::{self, Fate, Piece};
-use crate::icmp;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::Tabled;
 use crate::verdict::{DropReason, PortId, Verdict};
@@ -34,10 +34,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record_mut(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let next = crate::flow::sctp::advance(record, word, &chunks, entry.direction);
-    if next != word {
-        side.flows.transition(entry.record, word, next)?;
-    }
-    Ok((word, next))
+    Ok((word, commit(side, entry, word, next)?))
 }
 
 impl Pipeline {
@@ -52,41 +49,6 @@ impl Pipeline {
             return None;
         }
         found
-    }
-
-    /// The end of an SCTP packet that could open no association. Where no backend or port is left its sender is told
-    /// by an ABORT, as RFC 9260 section 5.1 asks: stacks take it at once, and ICMP unreachable seldom
-    /// (appendix C lets them). Out of the same budget as ICMP errors; else the drop is silent.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn refuse_sctp(
-        &mut self,
-        memory: &PacketMemory,
-        frame: &mut Frame,
-        packet: &Packet,
-        reason: DropReason,
-        from: PortId,
-        now: Now,
-    ) -> Verdict {
-        match reason {
-            DropReason::TtlExceeded => return self.time_exceeded(memory, frame, packet, from, now),
-            DropReason::NoBackend | DropReason::SnatExhausted => {}
-            _ => return Verdict::Drop(reason),
-        }
-        if !icmp::may_complain(memory.bytes(frame), packet) || packet.tcp_flags & wire::sctp::OPENS == 0 {
-            return Verdict::Drop(reason);
-        }
-        if !self.icmp.allows(now) {
-            self.stats.count_drop(DropReason::RateLimited);
-            self.stats.generated.add(1);
-            return Verdict::Drop(reason);
-        }
-        let Some(len) = wire::sctp::refuse(memory.room_mut(frame), packet) else { return Verdict::Drop(reason) };
-        memory.resize(frame, len);
-        self.stats.count_drop(reason);
-        self.answered = reason;
-        self.stats.generated.add(1);
-        Verdict::Tx(from)
     }
 
     /// A fragment of a packet whose first one is not translated yet. `None`: it is the first, and the packet's

@@ -19,7 +19,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let mut seen = record.seen;
-    let mut next = if packet.transport == Transport::Tcp {
+    let next = if packet.transport == Transport::Tcp {
         let segment = read(bytes, packet, entry.direction, word.state);
         tcp::advance(word, &mut seen, &segment, entry.direction)
     } else {
@@ -28,13 +28,20 @@ pub(super) fn follow<F: Family>(
     if next.state == State::Expired {
         return Err(DropReason::FlowExpired);
     }
+    let next = commit(side, entry, word, next)?;
+    side.flows.record_mut(entry.record).seen = seen;
+    Ok((word, next))
+}
+
+/// Writes a flow's next word down: the word it has then.
+#[inline]
+pub(super) fn commit<F: Family>(side: &mut Side<F>, entry: Entry, word: Word, next: Word) -> Result<Word, DropReason> {
     if next != word
         && let Err(full) = side.flows.transition(entry.record, word, next)
     {
-        next = without_room(word).ok_or(full)?;
+        return without_room(word).ok_or(full);
     }
-    side.flows.record_mut(entry.record).seen = seen;
-    Ok((word, next))
+    Ok(next)
 }
 
 /// A TCP packet's numbers. Options are read only where they count: while a connection closes.

@@ -18,7 +18,7 @@
 
 use super::Pipeline;
 use super::pick::by_scheduler;
-use super::side::{Parts, Side, Sided, check_source_of};
+use super::side::{Parts, Side, Sided, check_client_of};
 use crate::affinity::{Affinity, Choice, Client, owner};
 use crate::clock::{Now, Tick};
 use crate::handoff::Note;
@@ -103,7 +103,7 @@ impl Pipeline {
         let refused = !packet.may_open()
             || F::ttl(bytes, usize::from(packet.l3)) <= 1
             || service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, tuple.src))
-            || check_source_of::<F>(tables, tuple.src).is_err();
+            || check_client_of::<F>(tables, tuple.src).is_err();
         let adviser = owner::<F>(&client, self.workers);
         (!refused && adviser != self.worker).then_some(adviser)
     }

@@ -1,6 +1,6 @@
 //! SCTP through the box: every packet's CRC32c is recomputed on its way out.
 
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, NoBackend};
 
 use super::fragments::{every, join, pass, sent, split};
 use super::*;
@@ -209,6 +209,7 @@ fn a_port_of_a_closed_association_is_used_again_when_there_is_no_other() {
     let mut plan = sctp_plan();
     plan.snat.clear();
     plan.snat(SNAT, [2000, 2000]);
+    plan.service(SIG).no_backend = NoBackend::Reject;
     let mut rig = Rig::new(plan);
     let association = Association::open(&mut rig, CLIENT, TO_SIG);
     let other = Pkt::sctp("198.51.100.8:1", TO_SIG, 0, &init(INIT, 5)).bytes();
@@ -397,6 +398,7 @@ fn an_init_nobody_can_take_is_refused_by_an_abort_its_sender_believes() {
     for (client, vip, service) in [(CLIENT, TO_SIG, SIG), (CLIENT6, TO_SIG6, SIG6)] {
         let mut plan = sctp_plan();
         plan.service(service).backends.iter_mut().for_each(crate::pipeline::testkit::down);
+        plan.service(service).no_backend = NoBackend::Reject;
         let mut rig = Rig::new(plan);
         let request = Pkt::sctp(client, vip, 0, &init(INIT, CLIENT_TAG)).with(|pkt| pkt.vlans = vec![7]);
         let out = rig.front(&request.bytes());
@@ -410,6 +412,9 @@ fn an_init_nobody_can_take_is_refused_by_an_abort_its_sender_believes() {
         rig.front(&Pkt::sctp(client, vip, 7, &chunk(ABORT, 0, &[])).bytes()).dropped(DropReason::OutOfState);
         let answered = (0..500).filter(|_| rig.front(&request.bytes()).verdict != Verdict::Drop(DropReason::NoBackend));
         assert!((5..20).contains(&answered.count()));
+        rig.now.ns += 1_000_000_000;
+        rig.change(|plan| plan.service(service).no_backend = NoBackend::Drop);
+        rig.front(&request.bytes()).dropped(DropReason::NoBackend);
         rig.check();
     }
 }

@@ -490,6 +490,18 @@ fn two_workers_agree_on_every_client() {
     assert_eq!(two.farm.sum(WorkerStats::dropped), 0);
 }
 
+/// Nobody is asked about a client that will be refused, and no place given to it.
+#[test]
+fn a_denied_client_is_not_asked_about() {
+    let mut plan = sticky();
+    plan.deny = std::sync::Arc::new(vec!["198.51.100.0/24".parse().unwrap(), "2001:db8:2::/64".parse().unwrap()]);
+    let mut two = Box2::new(plan);
+    for (host, [web, ..]) in [("198.51.100.7", FAMILIES[0].1), ("2001:db8:2::7", FAMILIES[1].1)] {
+        assert!(two.open(host, 5000..5040, web).is_empty());
+    }
+    assert_eq!((two.farm.sum(|s| s.affinity_asked.get()), two.farm.sum(WorkerStats::dropped)), (0, 80));
+}
+
 /// What the hand-off is for: without it each worker has an opinion of its own.
 #[test]
 fn two_workers_that_do_not_ask_disagree() {
