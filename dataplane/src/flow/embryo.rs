@@ -69,6 +69,12 @@ impl EmbryoQueue {
         self.len -= 1;
     }
 
+    /// The embryo that came after this one.
+    #[must_use]
+    pub fn newer(&self, record: u32) -> Option<u32> {
+        self.links[record as usize].newer.checked_sub(1)
+    }
+
     /// The embryo that waits longest.
     #[must_use]
     pub fn oldest(&self) -> Option<u32> {

@@ -56,6 +56,15 @@ impl Bucket {
         None
     }
 
+    /// The first slot with this value.
+    #[inline]
+    fn slot_of(&self, value: u32) -> Option<usize> {
+        let mut slots = self.slots;
+        slots[0] &= !OVERFLOWED;
+        let matches = equal_lanes(&slots, value);
+        (matches != 0).then(|| matches.trailing_zeros() as usize % SLOTS)
+    }
+
     fn put(&mut self, at: usize, tag: u32, slot: u32) {
         self.tags[at] = tag;
         self.slots[at] = self.slots[at] & OVERFLOWED | slot;
@@ -200,7 +209,7 @@ impl Index {
 
     fn place(&mut self, bucket: usize, tag: u32, slot: u32) -> bool {
         let bucket = &mut self.buckets[bucket];
-        let Some(at) = (0..SLOTS).find(|at| bucket.slot(*at) == EMPTY) else { return false };
+        let Some(at) = bucket.slot_of(EMPTY) else { return false };
         bucket.put(at, tag, slot);
         true
     }
@@ -210,7 +219,7 @@ impl Index {
         let slot = entry.pack();
         for bucket in [self.first(hash), self.second(hash)] {
             let bucket = &mut self.buckets[bucket];
-            if let Some(at) = (0..SLOTS).find(|at| bucket.slot(*at) == slot) {
+            if let Some(at) = bucket.slot_of(slot) {
                 bucket.put(at, 0, EMPTY);
                 self.used -= 1;
                 return true;

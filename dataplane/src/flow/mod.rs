@@ -25,7 +25,7 @@ use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::tables::Service;
 use crate::verdict::DropReason;
-use crate::wire::{Family, Tuple};
+use crate::wire::{Family, Rewrite, Tuple};
 use embryo::EmbryoQueue;
 use index::Index;
 
@@ -133,6 +133,13 @@ impl<F: Family> FlowTable<F> {
     pub fn set_snats(&mut self, snats: impl Iterator<Item = F::Addr>) {
         self.snats.clear();
         self.snats.extend(snats.take(MAX_SNATS));
+    }
+
+    /// The SNAT addresses by number.
+    #[inline(always)]
+    #[must_use]
+    pub fn snats(&self) -> &[F::Addr] {
+        &self.snats
     }
 
     /// The SNAT address of a number.
@@ -268,7 +275,7 @@ impl<F: Family> FlowTable<F> {
     #[inline(always)]
     #[must_use]
     pub fn names(&self, entry: Entry, word: Word, tuple: &Tuple<F::Addr>) -> bool {
-        key::<F>(&self.records[entry.record as usize], word, entry.direction, &self.snats) == *tuple
+        key::<F>(&self.records[entry.record as usize], word, entry.direction, &self.snats).is(tuple)
     }
 
     #[inline(always)]
@@ -282,6 +289,12 @@ impl<F: Family> FlowTable<F> {
     #[must_use]
     pub fn record_mut(&mut self, at: u32) -> &mut Record<F::Addr> {
         &mut self.records[at as usize]
+    }
+
+    /// A record, and the SNAT addresses it may name.
+    #[inline(always)]
+    pub fn hit(&mut self, at: u32) -> Option<(&mut Record<F::Addr>, &[F::Addr])> {
+        Some((self.records.get_mut(at as usize)?, &self.snats))
     }
 
     /// Moves a flow to another state, and between the pools where the state asks for it.
@@ -344,6 +357,22 @@ impl<F: Family> FlowTable<F> {
     /// # Errors
     /// `FlowTableFull`.
     pub fn insert(&mut self, flow: &NewFlow<F::Addr>, now: Now) -> Result<u32, DropReason> {
+        let (dst, dst_port) = (flow.vip, flow.vip_port);
+        let key = Tuple { src: flow.client, dst, src_port: flow.client_port, dst_port, protocol: flow.word.protocol };
+        self.insert_hashed(flow, self.hash(&key), None, now)
+    }
+
+    /// The same, when the hash of its client's packets is known, and perhaps that of its node's.
+    ///
+    /// # Errors
+    /// `FlowTableFull`.
+    pub fn insert_hashed(
+        &mut self,
+        flow: &NewFlow<F::Addr>,
+        forward: u64,
+        reverse: Option<u64>,
+        now: Now,
+    ) -> Result<u32, DropReason> {
         debug_assert!(flow.word.state.is_embryonic());
         self.make_room_for_embryo();
         let at = self.free.pop().ok_or(DropReason::FlowTableFull)?;
@@ -369,8 +398,11 @@ impl<F: Family> FlowTable<F> {
         record.reverse_bytes = 0;
         record.seen = Positions::default();
         record.commit(flow.word);
-        let record = &self.records[at as usize];
-        let hashes = self.keys(record, flow.word).map(|key| F::hash(&self.hasher, &key));
+        let reverse = reverse.unwrap_or_else(|| {
+            self.hash(&key::<F>(&self.records[at as usize], flow.word, Direction::Reverse, &self.snats))
+        });
+        let hashes = [forward, reverse];
+        debug_assert_eq!(hashes, self.keys(&self.records[at as usize], flow.word).map(|key| self.hash(&key)));
         if !self.insert_keys(at, hashes) {
             self.records[at as usize].clear();
             self.free.push(at);
@@ -390,6 +422,22 @@ impl<F: Family> FlowTable<F> {
         {
             self.counts.evicted += 1;
             self.remove(oldest);
+            self.prepare_eviction();
+        }
+    }
+
+    /// Under a flood of openings each evicts one. What the next eviction will touch is in no cache: its
+    /// record was asked for at the last one, so that its index lines can be asked for now.
+    fn prepare_eviction(&self) {
+        let Some(next) = self.embryos.oldest() else { return };
+        let record = &self.records[next as usize];
+        if let Some(word) = record.word() {
+            for key in self.keys(record, word) {
+                self.index.prefetch(self.hash(&key));
+            }
+        }
+        if let Some(then) = self.embryos.newer(next) {
+            prefetch(&self.records[then as usize]);
         }
     }
 
@@ -519,7 +567,7 @@ impl<F: Family> FlowTable<F> {
 
 /// The tuple that packets of a flow have in one direction.
 #[inline(always)]
-fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
+pub fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
     match direction {
         Direction::Forward => Tuple {
             src: record.client,
@@ -535,11 +583,46 @@ fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, sn
             let (dst, dst_port) = if word.flags.has(Flags::DNAT) {
                 (record.client, record.client_port)
             } else {
-                (snats.get(usize::from(record.snat)).copied().unwrap_or_default(), record.snat_port)
+                (snat_of::<F>(record, snats), record.snat_port)
             };
             Tuple { src: record.node, dst, src_port: record.node_port, dst_port, protocol: word.protocol }
         }
     }
+}
+
+/// The tuple a flow's packets of one direction leave with.
+#[inline(always)]
+pub fn translation<F: Family>(
+    record: &Record<F::Addr>,
+    word: Word,
+    direction: Direction,
+    snats: &[F::Addr],
+) -> Rewrite<F::Addr> {
+    match direction {
+        Direction::Forward if word.flags.has(Flags::DNAT) => {
+            let stays = word.flags.has(Flags::DSR);
+            Rewrite {
+                src: record.client,
+                dst: if stays { record.vip } else { record.node },
+                src_port: record.client_port,
+                dst_port: if stays { record.vip_port } else { record.node_port },
+            }
+        }
+        Direction::Forward => Rewrite {
+            src: snat_of::<F>(record, snats),
+            dst: record.node,
+            src_port: record.snat_port,
+            dst_port: record.node_port,
+        },
+        Direction::Reverse => {
+            Rewrite { src: record.vip, dst: record.client, src_port: record.vip_port, dst_port: record.client_port }
+        }
+    }
+}
+
+#[inline(always)]
+fn snat_of<F: Family>(record: &Record<F::Addr>, snats: &[F::Addr]) -> F::Addr {
+    snats.get(usize::from(record.snat)).copied().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@ pub mod partition;
 pub use partition::Partition;
 use penstock_configs::desired::OnIdle;
 
+use arrayvec::ArrayVec;
+
 use crate::clock::Now;
 use crate::flow::tcp::reopens;
 use crate::flow::{FlowTable, State, SynInfo};
+use crate::io::BURST;
 use crate::tables::{Snat, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{Family, PROTO_TCP, Tuple};
@@ -39,17 +42,30 @@ pub struct Towards<A> {
     pub client_hash: u64,
 }
 
-/// A tuple found free. If a resting flow had it, that flow is to be forgotten first.
+impl<A: Copy> Towards<A> {
+    /// The tuple of the node's replies to this address and port.
+    #[inline]
+    fn reply(&self, snat: A, port: u16) -> Tuple<A> {
+        Tuple { src: self.node, dst: snat, src_port: self.node_port, dst_port: port, protocol: self.protocol }
+    }
+}
+
+/// A tuple found free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allocation {
     pub snat: u16,
     pub port: u16,
+    /// Of the reply's tuple.
+    pub hash: u64,
 }
 
 pub struct PortAllocator {
     partition: Partition,
     /// Where the search goes on, by node slot: the longest unused port is next.
     cursors: Box<[u32]>,
+    /// The same beyond what this burst's packets were foreseen to take, and the slots it is set for.
+    foreseen: Box<[u32]>,
+    in_burst: ArrayVec<u16, BURST>,
     /// Where the first search towards a node begins.
     begin: u16,
 }
@@ -67,7 +83,8 @@ enum Candidate {
 impl PortAllocator {
     #[must_use]
     pub fn new(partition: Partition, nodes: usize) -> Self {
-        Self { partition, cursors: vec![NOT_BEGUN; nodes.max(1)].into_boxed_slice(), begin: 0 }
+        let none = || vec![NOT_BEGUN; nodes.max(1)].into_boxed_slice();
+        Self { partition, cursors: none(), foreseen: none(), in_burst: ArrayVec::new(), begin: 0 }
     }
 
     /// After a restart: searches begin in the widest gap between the ports that flows taken up have. At
@@ -102,9 +119,9 @@ impl PortAllocator {
         of_groups: &[u16],
         towards: &Towards<F::Addr>,
         timed_out: impl Fn(&crate::flow::Record<F::Addr>, State) -> bool,
-        is_home: impl Fn(F::Addr, u16) -> bool,
+        is_home: impl Fn(&Tuple<F::Addr>) -> bool,
     ) -> Result<Allocation, DropReason> {
-        let slot = usize::from(towards.node_slot) % self.cursors.len();
+        let slot = self.slot(towards.node_slot);
         let start = address_of(of_groups, towards.client_hash);
         let mut reason = DropReason::NoSnatAddress;
         for turn in 0..snats.len() {
@@ -122,15 +139,16 @@ impl PortAllocator {
             let mut resting = None;
             for attempt in 0..TRIES.min(ports.count) {
                 let place = place(self.cursors[slot], attempt, ports.count);
-                let port = ports.at(place);
-                match candidate(flows, snat.addr, port, towards, &timed_out) {
+                let reply = towards.reply(snat.addr, ports.at(place));
+                let hash = flows.hash(&reply);
+                match candidate(flows, &reply, hash, towards, &timed_out) {
                     Candidate::Taken => {}
-                    Candidate::Resting(record) => resting = resting.or(Some((port, record, place))),
-                    Candidate::Free if is_home(snat.addr, port) => {
-                        away = Some((port, place));
+                    Candidate::Resting(record) => resting = resting.or(Some((reply.dst_port, record, place, hash))),
+                    Candidate::Free if is_home(&reply) => {
+                        away = Some((reply.dst_port, place, hash));
                         break;
                     }
-                    Candidate::Free => away = away.or(Some((port, place))),
+                    Candidate::Free => away = away.or(Some((reply.dst_port, place, hash))),
                 }
                 // Where all rest, those near by have rested longest.
                 if away.is_some() && attempt >= HOME_TRIES || resting.is_some() && attempt >= NEAR {
@@ -138,19 +156,63 @@ impl PortAllocator {
                 }
             }
             let found = away.or_else(|| {
-                resting.map(|(port, record, place)| {
+                resting.map(|(port, record, place, hash)| {
                     flows.remove(record);
-                    (port, place)
+                    (port, place, hash)
                 })
             });
-            if let Some((port, place)) = found {
+            if let Some((port, place, hash)) = found {
                 self.cursors[slot] = (place + 1) % ports.count;
-                return Ok(Allocation { snat: id as u16, port });
+                return Ok(Allocation { snat: id as u16, port, hash });
             }
             // None of these: the next flow looks further on.
             self.cursors[slot] = (self.cursors[slot].wrapping_add(TRIES)) % ports.count;
         }
         Err(reason)
+    }
+
+    /// Asks for the line of the index that [`Self::allocate`] will most likely look at for this flow, the
+    /// next of its burst.
+    pub fn foresee<F: Family>(
+        &mut self,
+        flows: &FlowTable<F>,
+        snats: &[Snat<F::Addr>],
+        of_groups: &[u16],
+        towards: &Towards<F::Addr>,
+        is_home: impl Fn(&Tuple<F::Addr>) -> bool,
+    ) {
+        let slot = self.slot(towards.node_slot);
+        let Some(snat) = snats.get(address_of(of_groups, towards.client_hash)) else { return };
+        let ports = self.partition.ports(snat.first_port, snat.last_port);
+        let mut cursor = self.foreseen[slot];
+        if cursor == NOT_BEGUN {
+            cursor = self.cursors[slot];
+            if cursor == NOT_BEGUN || ports.count == 0 || self.in_burst.try_push(slot as u16).is_err() {
+                return;
+            }
+        }
+        for attempt in 0..HOME_TRIES.min(ports.count) {
+            let place = place(cursor, attempt, ports.count);
+            let reply = towards.reply(snat.addr, ports.at(place));
+            if is_home(&reply) {
+                flows.prefetch_index(flows.hash(&reply));
+                self.foreseen[slot] = place + 1;
+                return;
+            }
+        }
+    }
+
+    /// What was foreseen has happened, or did not.
+    #[inline]
+    pub fn end_burst(&mut self) {
+        for slot in self.in_burst.drain(..) {
+            self.foreseen[usize::from(slot)] = NOT_BEGUN;
+        }
+    }
+
+    #[inline]
+    fn slot(&self, node: u16) -> usize {
+        usize::from(node) % self.cursors.len()
     }
 }
 
@@ -200,14 +262,12 @@ fn place(cursor: u32, attempt: u32, count: u32) -> u32 {
 
 fn candidate<F: Family>(
     flows: &mut FlowTable<F>,
-    snat: F::Addr,
-    port: u16,
+    reply: &Tuple<F::Addr>,
+    hash: u64,
     towards: &Towards<F::Addr>,
     timed_out: &impl Fn(&crate::flow::Record<F::Addr>, State) -> bool,
 ) -> Candidate {
-    let reply =
-        Tuple { src: towards.node, dst: snat, src_port: towards.node_port, dst_port: port, protocol: towards.protocol };
-    let Some(entry) = flows.find(&reply, flows.hash(&reply)) else { return Candidate::Free };
+    let Some(entry) = flows.find(reply, hash) else { return Candidate::Free };
     let record = flows.record(entry.record);
     let Some(word) = record.word() else { return Candidate::Taken };
     if timed_out(record, word.state) {

@@ -34,6 +34,16 @@ pub struct StoredHop {
     pub used: u8,
 }
 
+impl StoredHop {
+    /// All of it, to compare in one step.
+    #[inline(always)]
+    #[must_use]
+    pub fn bits(&self) -> u64 {
+        let [a, b, c, d, e, f] = self.mac;
+        u64::from_ne_bytes([a, b, c, d, e, f, self.port, self.used])
+    }
+}
+
 /// The first pages of the file. Integers only: any bytes are a value.
 #[repr(C)]
 pub struct Header {

@@ -6,9 +6,9 @@
 //! long way instead, which is also what the tests compare this one with.
 
 use super::Pipeline;
-use super::side::Sided;
+use super::side::{Parts, Sided};
 use crate::clock::Now;
-use crate::flow::{Direction, Entry};
+use crate::flow::{self, Direction, Entry, Record, Word};
 use crate::tables::Tabled;
 use crate::verdict::PortId;
 use crate::wire::{self, Plain, be32};
@@ -23,61 +23,100 @@ impl Pipeline {
         from: PortId,
         now: Now,
     ) -> Option<PortId> {
-        let bytes = bytes.get_mut(..F::HEADERS)?;
-        let packet = F::headers(bytes);
-        let len = F::ip_len(bytes) as u32;
-        let flows = &F::side(self).flows;
-        let record = flows.record(entry.record);
-        let word = record.established()?;
-        if record.epoch != self.epoch || !flows.names(entry, word, &F::tuple(bytes, &packet)) {
-            return None;
+        // The direction is known to the compiler in each: what is chosen by it costs nothing.
+        match entry.direction {
+            Direction::Forward => self.to_node::<F>(bytes, entry.record, from, now),
+            Direction::Reverse => self.to_client::<F>(bytes, entry.record, now),
         }
-        let Short { port, dst, src, mtu } = self.express_hop::<F>(entry, bytes, from)?;
-        if len > mtu {
-            return None;
-        }
-        let side = F::side_mut(self);
-        let to = side.translation(entry, word);
-        let record = side.flows.record_mut(entry.record);
-        record.last_seen = now.tick().0;
-        record.packets = record.packets.wrapping_add(1);
-        let (bytes_so_far, expects) = match entry.direction {
-            Direction::Forward => (&mut record.forward_bytes, &mut record.seen.client_expects),
-            Direction::Reverse => (&mut record.reverse_bytes, &mut record.seen.node_expects),
-        };
-        *bytes_so_far = bytes_so_far.saturating_add(len);
-        // What its sender expects next: by this a RST from the other end is judged (see `tcp::Positions`).
-        *expects = be32(bytes, F::L4 + 8);
-        wire::rewrite::<F>(bytes, &packet, &to);
-        wire::rewrite::set_macs(bytes, dst, src);
-        Some(port)
     }
 
-    /// The next hop, if it is known and the client's last hop is what it was.
     #[inline(always)]
-    fn express_hop<F: Sided + Tabled>(&self, entry: Entry, bytes: &[u8], from: PortId) -> Option<Short> {
-        let record = F::side(self).flows.record(entry.record);
-        match entry.direction {
-            Direction::Forward => {
-                if !self.hops.is(record.hop, wire::bytes_at(bytes, 6), from) {
-                    return None;
-                }
-                let hop = self.view.node_hops.get(usize::from(record.node_slot))?.as_ref()?;
-                Some(Short { port: hop.port, dst: hop.dst, src: hop.src, mtu: hop.plain_mtu.into() })
-            }
-            Direction::Reverse => {
-                let (dst, port) = self.hops.plain(record.hop)?;
-                let view = self.view.ports.get(usize::from(port.0))?;
-                Some(Short { port, dst, src: view.mac, mtu: view.mtu })
-            }
+    fn to_node<F: Sided + Tabled + Plain>(
+        &mut self,
+        bytes: &mut [u8],
+        record: u32,
+        from: PortId,
+        now: Now,
+    ) -> Option<PortId> {
+        let epoch = self.epoch;
+        let Parts { side, view, hops, .. } = F::parts(self);
+        let (record, snats) = side.flows.hit(record)?;
+        let (packet, bytes) = Hit::of::<F>(bytes, record, snats, epoch, Direction::Forward)?;
+        let hop = view.node_hops.get(usize::from(record.node_slot))?.as_ref()?;
+        // The client's last hop must be what it was.
+        if packet.len > hop.plain_mtu.into() || !hops.is(record.hop, wire::bytes_at(bytes, 6), from) {
+            return None;
         }
+        record.forward_bytes = record.forward_bytes.saturating_add(packet.len);
+        record.seen.client_expects = packet.expects;
+        packet.send::<F>(bytes, record, snats, Direction::Forward, now);
+        wire::put(bytes, 0, hop.dst);
+        wire::put(bytes, 6, hop.src);
+        Some(hop.port)
+    }
+
+    #[inline(always)]
+    fn to_client<F: Sided + Tabled + Plain>(&mut self, bytes: &mut [u8], record: u32, now: Now) -> Option<PortId> {
+        let epoch = self.epoch;
+        let Parts { side, view, hops, .. } = F::parts(self);
+        let (record, snats) = side.flows.hit(record)?;
+        let (packet, bytes) = Hit::of::<F>(bytes, record, snats, epoch, Direction::Reverse)?;
+        let (client, port) = hops.plain(record.hop)?;
+        let out = view.ports.get(usize::from(port.0))?;
+        if packet.len > out.mtu {
+            return None;
+        }
+        record.reverse_bytes = record.reverse_bytes.saturating_add(packet.len);
+        record.seen.node_expects = packet.expects;
+        packet.send::<F>(bytes, record, snats, Direction::Reverse, now);
+        wire::put(bytes, 0, client);
+        wire::put(bytes, 6, out.mac);
+        Some(port)
     }
 }
 
-/// Of a [`Hop`](crate::tables::Hop) what the short way needs: four registers, where the whole would be copied.
-struct Short {
-    port: PortId,
-    dst: [u8; 6],
-    src: [u8; 6],
-    mtu: u32,
+/// A plain packet of an established connection.
+struct Hit {
+    word: Word,
+    /// Bytes of IP packet.
+    len: u32,
+    /// What its sender expects next: by this a RST from the other end is judged (see `tcp::Positions`).
+    expects: u32,
+}
+
+impl Hit {
+    /// The packet and its headers, if the record is that of its connection and needs no second look.
+    #[inline(always)]
+    fn of<'a, F: Plain>(
+        bytes: &'a mut [u8],
+        record: &Record<F::Addr>,
+        snats: &[F::Addr],
+        epoch: u16,
+        direction: Direction,
+    ) -> Option<(Self, &'a mut [u8])> {
+        let bytes = bytes.get_mut(..F::HEADERS)?;
+        let word = record.established()?;
+        let key = flow::key::<F>(record, word, direction, snats);
+        if record.epoch != epoch || !key.is(&F::tuple(bytes, &F::headers(bytes))) {
+            return None;
+        }
+        let (len, expects) = (F::ip_len(bytes) as u32, be32(bytes, F::L4 + 8));
+        Some((Self { word, len, expects }, bytes))
+    }
+
+    /// Counts it and gives it its new tuple.
+    #[inline(always)]
+    fn send<F: Plain>(
+        &self,
+        bytes: &mut [u8],
+        record: &mut Record<F::Addr>,
+        snats: &[F::Addr],
+        direction: Direction,
+        now: Now,
+    ) {
+        record.last_seen = now.tick().0;
+        record.packets = record.packets.wrapping_add(1);
+        let to = flow::translation::<F>(record, self.word, direction, snats);
+        wire::rewrite::<F>(bytes, &F::headers(bytes), &to);
+    }
 }

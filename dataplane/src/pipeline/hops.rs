@@ -43,6 +43,8 @@ pub struct LastHops {
     by_neighbor: FxHashMap<Neighbor, u16>,
     /// Seen in a record during the current sweep round, or added in it.
     marked: Vec<bool>,
+    /// The last one looked up: new flows come from few neighbours, often one router.
+    recent: u16,
     next: usize,
     rounds: Rounds,
 }
@@ -72,7 +74,15 @@ impl Default for LastHops {
         // ones; one that is not cleans up in place.
         by_neighbor.reserve(2 * MAX_HOPS);
         let (hops, marked) = (vec![StoredHop::default(); MAX_HOPS], vec![false; MAX_HOPS]);
-        Self { hops, tags: vec![Tags::NONE; MAX_HOPS], by_neighbor, marked, next: 1, rounds: Rounds::default() }
+        Self {
+            hops,
+            tags: vec![Tags::NONE; MAX_HOPS],
+            by_neighbor,
+            marked,
+            recent: UNKNOWN,
+            next: 1,
+            rounds: Rounds::default(),
+        }
     }
 }
 
@@ -94,7 +104,8 @@ impl LastHops {
     #[inline(always)]
     #[must_use]
     pub fn is(&self, hop: u16, mac: [u8; 6], port: PortId) -> bool {
-        self.hops.get(usize::from(hop)).is_some_and(|known| *known == StoredHop { mac, port: port.0, used: PLAIN })
+        let wanted = StoredHop { mac, port: port.0, used: PLAIN };
+        self.hops.get(usize::from(hop)).is_some_and(|known| known.bits() == wanted.bits())
     }
 
     /// The neighbour of this number, if frames to it have no tags.
@@ -125,9 +136,15 @@ impl LastHops {
     }
 
     fn look_up(&mut self, neighbor: Neighbor, store: impl FnOnce(u16, StoredHop, Tags)) -> u16 {
-        if let Some(at) = self.by_neighbor.get(&neighbor) {
-            self.marked[usize::from(*at)] = true;
-            return *at;
+        let known = if self.get(self.recent) == Some(neighbor) {
+            Some(self.recent)
+        } else {
+            self.by_neighbor.get(&neighbor).copied()
+        };
+        if let Some(at) = known {
+            self.marked[usize::from(at)] = true;
+            self.recent = at;
+            return at;
         }
         // Full (number 0 is nobody's): not searched again for every packet. And nobody has a group's
         // address: a client that sends from one would have its replies spread over the segment.

@@ -10,6 +10,7 @@ mod dsr;
 mod errors;
 mod express;
 mod farewell;
+mod foresee;
 mod fragments;
 pub mod hops;
 mod leave;
@@ -60,11 +61,11 @@ const AHEAD: usize = 16;
 /// Where a packet is after the first stage.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// A plain packet, by family: the hash of its tuple.
-    Plain4(u64),
-    Plain6(u64),
-    /// TCP or UDP: the hash of its tuple.
-    Transit(Packet, u64),
+    /// A plain packet, by family.
+    Plain4,
+    Plain6,
+    /// TCP, UDP or SCTP.
+    Transit(Packet),
     Icmp(Packet),
     Fragment(Packet),
     Other(Packet),
@@ -136,28 +137,38 @@ impl Pipeline {
     ) {
         let count = frames.len().min(BURST);
         let frames = &mut frames[..count];
-        let mut stages = ArrayVec::<Stage, BURST>::new();
+        let mut stages = [Stage::Plain4; BURST];
+        let mut hashes = [0; BURST];
         let mut likely = [None; BURST];
-        for at in 0..count + AHEAD {
-            if let Some(frame) = frames.get(at) {
-                stages.push(self.begin(memory.bytes(frame)));
+        for (at, frame) in frames.iter().enumerate() {
+            let bytes = memory.bytes(frame);
+            if V4::is_plain(bytes) {
+                hashes[at] = self.v4.begin(bytes, &V4::headers(bytes));
+            } else {
+                (stages[at], hashes[at]) = self.begin(bytes);
             }
-            if let Some(behind) = at.checked_sub(AHEAD)
-                && let Some(stage) = stages.get(behind)
-            {
-                likely[behind] = self.look_ahead(stage);
+            if let Some(behind) = at.checked_sub(AHEAD) {
+                likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
             }
         }
-        for ((frame, stage), likely) in frames.iter_mut().zip(&stages).zip(likely) {
+        for behind in count.saturating_sub(AHEAD)..count {
+            likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
+        }
+        for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {
-                Stage::Plain4(hash) => self.plain::<V4>(memory, frame, hash, likely, from, handed, now),
-                Stage::Plain6(hash) => self.plain::<V6>(memory, frame, hash, likely, from, handed, now),
-                Stage::Transit(packet, hash) if packet.v6 => {
+                Stage::Plain4 => match self.plain::<V4>(memory, frame, hash, likely, from, handed, now) {
+                    Verdict::Tx(port) => {
+                        // Nearly every packet of an IPv4 box.
+                        verdicts.push(Verdict::Tx(port));
+                        continue;
+                    }
+                    verdict => verdict,
+                },
+                Stage::Plain6 => self.plain::<V6>(memory, frame, hash, likely, from, handed, now),
+                Stage::Transit(packet) if packet.v6 => {
                     self.transit::<V6>(memory, frame, packet, hash, likely, from, handed, now)
                 }
-                Stage::Transit(packet, hash) => {
-                    self.transit::<V4>(memory, frame, packet, hash, likely, from, handed, now)
-                }
+                Stage::Transit(packet) => self.transit::<V4>(memory, frame, packet, hash, likely, from, handed, now),
                 Stage::Icmp(packet) => self.icmp(memory, frame, &packet, from, handed),
                 Stage::Fragment(packet) if packet.v6 => self.fragment::<V6>(memory, frame, &packet, from, handed, now),
                 Stage::Fragment(packet) => self.fragment::<V4>(memory, frame, &packet, from, handed, now),
@@ -170,24 +181,26 @@ impl Pipeline {
             }
             verdicts.push(verdict);
         }
+        self.v4.ports.end_burst();
+        self.v6.ports.end_burst();
     }
 
-    /// First stage: headers and hash; the index line is on its way.
+    /// First stage of what is not plain IPv4: headers and hash; the index line is on its way.
     #[inline(always)]
-    fn begin(&self, bytes: &[u8]) -> Stage {
-        if V4::is_plain(bytes) {
-            return Stage::Plain4(self.v4.begin(bytes, &V4::headers(bytes)));
-        }
+    fn begin(&self, bytes: &[u8]) -> (Stage, u64) {
         if V6::is_plain(bytes) {
-            return Stage::Plain6(self.v6.begin(bytes, &V6::headers(bytes)));
+            return (Stage::Plain6, self.v6.begin(bytes, &V6::headers(bytes)));
         }
-        match wire::parse(bytes) {
+        self.begin_other(bytes)
+    }
+
+    #[inline(never)]
+    fn begin_other(&self, bytes: &[u8]) -> (Stage, u64) {
+        let stage = match wire::parse(bytes) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
-                Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => {
-                    Stage::Transit(packet, self.v6.begin(bytes, &packet))
-                }
                 Transport::Tcp | Transport::Udp | Transport::Sctp => {
-                    Stage::Transit(packet, self.v4.begin(bytes, &packet))
+                    let hash = if packet.v6 { self.v6.begin(bytes, &packet) } else { self.v4.begin(bytes, &packet) };
+                    return (Stage::Transit(packet), hash);
                 }
                 Transport::Icmp => Stage::Icmp(packet),
                 Transport::Fragment => Stage::Fragment(packet),
@@ -196,19 +209,44 @@ impl Pipeline {
             Ok(Parsed::Arp) => Stage::Arp,
             Ok(Parsed::Foreign) => Stage::Settled(Verdict::Kernel),
             Err(reason) => Stage::Settled(Verdict::Drop(reason)),
+        };
+        (stage, 0)
+    }
+
+    /// Second stage: the index line is here; the record is on its way, or what the opening of a flow
+    /// will want.
+    #[inline(always)]
+    fn look_ahead(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &Frame,
+        stage: &Stage,
+        hash: u64,
+        handed: bool,
+    ) -> Option<Entry> {
+        match stage {
+            Stage::Plain4 => self.v4.flows.prefetch_record(hash),
+            Stage::Plain6 => self.v6.flows.prefetch_record(hash),
+            Stage::Transit(packet) if packet.v6 => self.look_ahead_of::<V6>(memory, frame, packet, hash, handed),
+            Stage::Transit(packet) => self.look_ahead_of::<V4>(memory, frame, packet, hash, handed),
+            _ => None,
         }
     }
 
-    /// Second stage: the index line is here; the record is on its way.
-    #[inline(always)]
-    fn look_ahead(&self, stage: &Stage) -> Option<Entry> {
-        match stage {
-            Stage::Plain4(hash) => self.v4.flows.prefetch_record(*hash),
-            Stage::Plain6(hash) => self.v6.flows.prefetch_record(*hash),
-            Stage::Transit(packet, hash) if packet.v6 => self.v6.flows.prefetch_record(*hash),
-            Stage::Transit(_, hash) => self.v4.flows.prefetch_record(*hash),
-            _ => None,
+    #[inline(never)]
+    fn look_ahead_of<F: Sided + Tabled>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &Frame,
+        packet: &Packet,
+        hash: u64,
+        handed: bool,
+    ) -> Option<Entry> {
+        let likely = F::side(self).flows.prefetch_record(hash);
+        if likely.is_none() && packet.may_open() {
+            self.foresee::<F>(memory.bytes(frame), packet, handed);
         }
+        likely
     }
 
     /// A plain packet: most often of an established flow with nothing else to be said of it.
@@ -266,7 +304,7 @@ impl Pipeline {
             Some(entry) if entry.direction == Direction::Reverse || !packet.may_open() => {
                 return Verdict::Drop(DropReason::FlowRevoked);
             }
-            _ => match self.open::<F>(bytes, &packet, &tuple, from, handed, now) {
+            _ => match self.open::<F>(bytes, &packet, &tuple, hash, from, handed, now) {
                 Ok(record) => Entry { record, direction: Direction::Forward },
                 Err(Verdict::Drop(reason)) => {
                     return self.turn_away::<F>(memory, frame, &packet, &tuple, reason, from, now);

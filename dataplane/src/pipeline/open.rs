@@ -21,12 +21,14 @@ use penstock_configs::desired::Mode;
 impl Pipeline {
     /// Opens a flow for a packet that has none and returns its record, or says where else the
     /// packet ends.
+    #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(never)]
     pub(super) fn open<F: Sided + Tabled>(
         &mut self,
         bytes: &[u8],
         packet: &Packet,
         tuple: &Tuple<F::Addr>,
+        hash: u64,
         from: PortId,
         handed: bool,
         now: Now,
@@ -47,7 +49,7 @@ impl Pipeline {
                 if let Some(adviser) = self.adviser::<F>(bytes, packet, tuple) {
                     return Err(Verdict::Ask(adviser));
                 }
-                self.admit::<F>(bytes, packet, tuple, from, now).map_err(Verdict::Drop)
+                self.admit::<F>(bytes, packet, tuple, hash, from, now).map_err(Verdict::Drop)
             }
         }
     }
@@ -110,6 +112,7 @@ impl Pipeline {
         bytes: &[u8],
         packet: &Packet,
         tuple: &Tuple<F::Addr>,
+        hash: u64,
         from: PortId,
         now: Now,
     ) -> Result<u32, DropReason> {
@@ -158,6 +161,7 @@ impl Pipeline {
             load,
         };
         flow.word.flags = Flags::of_mode(service.mode);
+        let mut reply_hash = None;
         if service.mode == Mode::Dnat {
             make_way::<F>(side, tables, &flow)?;
         } else if service.mode == Mode::Nat {
@@ -171,11 +175,7 @@ impl Pipeline {
             };
             let timed_out = nat::timed_out(now, tables);
             let partition = *side.ports.partition();
-            let is_home = |snat, port| {
-                let (protocol, src_port) = (towards.protocol, node_port);
-                let reply = Tuple { src: node, dst: snat, src_port, dst_port: port, protocol };
-                view.placement.is_home::<F>(hop.port, &reply, &partition)
-            };
+            let is_home = |reply: &Tuple<F::Addr>| view.placement.is_home::<F>(hop.port, reply, &partition);
             let found = side.ports.allocate(
                 &mut side.flows,
                 &family.snats,
@@ -184,10 +184,10 @@ impl Pipeline {
                 timed_out,
                 is_home,
             )?;
-            (flow.snat, flow.snat_port) = (found.snat, found.port);
+            (flow.snat, flow.snat_port, reply_hash) = (found.snat, found.port, Some(found.hash));
         }
         flow.hop = hops.intern(0, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
-        let record = side.flows.insert(&flow, now)?;
+        let record = side.flows.insert_hashed(&flow, hash, reply_hash, now)?;
         side.flows.limit_opened(record, service, now);
         stats.flows_created.add(1);
         count_new(stats, service);

@@ -7,7 +7,7 @@ use super::Pipeline;
 use super::farewell::Farewells;
 use super::hops::LastHops;
 use crate::affinity::AffinityTable;
-use crate::flow::{Capacity, Direction, Entry, Flags, FlowTable, Word};
+use crate::flow::{self, Capacity, Entry, FlowTable, Word};
 use crate::fragment::{DATAGRAMS, Datagrams, Holding};
 use crate::handoff::Note;
 use crate::hash::FlowHasher;
@@ -83,27 +83,7 @@ impl<F: Family> Side<F> {
     /// The tuple a packet of this flow leaves with.
     #[inline(always)]
     pub fn translation(&self, entry: Entry, word: Word) -> Rewrite<F::Addr> {
-        let record = self.flows.record(entry.record);
-        match entry.direction {
-            Direction::Forward if word.flags.has(Flags::DNAT) => {
-                let stays = word.flags.has(Flags::DSR);
-                Rewrite {
-                    src: record.client,
-                    dst: if stays { record.vip } else { record.node },
-                    src_port: record.client_port,
-                    dst_port: if stays { record.vip_port } else { record.node_port },
-                }
-            }
-            Direction::Forward => Rewrite {
-                src: self.flows.snat(record.snat),
-                dst: record.node,
-                src_port: record.snat_port,
-                dst_port: record.node_port,
-            },
-            Direction::Reverse => {
-                Rewrite { src: record.vip, dst: record.client, src_port: record.vip_port, dst_port: record.client_port }
-            }
-        }
+        flow::translation::<F>(self.flows.record(entry.record), word, entry.direction, self.flows.snats())
     }
 }
 
