@@ -56,7 +56,7 @@ pub use upkeep::MARKED_EVERY;
 
 /// How many packets an index line is asked for before it is read. The loads are spread over the work
 /// between them: asked for all at once, they would wait for each other.
-const AHEAD: usize = 16;
+const AHEAD: usize = 32;
 
 /// Where a packet is after the first stage.
 #[derive(Clone, Copy)]
