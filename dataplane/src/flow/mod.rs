@@ -76,6 +76,9 @@ pub struct NewFlow<A> {
     pub load: u32,
 }
 
+/// A record, and the SNAT addresses by the number it may name one with.
+pub type WithSnats<'a, A> = (&'a mut Record<A>, &'a [A]);
+
 pub struct FlowTable<F: Family> {
     records: Records<F::Addr>,
     index: Index,
@@ -293,7 +296,7 @@ impl<F: Family> FlowTable<F> {
 
     /// A record, and the SNAT addresses it may name.
     #[inline(always)]
-    pub fn hit(&mut self, at: u32) -> Option<(&mut Record<F::Addr>, &[F::Addr])> {
+    pub fn hit(&mut self, at: u32) -> Option<WithSnats<'_, F::Addr>> {
         Some((self.records.get_mut(at as usize)?, &self.snats))
     }
 

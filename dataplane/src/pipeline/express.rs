@@ -25,13 +25,14 @@ impl Pipeline {
     ) -> Option<PortId> {
         // The direction is known to the compiler in each: what is chosen by it costs nothing.
         match entry.direction {
-            Direction::Forward => self.to_node::<F>(bytes, entry.record, from, now),
-            Direction::Reverse => self.to_client::<F>(bytes, entry.record, now),
+            Direction::Forward => self.forward::<F>(bytes, entry.record, from, now),
+            Direction::Reverse => self.reverse::<F>(bytes, entry.record, now),
         }
     }
 
+    /// From the client to its node.
     #[inline(always)]
-    fn to_node<F: Sided + Tabled + Plain>(
+    fn forward<F: Sided + Tabled + Plain>(
         &mut self,
         bytes: &mut [u8],
         record: u32,
@@ -55,8 +56,9 @@ impl Pipeline {
         Some(hop.port)
     }
 
+    /// From the node back.
     #[inline(always)]
-    fn to_client<F: Sided + Tabled + Plain>(&mut self, bytes: &mut [u8], record: u32, now: Now) -> Option<PortId> {
+    fn reverse<F: Sided + Tabled + Plain>(&mut self, bytes: &mut [u8], record: u32, now: Now) -> Option<PortId> {
         let epoch = self.epoch;
         let Parts { side, view, hops, .. } = F::parts(self);
         let (record, snats) = side.flows.hit(record)?;
