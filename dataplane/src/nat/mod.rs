@@ -172,7 +172,7 @@ impl PortAllocator {
     }
 
     /// Asks for the line of the index that [`Self::allocate`] will most likely look at for this flow, the
-    /// next of its burst.
+    /// next of its burst. Says the hash it belongs to.
     pub fn foresee<F: Family>(
         &mut self,
         flows: &FlowTable<F>,
@@ -180,26 +180,26 @@ impl PortAllocator {
         of_groups: &[u16],
         towards: &Towards<F::Addr>,
         is_home: impl Fn(&Tuple<F::Addr>) -> bool,
-    ) {
+    ) -> Option<u64> {
         let slot = self.slot(towards.node_slot);
-        let Some(snat) = snats.get(address_of(of_groups, towards.client_hash)) else { return };
+        let snat = snats.get(address_of(of_groups, towards.client_hash))?;
         let ports = self.partition.ports(snat.first_port, snat.last_port);
         let mut cursor = self.foreseen[slot];
         if cursor == NOT_BEGUN {
             cursor = self.cursors[slot];
             if cursor == NOT_BEGUN || ports.count == 0 || self.in_burst.try_push(slot as u16).is_err() {
-                return;
+                return None;
             }
         }
-        for attempt in 0..HOME_TRIES.min(ports.count) {
+        let mut near = (0..HOME_TRIES.min(ports.count)).map(|attempt| {
             let place = place(cursor, attempt, ports.count);
-            let reply = towards.reply(snat.addr, ports.at(place));
-            if is_home(&reply) {
-                flows.prefetch_index(flows.hash(&reply));
-                self.foreseen[slot] = place + 1;
-                return;
-            }
-        }
+            (place, towards.reply(snat.addr, ports.at(place)))
+        });
+        let (place, reply) = near.find(|(_, reply)| is_home(reply))?;
+        self.foreseen[slot] = place + 1;
+        let hash = flows.hash(&reply);
+        flows.prefetch_index(hash);
+        Some(hash)
     }
 
     /// What was foreseen has happened, or did not.
@@ -325,6 +325,70 @@ mod tests {
         assert!(shares[0] == 0 && shares[2] == 0, "{shares:?}");
         assert!((14_000..16_000).contains(&shares[1]), "{shares:?}");
         assert!((9_300..10_700).contains(&moved), "{moved}");
+    }
+
+    /// A burst's openings towards three nodes, half of the ports elsewhere's.
+    #[test]
+    fn what_is_foreseen_is_what_is_allocated() {
+        use crate::flow::{Capacity, Flags, NewFlow, Word};
+        use crate::persist::{Shape, Store};
+
+        let capacity = Capacity { established: 1000, embryonic: 1000 };
+        let mut store =
+            Store::anonymous(Shape { worker: 0, workers: 1, records_v4: capacity.records(), records_v6: 1 }).unwrap();
+        let (records, _) = store.records().unwrap();
+        let share = std::sync::Arc::new(crate::schedule::Share::new(1));
+        let hasher = crate::hash::FlowHasher::new([3, 4]);
+        let mut flows = FlowTable::<V4>::new(records, capacity, hasher, share).unwrap();
+        let snat = |addr: u32| Snat { addr, first_port: 1024, last_port: 2000, shared: false, retired: false };
+        let snats = [snat(0x0a00_0001), snat(0x0a00_0002)];
+        flows.set_snats(snats.iter().map(|snat| snat.addr));
+        let of_groups = addresses_of_groups::<V4>(&snats);
+        let mut ports = PortAllocator::new(Partition { worker: crate::verdict::WorkerId(0), workers: 1 }, 3);
+        let towards = |client: u32| Towards {
+            node: 0x0a00_0010 + client % 3,
+            node_port: 31_443,
+            node_slot: (client % 3) as u16,
+            protocol: PROTO_TCP,
+            syn: None,
+            client_hash: u64::from(client / 5),
+        };
+        let is_home = |reply: &Tuple<u32>| reply.dst_port.is_multiple_of(2);
+        let mut right = 0;
+        for burst in 0..20 {
+            let clients = (burst * 30)..(burst * 30 + 30);
+            let foreseen: Vec<Option<u64>> = clients
+                .clone()
+                .map(|client| ports.foresee(&flows, &snats, &of_groups, &towards(client), is_home))
+                .collect();
+            ports.end_burst();
+            for (client, foreseen) in clients.zip(foreseen) {
+                let towards = towards(client);
+                let never = |_: &crate::flow::Record<u32>, _| false;
+                let found = ports.allocate(&mut flows, &snats, &of_groups, &towards, never, is_home).unwrap();
+                right += usize::from(foreseen == Some(found.hash));
+                let word = Word { state: State::SynSent, flags: Flags::default(), protocol: PROTO_TCP };
+                let flow = NewFlow {
+                    client,
+                    vip: 9,
+                    node: towards.node,
+                    client_port: 5,
+                    vip_port: 443,
+                    node_port: towards.node_port,
+                    snat_port: found.port,
+                    snat: found.snat,
+                    word,
+                    epoch: 1,
+                    hop: 0,
+                    node_slot: towards.node_slot,
+                    service: 0,
+                    load: 0,
+                };
+                flows.insert(&flow, Now::from_secs(1)).unwrap();
+            }
+        }
+        // All but the first burst's, when no search had begun: they went round the ports once and no further.
+        assert_eq!(right, 19 * 30);
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Pipeline {
         };
         let partition = *side.ports.partition();
         let is_home = |reply: &Tuple<F::Addr>| view.placement.is_home::<F>(hop.port, reply, &partition);
-        side.ports.foresee(&side.flows, &family.snats, &family.snat_of_groups, &towards, is_home);
+        let _ = side.ports.foresee(&side.flows, &family.snats, &family.snat_of_groups, &towards, is_home);
     }
 }
 
