@@ -5,6 +5,8 @@
 //! committed or free, because its state word is the last thing written and the first thing cleared.
 #![allow(unsafe_code, reason = "a mapping seen as typed records; each block says why it holds")]
 
+mod mapping;
+
 use std::fs::{File, OpenOptions};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -16,6 +18,7 @@ use memmap2::MmapRaw;
 
 use crate::flow::Record;
 use crate::wire::Tags;
+use mapping::Mapping;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"penstock");
 /// Grows with every change of `Header` or `Record`.
@@ -104,26 +107,14 @@ pub struct Store {
     pub recovered: bool,
 }
 
-struct Mapping {
-    map: MmapRaw,
-    /// Holds the lock.
-    file: Option<File>,
-}
-
 impl Store {
     /// A store no other process sees and that ends with this one: tests and benchmarks.
     ///
     /// # Errors
     /// `Memory`.
     pub fn anonymous(shape: Shape) -> Result<Self, PersistError> {
-        let map = memmap2::MmapMut::map_anon(shape.len()).map_err(PersistError::Memory)?;
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let mut store = Self {
-            mapping: Arc::new(Mapping { map: map.into(), file: None }),
-            shape,
-            discarded: None,
-            recovered: false,
-        };
+        let mapping = Arc::new(Mapping::anonymous(shape.len()).map_err(PersistError::Memory)?);
+        let mut store = Self { mapping, shape, discarded: None, recovered: false };
         store.write_header([0; 16], [0x5eed, 0xf10e]);
         Ok(store)
     }
@@ -149,9 +140,7 @@ impl Store {
             file.set_len(shape.len() as u64).map_err(fail)?;
             reserve(&file, shape.len() as u64).map_err(fail)?;
         }
-        let map = MmapRaw::map_raw(&file).map_err(fail)?;
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let mapping = Arc::new(Mapping { map, file: Some(file) });
+        let mapping = Arc::new(Mapping::shared(file, shape.len(), !recovered).map_err(fail)?);
         let mut store = Self { mapping, shape, discarded, recovered };
         if !recovered {
             store.write_header(boot_id, fresh_seed);
@@ -200,14 +189,14 @@ impl Store {
     pub fn header(&self) -> &Header {
         // SAFETY: the mapping is page-aligned, longer than a `Header` and mapped while `self` lives;
         // a `Header`'s integers take any bytes; writing needs `&mut self`.
-        unsafe { &*self.mapping.map.as_ptr().cast::<Header>() }
+        unsafe { &*self.mapping.base().cast_const().cast::<Header>() }
     }
 
     #[must_use]
     pub fn header_mut(&mut self) -> &mut Header {
         // SAFETY: as for `header`, and `self` is borrowed exclusively. The records that share the
         // mapping start behind the header.
-        unsafe { &mut *self.mapping.map.as_mut_ptr().cast::<Header>() }
+        unsafe { &mut *self.mapping.base().cast::<Header>() }
     }
 
     /// The records, to be taken once each: a second taking would alias the first.
@@ -218,7 +207,7 @@ impl Store {
         }
         let at = |offset: usize| {
             // SAFETY: `Shape::len` bytes are mapped, and both offsets lie within.
-            unsafe { self.mapping.map.as_mut_ptr().add(offset) }
+            unsafe { self.mapping.base().add(offset) }
         };
         let v4 = Records::new(at(Shape::records_at()), self.shape.records_v4, &self.mapping);
         let v6 = Records::new(at(self.shape.v6_at()), self.shape.records_v6, &self.mapping);
@@ -240,11 +229,10 @@ impl Viewer {
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        let map = memmap2::MmapOptions::new().map_raw_read_only(&file)?;
         if len < size_of::<Header>() as u64 {
             return Err(std::io::Error::other("shorter than its header"));
         }
-        let mapping = Arc::new(Mapping { map, file: Some(file) });
+        let mapping = Arc::new(Mapping::read_only(file)?);
         let none = Shape { worker: 0, workers: 0, records_v4: 0, records_v6: 0 };
         let mut store = Store { mapping, shape: none, discarded: None, recovered: false };
         let header = store.header();
@@ -280,7 +268,7 @@ impl Viewer {
         for record in 0..count as usize {
             let offset = at + record * size_of::<Record<A>>();
             // SAFETY: `used_records` keeps within the shape, whose length is the mapping's.
-            let place = unsafe { self.store.mapping.map.as_ptr().add(offset) };
+            let place = unsafe { self.store.mapping.base().cast_const().add(offset) };
             // SAFETY: aligned as in the worker's own mapping; any bytes are a record; the copy is
             // volatile because the worker writes meanwhile, and dropping a copy does nothing.
             let copy = unsafe { place.cast::<Record<A>>().read_volatile() };

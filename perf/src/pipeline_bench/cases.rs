@@ -87,7 +87,7 @@ pub fn list(flows: &[u32]) -> Vec<Case> {
 
 /// Runs a case: the pipeline and the limit in turn.
 pub fn run(case: &Case, args: &PipelineArgs, clock: &Clock) -> anyhow::Result<Row> {
-    let mut world = World::build(case.plan)?;
+    let mut world = World::build(case.plan, args.flow_file.as_deref())?;
     let mut bare = Limit(Bare::new(case.plan.v6, case.plan.flows)?);
     let blocks = (args.packets / BLOCK).max(1);
     match case.kind {

@@ -45,7 +45,7 @@ const PAIRS: [(&str, Counted, Counted); 3] = [
 /// What runs under valgrind.
 pub fn run_counted(counted: Counted, packets: usize) -> anyhow::Result<()> {
     let v6 = matches!(counted, Counted::Hit6 | Counted::Hit6Copy);
-    let mut world = World::build(Plan { v6, mode: Mode::Nat, flows: 1000, services: 100 })?;
+    let mut world = World::build(Plan { v6, mode: Mode::Nat, flows: 1000, services: 100 }, None)?;
     let blocks = packets / BLOCK;
     match counted {
         Counted::Hit4 | Counted::Hit6 => {

@@ -46,6 +46,10 @@ pub struct PipelineArgs {
     /// Core to pin to; default: the last one.
     #[arg(long)]
     pub core: Option<usize>,
+    /// Keep the flow records in a file of this directory, as the dataplane does, instead of memory of the
+    /// process's own; the directory should be on a tmpfs.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub flow_file: Option<PathBuf>,
     /// Also write the figures here.
     #[arg(long)]
     pub json: Option<PathBuf>,

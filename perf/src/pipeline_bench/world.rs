@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -12,7 +13,7 @@ use penstock_configs::file::{SnatAddress, Timeouts};
 use penstock_dataplane::clock::Now;
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::io::{BURST, Burst, FramePool, PacketMemory};
-use penstock_dataplane::persist::Store;
+use penstock_dataplane::persist::{Shape, Store};
 use penstock_dataplane::pipeline::{Pipeline, PipelineConfig};
 use penstock_dataplane::stats::WorkerStats;
 use penstock_dataplane::tables::{Compiler, Hop, Inputs, PortView, Tables, View};
@@ -52,7 +53,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn build(plan: Plan) -> anyhow::Result<Self> {
+    /// `flow_file`: the directory of its flow file; none: records are in memory of this process's own.
+    pub fn build(plan: Plan, flow_file: Option<&Path>) -> anyhow::Result<Self> {
         let flows = Capacity { established: plan.flows + EMBRYOS, embryonic: EMBRYOS };
         let none = Capacity { established: 1, embryonic: 1 };
         let config = PipelineConfig {
@@ -68,7 +70,7 @@ impl World {
             max_sources: 1024,
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
-        let mut pipeline = Pipeline::new(&config, Store::anonymous(config.shape())?, Arc::clone(&stats))?;
+        let mut pipeline = Pipeline::new(&config, store(config.shape(), flow_file)?, Arc::clone(&stats))?;
         pipeline.adopt(Arc::new(view(plan)?));
         let mut world =
             Self { plan, pipeline, stats, now: Now::from_secs(1000), forward: Vec::new(), reverse: Vec::new() };
@@ -200,4 +202,13 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         now: Now::default(),
     };
     Compiler::default().compile(&inputs).context("the benchmark's own tables")
+}
+
+fn store(shape: Shape, flow_file: Option<&Path>) -> anyhow::Result<Store> {
+    let Some(directory) = flow_file else { return Ok(Store::anonymous(shape)?) };
+    let path = directory.join(format!("penstock-perf.{}.flows", std::process::id()));
+    let store = Store::open(&path, shape, [0; 16], [0x5eed, 0xf10e])?;
+    // Nobody is to take these flows up.
+    std::fs::remove_file(path)?;
+    Ok(store)
 }
