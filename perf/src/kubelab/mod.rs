@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use penstock_control::crd;
 use serde_json::{Value, json};
 
-pub use self::control::Control;
+pub use self::control::{Control, Place};
 pub use self::proxy::{HEALTHZ_ANNOTATION, Proxies};
 use crate::apiserver::{ADMIN_TOKEN, ApiError, ApiServer, Grant, Settings};
 use crate::clients::http::{self, Volley};
@@ -29,10 +29,10 @@ pub const V1: &str = "v1";
 pub const SLICES: &str = "discovery.k8s.io/v1";
 pub const EVENTS: &str = "events.k8s.io/v1";
 pub const CLASS: &str = "penstock.dev/box";
-const OURS: &str = "penstock.dev/v1alpha1";
+pub const OURS: &str = "penstock.dev/v1alpha1";
 /// Control may do what its manifest says, and nothing else.
 const RBAC: &str = include_str!("../../../configs/kubernetes/rbac.yaml");
-const TOKEN: &str = "control";
+pub(crate) const TOKEN: &str = "control";
 /// Generous: a test machine builds something else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -268,7 +268,7 @@ impl Cluster {
 
 fn furnish(server: &ApiServer, lab: &Lab) -> Result<()> {
     let put = |object: &Value| answered(server.put(object)).map(|_| ());
-    put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}}))?;
+    admit_control(server)?;
     for definition in crd::definitions() {
         put(&serde_json::to_value(definition)?)?;
     }
@@ -279,6 +279,12 @@ fn furnish(server: &ApiServer, lab: &Lab) -> Result<()> {
     for host in &lab.nodes {
         put(&node(&host.name, &[host.addr.ip(false), host.addr.ip(true)]))?;
     }
+    Ok(())
+}
+
+/// Control's namespace and rights.
+pub(crate) fn admit_control(server: &ApiServer) -> Result<()> {
+    answered(server.put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}})))?;
     let grants = Grant::from_manifest(RBAC).map_err(|error| anyhow::anyhow!("rbac.yaml: {error}"))?;
     server.add_user(TOKEN, "system:serviceaccount:penstock-system:penstock-control", Some(grants));
     Ok(())
