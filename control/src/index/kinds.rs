@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use penstock_configs::desired::Protocol;
+
 use super::table::{Changed, Content};
 use crate::crd::{Claim, HeldFor, VipPoolSpec, VipPoolStatus};
 use crate::pool::Family;
@@ -38,29 +40,10 @@ pub enum ServiceType {
     ExternalName,
 }
 
-/// A Service's transport. The schema's own `Protocol` may know fewer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Transport {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Transport {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortInfo {
     pub name: String,
-    pub transport: Transport,
+    pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
 }
@@ -70,6 +53,12 @@ impl PortInfo {
     #[must_use]
     pub fn label(&self) -> String {
         if self.name.is_empty() { self.port.to_string() } else { self.name.clone() }
+    }
+
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub fn protocol_name(&self) -> String {
+        self.protocol.as_str().to_uppercase()
     }
 }
 

@@ -48,6 +48,16 @@ pub enum Change<K, V> {
     Gone(K, u64),
 }
 
+impl<K, V> Change<K, V> {
+    /// What it is about; none where it is about the whole list.
+    pub fn key(&self) -> Option<&K> {
+        match self {
+            Self::Seen(key, _) | Self::Put(key, _) | Self::Wrote(key, _) | Self::Gone(key, _) => Some(key),
+            Self::Begin | Self::End => None,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Table<K, V> {
     rows: BTreeMap<K, V>,

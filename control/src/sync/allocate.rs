@@ -7,10 +7,10 @@ use super::controller::{Controller, Turn};
 use super::events::Note;
 use super::job::{Job, RecordJob, RecordWrite};
 use crate::crd::{Claim, HeldFor, VipAllocationSpec, VipPoolStatus};
+use crate::index::ServiceKey;
 use crate::index::ask::{self, Ask};
 use crate::index::kinds::{RecordInfo, ServiceInfo};
 use crate::index::translate::{Plan, Stage};
-use crate::index::{ServiceKey, support};
 use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
 
 impl Controller {
@@ -302,5 +302,5 @@ fn claim(key: &ServiceKey, uid: &str) -> Claim {
 }
 
 fn ports(info: &ServiceInfo) -> Vec<Port> {
-    info.spec.ports.iter().filter_map(|p| Some((support::protocol(p.transport)?, p.port))).collect()
+    info.spec.ports.iter().map(|p| (p.protocol, p.port)).collect()
 }

@@ -11,6 +11,7 @@
 mod allocate;
 mod answers;
 mod backoff;
+mod boxes;
 mod controller;
 mod driver;
 mod events;
@@ -145,6 +146,8 @@ pub async fn run<D: Dataplane>(
     tasks.spawn(drive(dataplane, kubernetes.owner.clone(), parcels, progress_tx));
     let (notes, note_rx) = mpsc::channel(20_000);
     tasks.spawn(events::record(client.clone(), name.clone(), note_rx));
+    let age = Duration::from_secs_f64(kubernetes.timing.box_gone);
+    tasks.spawn(boxes::collect(client.clone(), kubernetes.owner.clone(), age, roles.clone()));
     let (done_tx, done) = mpsc::channel(1024);
 
     let turner = Loop {
@@ -242,6 +245,8 @@ struct News {
 
 /// A turn at least this often: metrics, timers that were missed.
 const BEAT: Duration = Duration::from_secs(5);
+/// A snapshot so soon after another is one of a burst.
+const BURST: Duration = Duration::from_secs(1);
 /// Messages taken before the loop turns.
 const BATCH: usize = 4096;
 
@@ -360,9 +365,10 @@ impl Loop {
         }
         let quiet = Duration::from_secs_f64(self.kubernetes.timing.debounce);
         let since = *self.fresh.burst_since.get_or_insert(now);
-        // A single edit waits for quiet alone; in a burst, snapshots may take half of the time at most.
-        let busy = self.fresh.translated.is_some_and(|at| now.duration_since(at) < Duration::from_secs(1));
-        let least = if busy { quiet + self.controller.translate_time } else { quiet };
+        // A single edit waits for quiet alone; in a burst, making snapshots may take a fifth of the time at most, and
+        // sending them, which costs several times as much, is paced by the dataplane's answers.
+        let busy = self.fresh.translated.is_some_and(|at| now.duration_since(at) < BURST);
+        let least = if busy { (quiet + self.controller.translate_time * 4).min(BURST) } else { quiet };
         let until = since + least;
         if until > now {
             return Some(until);
@@ -427,11 +433,13 @@ impl Loop {
             fault: progress.trouble.clone(),
             last_seen: String::new(),
         };
+        let gone = Duration::from_secs_f64(self.kubernetes.timing.box_gone);
+        let heartbeat = Duration::from_secs(60).min(gone / 6);
         let due = match &self.fresh.the_box {
             None => true,
             Some((before, at)) => {
                 let age = now.duration_since(*at);
-                age >= Duration::from_secs(60) || *before != status && age >= BEAT
+                age >= heartbeat || *before != status && age >= BEAT
             }
         };
         if !due {

@@ -45,7 +45,8 @@ pub(super) fn run(args: &ScaleArgs, narrator: &Narrator) -> Result<Report> {
 
     narrator.step("The first full sync", "Finalizer, address, snapshot, status and Events of each Service.");
     bench.first_sync(args, narrator, &mut report)?;
-    narrator.step("Single edits", "A port changes; until the dataplane has the snapshot, and until every worker runs it.");
+    narrator
+        .step("Single edits", "A port changes; until the dataplane has the snapshot, and until every worker runs it.");
     bench.edits(args, &mut report)?;
     narrator.step("A node flaps", "NotReady and back; then away and back.");
     bench.flap(args, &mut report)?;
@@ -94,7 +95,11 @@ impl Bench {
         let requests = self.server.requests();
         let writes = requests.iter().filter(|r| !matches!(r.asked.verb, "get" | "list" | "watch"));
         report.beside("  writes to the API server", writes.count() as f64, "");
-        report.beside("  of these refused or in conflict", requests.iter().filter(|r| r.code >= 400).count() as f64, "");
+        report.beside(
+            "  of these refused or in conflict",
+            requests.iter().filter(|r| r.code >= 400).count() as f64,
+            "",
+        );
         Ok(())
     }
 
@@ -115,7 +120,12 @@ impl Bench {
         }
         let spent = (self.cpu()? - before) / args.edits as f64;
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-        report.target("one Service edit until the dataplane has it, median", milliseconds(median(&mut reached)), "ms", 100.0);
+        report.target(
+            "one Service edit until the dataplane has it, median",
+            milliseconds(median(&mut reached)),
+            "ms",
+            100.0,
+        );
         report.beside("  the slowest", milliseconds(reached.last().copied().unwrap_or_default()), "ms");
         report.beside("  until every worker runs it, median", milliseconds(median(&mut run)), "ms");
         report.beside("  control's own time, with all that follows", spent * 1e3, "ms");
@@ -168,7 +178,12 @@ impl Bench {
         report.beside("  control's own time", self.cpu()?, "s");
         let patches = self.server.requests().iter().filter(|r| r.asked.resource == "services").count();
         // One list and one watch.
-        report.target("  requests about Services beside list and watch", patches.saturating_sub(pages(args) + 1) as f64, "", 0.0);
+        report.target(
+            "  requests about Services beside list and watch",
+            patches.saturating_sub(pages(args) + 1) as f64,
+            "",
+            0.0,
+        );
         Ok(())
     }
 
