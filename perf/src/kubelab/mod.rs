@@ -1,6 +1,7 @@
 //! A cluster in the lab: the test API server, control and dataplane in the box's namespace, nodes that answer on their
 //! NodePorts as kube-proxy has them answer. What a person would do with kubectl is done through [`Cluster`].
 
+mod another;
 mod control;
 mod proxy;
 
@@ -14,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use penstock_control::crd;
 use serde_json::{Value, json};
 
+pub use self::another::AnotherBox;
 pub use self::control::{Control, Place};
 pub use self::proxy::{HEALTHZ_ANNOTATION, Proxies};
 use crate::apiserver::{ADMIN_TOKEN, ApiError, ApiServer, Grant, Settings};
@@ -88,8 +90,9 @@ impl Cluster {
         let lab = builder.build()?;
         let settings =
             Settings { require_token: true, bookmark_every: Duration::from_millis(500), ..Settings::default() };
-        // In the box's namespace, where control finds it on the loopback; its thread stays there.
-        let server = Arc::new(lab.the_box.run(|| ApiServer::start(settings))?);
+        // In the box's namespace, where its thread stays; also other boxes on the nodes' segment find it there.
+        let address = (plan::NODE_NET.host(plan::BOX_HOST).v4, 0).into();
+        let server = Arc::new(lab.the_box.run(|| ApiServer::start_at(address, settings))?);
         furnish(&server, &lab)?;
         let proxies = Proxies::start(server.clone(), &lab.nodes)?;
         let mut config = config::base(&lab, queues);
