@@ -126,13 +126,7 @@ pub struct ServiceInfo {
 
 impl Content for ServiceInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self.spec != newer.spec {
-            Changed::Desired
-        } else if self.status != newer.status {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.spec != newer.spec, self.status != newer.status)
     }
 
     fn version(&self) -> u64 {
@@ -200,13 +194,7 @@ impl NodeInfo {
 
 impl Content for NodeInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if (self.v4, self.v6, self.out) != (newer.v4, newer.v6, newer.out) {
-            Changed::Desired
-        } else if self != newer {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by((self.v4, self.v6, self.out) != (newer.v4, newer.v6, newer.out), self != newer)
     }
 }
 
@@ -239,7 +227,7 @@ pub struct SliceInfo {
 
 impl Content for SliceInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self == newer { Changed::Nothing } else { Changed::Desired }
+        Changed::by(self != newer, false)
     }
 }
 
@@ -251,7 +239,7 @@ pub struct NamespaceInfo {
 impl Content for NamespaceInfo {
     fn difference(&self, newer: &Self) -> Changed {
         // Labels decide which pool gives an address; no address given changes by them.
-        if self == newer { Changed::Nothing } else { Changed::Desired }
+        Changed::by(self != newer, false)
     }
 }
 
@@ -265,13 +253,7 @@ pub struct PoolInfo {
 
 impl Content for PoolInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self.spec != newer.spec {
-            Changed::Desired
-        } else if self.status != newer.status {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.spec != newer.spec, self.status != newer.status)
     }
 }
 
@@ -302,13 +284,7 @@ impl RecordInfo {
 impl Content for RecordInfo {
     fn difference(&self, newer: &Self) -> Changed {
         let content = |r: &Self| (r.pool.clone(), r.owner.clone(), r.share_key.clone(), r.held_for.clone());
-        if self.claims != newer.claims || content(self) != content(newer) {
-            Changed::Desired
-        } else if self.uid != newer.uid {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.claims != newer.claims || content(self) != content(newer), self.uid != newer.uid)
     }
 
     fn version(&self) -> u64 {

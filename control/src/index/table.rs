@@ -15,6 +15,16 @@ pub enum Changed {
 }
 
 impl Changed {
+    /// By the part that a snapshot may depend on, and by the rest.
+    #[must_use]
+    pub fn by(desired: bool, detail: bool) -> Self {
+        match (desired, detail) {
+            (true, _) => Self::Desired,
+            (_, true) => Self::Detail,
+            _ => Self::Nothing,
+        }
+    }
+
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         self.max(other)

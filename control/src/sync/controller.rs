@@ -100,6 +100,8 @@ pub struct Controller {
     translate_wanted: bool,
     /// Whose part of the translation may be another one now.
     dirty: Dirty,
+    /// Services that ask for an address they have not.
+    pub(super) lacking: BTreeSet<ServiceKey>,
     /// Whose last change the dataplane may not have acknowledged.
     unacknowledged: BTreeSet<ServiceKey>,
     pub(super) touched: BTreeSet<ServiceKey>,
@@ -142,6 +144,7 @@ impl Controller {
             resend: false,
             translate_wanted: true,
             dirty: Dirty::All,
+            lacking: BTreeSet::new(),
             unacknowledged: BTreeSet::new(),
             touched: BTreeSet::new(),
             all_touched: true,
@@ -453,6 +456,16 @@ impl Controller {
         #[cfg(test)]
         assert_eq!(self.translation.same_as(&view), Ok(()), "something was not dirty that should have been: {dirty:?}");
         self.translations += 1;
+        for key in &difference.plans {
+            let lacks = |plan: &Plan| {
+                !plan.missing.is_empty() && matches!(plan.stage, Stage::NeedsAddress | Stage::Programmed)
+            };
+            if self.translation.plans.get(key).is_some_and(lacks) {
+                self.lacking.insert(key.clone());
+            } else {
+                self.lacking.remove(key);
+            }
+        }
         // Whoever's plan changed is to be looked at; a Service whose plan went needs its work forgotten.
         self.unacknowledged.extend(difference.plans.iter().cloned());
         self.touched.extend(difference.plans);

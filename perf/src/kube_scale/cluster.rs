@@ -52,7 +52,7 @@ pub(super) fn server(ns: &Netns, args: &ScaleArgs, narrator: &Narrator) -> Resul
         answered(server.put(&serde_json::to_value(definition)?))?;
     }
     answered(server.put(&json!({"apiVersion": OURS, "kind": "VipPool", "metadata": {"name": "big"},
-        "spec": {"addresses": [VIPS], "avoidBuggyIPs": true}})))?;
+        "spec": {"addresses": [VIPS], "avoidBuggyIps": true}})))?;
     for index in 0..args.nodes {
         answered(server.put(&kubelab::node(&node_name(index), &[node_address(index)])))?;
     }
