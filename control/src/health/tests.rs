@@ -267,12 +267,12 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn ask(check: Check) -> (Kind, String) {
-    let outcome = probe(LOCAL, &check, SECOND).await;
+    let outcome = probe(LOCAL, &check, SECOND, None).await.0;
     (outcome.kind, outcome.reason)
 }
 
 fn http(port: u16) -> Check {
-    Check::Http { port, tls: false, path: "/healthz".into(), host: None, expect: 200..=299, drain_on_503: true }
+    Check::Http { port, tls: false, path: "/healthz".into(), host: None, expect: 200..=299, drain_on_503: true, keeps: false }
 }
 
 /// Answers every connection with the same bytes and hands over what was asked.
@@ -373,6 +373,7 @@ async fn https_takes_any_certificate_but_needs_tls() {
         host: host.map(Into::into),
         expect: 200..=299,
         drain_on_503: false,
+        keeps: false,
     };
     let port = tls_server("HTTP/1.1 204 No Content\r\n\r\n").await;
     assert_eq!(ask(secure(port, None)).await, (Good, format!("204 from port {port}/")));
@@ -387,7 +388,7 @@ async fn https_takes_any_certificate_but_needs_tls() {
 async fn silence_is_bad_after_the_timeout() {
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let outcome = probe(LOCAL, &http(port), Duration::from_millis(50)).await;
+    let outcome = probe(LOCAL, &http(port), Duration::from_millis(50), None).await.0;
     assert_eq!(outcome.kind, Bad);
     assert!(outcome.reason.contains("no answer"), "{}", outcome.reason);
 }
@@ -413,8 +414,8 @@ async fn udp_is_down_on_port_unreachable_and_else_by_its_answer() {
     assert_eq!(ask(check(port, "ping", Some("pong"), false)).await.0, Good);
     assert_eq!(ask(check(port, "ping", Some("gnop"), true)).await.0, Bad);
     let short = Duration::from_millis(50);
-    assert_eq!(probe(LOCAL, &check(port, "quiet", None, true), short).await.kind, Good);
-    assert_eq!(probe(LOCAL, &check(port, "quiet", None, false), short).await.kind, Bad);
+    assert_eq!(probe(LOCAL, &check(port, "quiet", None, true), short, None).await.0.kind, Good);
+    assert_eq!(probe(LOCAL, &check(port, "quiet", None, false), short, None).await.0.kind, Bad);
     let free = UdpSocket::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap().port();
     let (kind, reason) = ask(check(free, "ping", None, true)).await;
     assert_eq!(kind, Bad);

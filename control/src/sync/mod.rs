@@ -394,7 +394,8 @@ impl Loop {
         self.publish_box(now);
         self.publish_metrics(now);
         // Never at once: whatever the reason, this loop must not spin.
-        turn.wake.unwrap_or(now + BEAT).clamp(now + Duration::from_millis(1), now + BEAT)
+        let beat = BEAT.min(self.heartbeat());
+        turn.wake.unwrap_or(now + beat).clamp(now + Duration::from_millis(1), now + beat)
     }
 
     fn spawn(&self, job: job::Job) {
@@ -418,6 +419,11 @@ impl Loop {
         self.fit.send_if_modified(|fit| std::mem::replace(fit, !absent) == absent);
     }
 
+    /// How often the box says that it lives: several times in what makes it count as gone.
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(60).min(Duration::from_secs_f64(self.kubernetes.timing.box_gone) / 6)
+    }
+
     fn publish_box(&mut self, now: Instant) {
         let progress = &self.controller.progress;
         if self.controller.version == 0 {
@@ -433,8 +439,7 @@ impl Loop {
             fault: progress.trouble.clone(),
             last_seen: String::new(),
         };
-        let gone = Duration::from_secs_f64(self.kubernetes.timing.box_gone);
-        let heartbeat = Duration::from_secs(60).min(gone / 6);
+        let heartbeat = self.heartbeat();
         let due = match &self.fresh.the_box {
             None => true,
             Some((before, at)) => {

@@ -2,7 +2,7 @@
 //!
 //! Method. The test API server runs in this process, control and dataplane are processes of their own in a lab, with
 //! the settings a box comes with (health checks included: one node of the lab answers for all). What is said of
-//! control is its own: CPU time of its process (user and system, `/proc/PID/stat`), its peak of resident memory
+//! control is its own: CPU time of its process (user and system, `/proc/PID/task/*/schedstat`), its peak of resident memory
 //! (`VmHWM`). Times to an effect are by the clock and end at the dataplane's answer, asked every millisecond; so they
 //! contain what API server and dataplane take, too, and what else the machine does.
 //!

@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// What /proc counts time in on every Linux machine: time(7).
-const USER_HZ: u64 = 100;
-
-/// User and system time so far.
+/// What its threads have run so far, to the nanosecond; those that have ended do not count.
 pub(super) fn cpu_time(pid: u32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).context(path)?;
-    // utime and stime are fields 14 and 15 of proc(5); the second, the name, may hold anything but ends with ") ".
-    let after_name = stat.rsplit(") ").next().unwrap_or_default();
-    let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_millis(ticks * 1000 / USER_HZ))
+    let directory = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for thread in fs::read_dir(&directory).context(directory)? {
+        // Time on a core, time waiting for one, slices: Documentation/scheduler/sched-stats.rst.
+        let stat = fs::read_to_string(thread?.path().join("schedstat"))?;
+        sum += stat.split(' ').next().and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(sum))
 }
 
 /// The most it ever had in memory, in bytes.

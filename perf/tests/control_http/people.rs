@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use crate::rig::{Control, OURS, SLICES, World, a_while, node, service, until};
 
 /// "kubectl wait works": by the condition's whole name.
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn kubectl_waits_for_our_conditions() {
     if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
         println!("SKIPPED: kubectl_waits_for_our_conditions: no kubectl");
         return;
     }
-    let world = World::new();
+    let world = World::for_kubectl();
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("kubeconfig");
     std::fs::write(&kubeconfig, world.server.kubeconfig(ADMIN_TOKEN)).unwrap();
@@ -71,12 +71,15 @@ async fn a_service_that_vanishes_under_a_write_is_no_failure() {
     world.put(&service("web"));
     tokio::time::sleep(Duration::from_millis(150)).await;
     world.delete("web");
-    until("the write came too late", true, || world.server.requests().iter().any(|r| r.code == 404)).await;
+    let too_late = || {
+        world.server.requests_that(|r| r.code == 404 && r.asked.resource == "services/status")
+    };
+    until("the write came too late", 1, too_late).await;
     a_while().await;
     let text = control.metrics.text();
     assert!(text.contains("k8s_client_update_errors_total 0"), "{text}");
     assert!(!world.has_event("web", "SyncLoadBalancerFailed"), "{:?}", world.events("web"));
-    assert_eq!(world.server.requests().iter().filter(|r| r.code == 404).count(), 1, "and is not tried again");
+    assert_eq!(too_late(), 1, "and is not tried again");
     world.put(&service("web"));
     until("another of its name", 1, || world.ingress("web").len()).await;
     control.stop().await;

@@ -44,7 +44,16 @@ pub(crate) struct World {
 impl World {
     /// Two nodes and a pool of four addresses of each family.
     pub(crate) fn new() -> Self {
-        let world = Self::empty();
+        Self::empty().furnished()
+    }
+
+    /// kubectl sends no token without TLS: who brings none is the admin.
+    pub(crate) fn for_kubectl() -> Self {
+        Self::with(false).furnished()
+    }
+
+    fn furnished(self) -> Self {
+        let world = self;
         world.pool("p", &["203.0.113.1-203.0.113.4", "2001:db8:f::1-2001:db8:f::4"]);
         for (name, last) in [("a", 1), ("b", 2)] {
             world.put(&node(name, &format!("10.0.0.{last}")));
@@ -53,8 +62,12 @@ impl World {
     }
 
     pub(crate) fn empty() -> Self {
+        Self::with(true)
+    }
+
+    fn with(require_token: bool) -> Self {
         let bookmark_every = Duration::from_millis(300);
-        let server = ApiServer::start(Settings { require_token: true, bookmark_every, ..Settings::default() }).unwrap();
+        let server = ApiServer::start(Settings { require_token, bookmark_every, ..Settings::default() }).unwrap();
         let world = Self { server, the_box: TheBox::start() };
         world.put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}}));
         for definition in crd::definitions() {

@@ -195,7 +195,17 @@ impl Maker<'_> {
     }
 }
 
-/// `/healthz` is what the service controller asks of both kube-proxy's own port and a `healthCheckNodePort`.
+/// `/healthz` is what the service controller asks of both kube-proxy's own port and a `healthCheckNodePort`. Whether
+/// the server takes new connections says nothing of the Service there: one is kept, which at 500 nodes spares most of
+/// what the checks cost.
 fn http(port: u16) -> Check {
-    Check::Http { port, tls: false, path: "/healthz".into(), host: None, expect: 200..=299, drain_on_503: true }
+    Check::Http {
+        port,
+        tls: false,
+        path: "/healthz".into(),
+        host: None,
+        expect: 200..=299,
+        drain_on_503: true,
+        keeps: true,
+    }
 }
