@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -41,6 +42,7 @@ impl Outcome {
 pub struct Connection {
     sender: SendRequest<Empty<Bytes>>,
     driver: Pin<Box<http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
+    ended: bool,
 }
 
 /// `timeout` is for the whole probe: connecting, asking, and the answer. With what is left of the connection.
@@ -109,24 +111,24 @@ async fn http_again(address: IpAddr, check: &Check, kept: &mut Option<Connection
     if let Some(mut connection) = kept.take()
         && let Ok(status) = connection.ask(to, path, host.as_deref()).await
     {
-        *kept = Some(connection);
+        *kept = Some(connection).filter(|connection| !connection.ended);
         return Ok(judge(status, &place(check), expect, *drain_on_503));
     }
     let mut connection = Connection::open(to).await?;
     let status = connection.ask(to, path, host.as_deref()).await?;
-    *kept = Some(connection);
+    *kept = Some(connection).filter(|connection| !connection.ended);
     Ok(judge(status, &place(check), expect, *drain_on_503))
 }
 
 impl Connection {
     async fn open(to: SocketAddr) -> Result<Self, String> {
         let (sender, driver) = http1::handshake(TokioIo::new(connect(to).await?)).await.map_err(|e| http_words(&e))?;
-        Ok(Self { sender, driver: Box::pin(driver) })
+        Ok(Self { sender, driver: Box::pin(driver), ended: false })
     }
 
     async fn ask(&mut self, to: SocketAddr, path: &str, host: Option<&str>) -> Result<StatusCode, String> {
         let request = request(to, path, host, false)?;
-        let Self { sender, driver } = self;
+        let Self { sender, driver, ended } = self;
         let exchange = async {
             sender.ready().await?;
             let mut answer = sender.send_request(request).await?;
@@ -144,11 +146,13 @@ impl Connection {
         tokio::select! {
             biased;
             status = &mut exchange => status.map_err(|e| http_words(&e)),
-            ended = driver => match ended {
-                // The last of it may be an answer, of a server that closes after each.
-                Ok(()) => exchange.await.map_err(|e| http_words(&e)),
-                Err(e) => Err(http_words(&e)),
-            },
+            end = driver => {
+                *ended = true;
+                end.map_err(|e| http_words(&e))?;
+                // The last of it may be an answer, of a server that closes after each: it is all here, or will never be.
+                let answer = exchange.now_or_never().ok_or("HTTP: the connection ended without an answer")?;
+                answer.map_err(|e| http_words(&e))
+            }
         }
     }
 }

@@ -457,9 +457,8 @@ impl Controller {
         assert_eq!(self.translation.same_as(&view), Ok(()), "something was not dirty that should have been: {dirty:?}");
         self.translations += 1;
         for key in &difference.plans {
-            let lacks = |plan: &Plan| {
-                !plan.missing.is_empty() && matches!(plan.stage, Stage::NeedsAddress | Stage::Programmed)
-            };
+            let lacks =
+                |plan: &Plan| !plan.missing.is_empty() && matches!(plan.stage, Stage::NeedsAddress | Stage::Programmed);
             if self.translation.plans.get(key).is_some_and(lacks) {
                 self.lacking.insert(key.clone());
             } else {

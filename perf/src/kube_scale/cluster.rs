@@ -1,16 +1,19 @@
 //! A large cluster as its API server knows it, and a lab whose one node answers for all of its nodes.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use axum::Router;
+use axum::routing::get;
 use penstock_control::crd;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use super::ScaleArgs;
 use crate::apiserver::{ApiError, ApiServer, Settings};
+use crate::clients::run_here;
 use crate::demo::narrator::Narrator;
 use crate::kubelab::{self, OURS, SLICES, TOKEN, V1};
 use crate::lab::{Lab, Netns};
@@ -32,15 +35,14 @@ pub(super) fn lab() -> Result<Lab> {
     Ok(lab)
 }
 
-/// "200" to whoever asks, until the process ends.
+/// "200" to whoever asks, on connections that stay as kube-proxy's do, until the process ends.
 fn healthz() {
-    let Ok(listener) = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HEALTHZ)) else { return };
-    let mut request = [0u8; 1024];
-    for mut stream in listener.incoming().flatten() {
-        // Whoever went away while asking is not answered.
-        let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
-        let _ = stream.read(&mut request);
-        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let serve = async {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, HEALTHZ)).await?;
+        axum::serve(listener, Router::new().route("/healthz", get(|| async { "{}" }))).await
+    };
+    if let Err(error) = run_here(serve) {
+        eprintln!("the node's healthz ended: {error}");
     }
 }
 

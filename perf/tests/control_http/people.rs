@@ -71,9 +71,7 @@ async fn a_service_that_vanishes_under_a_write_is_no_failure() {
     world.put(&service("web"));
     tokio::time::sleep(Duration::from_millis(150)).await;
     world.delete("web");
-    let too_late = || {
-        world.server.requests_that(|r| r.code == 404 && r.asked.resource == "services/status")
-    };
+    let too_late = || world.server.requests_that(|r| r.code == 404 && r.asked.resource == "services/status");
     until("the write came too late", 1, too_late).await;
     a_while().await;
     let text = control.metrics.text();
@@ -137,7 +135,8 @@ async fn a_drain_outlives_a_restart() {
     let mut out = node("b", "10.0.0.2");
     out["metadata"]["labels"] = json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
     world.put(&out);
-    let states = || world.states_of("web").into_iter().map(|(node, state)| format!("{node} {state:?}")).collect::<Vec<_>>();
+    let states =
+        || world.states_of("web").into_iter().map(|(node, state)| format!("{node} {state:?}")).collect::<Vec<_>>();
     let draining = ["a Active".to_owned(), "b Draining".to_owned()].to_vec();
     until("it drains", draining.clone(), states).await;
     control.kill().await;

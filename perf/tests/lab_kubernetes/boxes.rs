@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
+use penstock_configs::desired::{Announce, Desired};
 use penstock_control::client::ClientError;
 use penstock_control::client::Dataplane as Api;
-use penstock_configs::desired::{Announce, Desired};
 use penstock_perf::clients::run_here;
 use penstock_perf::kubelab::Cluster;
 use penstock_perf::lab::{Lab, Topology};
@@ -22,7 +22,9 @@ fn desired(api: &Api) -> Desired {
 /// The Services of a snapshot, and whether its box answers for their addresses.
 fn programmed(api: &Api) -> Vec<(String, bool)> {
     let services = desired(api).services.into_iter();
-    services.map(|s| (s.name.split(':').next().unwrap_or_default().to_owned(), s.announce == Some(Announce::L2))).collect()
+    services
+        .map(|s| (s.name.split(':').next().unwrap_or_default().to_owned(), s.announce == Some(Announce::L2)))
+        .collect()
 }
 
 fn holder(cluster: &Cluster) -> String {
