@@ -249,6 +249,18 @@ pub enum Mode {
     Dsr,
 }
 
+impl Mode {
+    /// As in the document.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dnat => "dnat",
+            Self::Dsr => "dsr",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scheduler {

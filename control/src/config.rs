@@ -217,6 +217,8 @@ pub struct TimingConfig {
     pub retry_max: f64,
     /// A status that another controller overwrote is left alone for this long, twice as long each time.
     pub fight_backoff: f64,
+    /// The `VipBox` of a box that has said nothing for so long is removed by the leader; a box speaks every minute.
+    pub box_gone: f64,
     /// API writes in flight at once.
     pub writes: usize,
 }
@@ -234,6 +236,7 @@ impl Default for TimingConfig {
             retry: 0.5,
             retry_max: 60.0,
             fight_backoff: 30.0,
+            box_gone: 3600.0,
             writes: 32,
         }
     }
@@ -393,9 +396,15 @@ impl KubernetesConfig {
             ("retry", timing.retry),
             ("retry_max", timing.retry_max),
             ("fight_backoff", timing.fight_backoff),
+            ("box_gone", timing.box_gone),
         ];
         for (key, seconds) in named {
             check_seconds(faults, &format!("kubernetes.timing.{key}"), seconds);
+        }
+        // A box speaks once a minute; a lost word or two is no death.
+        if timing.box_gone < 1.0 {
+            faults
+                .push("kubernetes.timing.box_gone: at least 1; boxes speak once a minute, so minutes are meant".into());
         }
         if timing.writes == 0 {
             faults.push("kubernetes.timing.writes: at least 1".into());

@@ -51,6 +51,9 @@ pub trait Dataplane: Send + Sync + 'static {
     /// it is asked every few seconds.
     fn generation(&self, owner: &str) -> impl Future<Output = Result<Option<u64>, DataplaneError>> + Send;
 
+    /// `owner`'s whole snapshot as the dataplane has it.
+    fn desired(&self, owner: &str) -> impl Future<Output = Result<Option<Desired>, DataplaneError>> + Send;
+
     /// In the place of what this source said before.
     fn put_health(&self, source: &str, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
@@ -67,6 +70,10 @@ impl Dataplane for crate::client::Dataplane {
     async fn generation(&self, owner: &str) -> Result<Option<u64>, DataplaneError> {
         let owners = self.owners().await.map_err(|e| said(&e))?;
         Ok(owners.into_iter().find(|o| o.owner == owner).map(|o| o.generation))
+    }
+
+    async fn desired(&self, owner: &str) -> Result<Option<Desired>, DataplaneError> {
+        Self::desired(self, owner).await.map_err(|e| said(&e))
     }
 
     async fn put_health(&self, source: &str, health: &Health) -> Result<(), DataplaneError> {

@@ -33,7 +33,16 @@ pub enum Check {
     Tcp { port: u16 },
     /// An HTTP(S) GET answers with a status in `expect`. Where `drain_on_503`, a 503 means "takes no new flows"
     /// (what kube-proxy's healthz and a `healthCheckNodePort` say of a node that is leaving), not "down".
-    Http { port: u16, tls: bool, path: String, host: Option<String>, expect: RangeInclusive<u16>, drain_on_503: bool },
+    /// Where `keeps`, the connection is kept for the next time: one that fails is made anew before anything is said.
+    Http {
+        port: u16,
+        tls: bool,
+        path: String,
+        host: Option<String>,
+        expect: RangeInclusive<u16>,
+        drain_on_503: bool,
+        keeps: bool,
+    },
     /// A datagram is answered (with `expect` as a prefix, where given); an ICMP port unreachable means down.
     Udp { port: u16, send: Vec<u8>, expect: Option<Vec<u8>>, silence_is_up: bool },
 }

@@ -7,9 +7,9 @@ use std::time::Instant;
 use penstock_configs::desired::BackendState;
 use serde::{Deserialize, Serialize};
 
+use crate::index::ServiceKey;
 use crate::index::outcome::Health;
 use crate::index::translate::{Plan, Stage};
-use crate::index::{ServiceKey, support};
 use crate::pool::Family;
 use crate::sync::{Controller, FEEDS, FeedState};
 
@@ -99,7 +99,7 @@ impl Controller {
             return format!("is pending: the box has not acknowledged it: {why}");
         }
         let mut text = match self.health_of(plan, now).0 {
-            Health::Good => format!("is served in mode {}", support::mode_name(plan.mode)),
+            Health::Good => format!("is served in mode {}", plan.mode.as_str()),
             Health::Unsettled => "is pending: no backend is known to be healthy yet".into(),
             Health::Bad => "has its address, but no backend is healthy".into(),
             Health::NoBackends => "has its address, but no node is a backend".into(),

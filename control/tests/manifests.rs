@@ -150,7 +150,7 @@ fn the_rights_are_those_that_are_used_and_no_more() {
         ("services/status vippools/status vipboxes/status", "patch"),
         ("events", "create patch"),
         ("vipallocations", "create update delete"),
-        ("vipboxes", "create"),
+        ("vipboxes", "list create delete"),
         ("leases", "create get update"),
     ];
     let used: BTreeSet<String> = used

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::future::Future;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,14 +41,20 @@ pub struct Dataplane {
 impl Dataplane {
     /// Writes the config into the lab's directory, starts the process and waits until it serves.
     pub fn start(lab: &Lab, config: &ConfigFile) -> Result<Self> {
+        Self::start_in(&lab.the_box, &lab.dir(), config)
+    }
+
+    /// A second box of a lab, in another host's namespace and with a directory of its own.
+    pub fn start_in(ns: &Netns, dir: &Path, config: &ConfigFile) -> Result<Self> {
         let mut dataplane = Self {
-            ns: lab.the_box.clone(),
+            ns: ns.clone(),
             program: program("penstock-dataplane")?,
-            config: lab.path("penstock.toml")?,
-            log: lab.path("dataplane.log")?,
+            config: dir.join("penstock.toml"),
+            log: dir.join("dataplane.log"),
             api: Api::new(config.the_box.run_dir.join("dataplane.sock")),
             process: None,
         };
+        fs::create_dir_all(dir)?;
         for dir in [&config.the_box.run_dir, &config.the_box.state_dir] {
             fs::create_dir_all(dir)?;
         }
@@ -116,6 +122,17 @@ impl Dataplane {
         }
     }
 
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// For what is not asked here.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let process = self.process.as_ref().context("it does not run")?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("a process id")?;
@@ -140,12 +157,12 @@ impl Dataplane {
 
     /// The socket `penstock --socket` wants.
     #[must_use]
-    pub fn socket(&self) -> &std::path::Path {
+    pub fn socket(&self) -> &Path {
         self.api.socket()
     }
 
     #[must_use]
-    pub fn config_path(&self) -> &std::path::Path {
+    pub fn config_path(&self) -> &Path {
         &self.config
     }
 

@@ -7,6 +7,7 @@ pub mod clients;
 pub mod config;
 pub mod dataplane;
 pub mod demo;
+pub mod kube_scale;
 pub mod kubelab;
 pub mod lab;
 pub mod memlab;

@@ -30,6 +30,7 @@ use crate::file::{ConfigFile, Limits, SnatAddress};
 pub(crate) use self::address::host_bits;
 pub use self::claims::{claims, claims_in_order};
 pub use self::names::owner_name;
+pub use self::services::MOST_SLOW_START;
 pub use self::shared_ports::port_list;
 pub use self::warnings::warnings;
 

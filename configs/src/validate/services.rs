@@ -11,7 +11,7 @@ use crate::fault::Fault;
 use crate::nearest::Suggester;
 
 /// A backend that takes longer to warm up is better given its weight by hand.
-const MOST_SLOW_START: u32 = 3600;
+pub const MOST_SLOW_START: u32 = 3600;
 
 const DISTINCT: &str = "choose an address nothing else uses";
 

@@ -122,6 +122,11 @@ impl Board {
     }
 
     #[must_use]
+    pub fn has(&self, id: &Arc<str>) -> bool {
+        self.entries.contains_key(id)
+    }
+
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -12,6 +12,7 @@ pub mod named;
 pub mod probe;
 mod tls;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,9 +22,12 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::board::{Board, Launch, Outcome, Rules};
+use self::probe::Connection;
 use crate::config::HealthConfig;
 use crate::probe::{CheckerSeam, HealthView};
 
+/// Probes go out together this often: one by one, each would wake the process by itself.
+const TOGETHER: Duration = Duration::from_millis(25);
 /// Results closer together than this make one view.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -46,6 +50,8 @@ pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::R
         board: Board::new(Rules::of(&config), seed),
         started: Instant::now(),
         running: JoinSet::new(),
+        kept: HashMap::new(),
+        launched: Instant::now(),
         view: seam.view,
         dirty_since: None,
         late: false,
@@ -58,7 +64,10 @@ pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::R
 struct Checker {
     board: Board,
     started: Instant,
-    running: JoinSet<(Launch, Outcome)>,
+    running: JoinSet<(Launch, Outcome, Option<Connection>)>,
+    /// Of targets whose check keeps theirs, while nobody asks.
+    kept: HashMap<Arc<str>, Connection>,
+    launched: Instant,
     view: watch::Sender<Arc<HealthView>>,
     dirty_since: Option<Instant>,
     /// Whether the budget is too small for the targets, and was said to be.
@@ -74,11 +83,8 @@ impl Checker {
         targets.mark_changed();
         while !*shutdown.borrow() {
             let now = self.started.elapsed();
-            for launch in self.board.due(now) {
-                self.running.spawn(async move {
-                    let outcome = probe::probe(launch.address, &launch.check, launch.timeout).await;
-                    (launch, outcome)
-                });
+            if self.launched.elapsed() >= TOGETHER {
+                self.launch(now);
             }
             self.report_lateness(now);
             let wake = self.wake();
@@ -89,6 +95,8 @@ impl Checker {
                     if self.board.set_targets(&list, self.started.elapsed()) {
                         self.dirty();
                     }
+                    let board = &self.board;
+                    self.kept.retain(|id, _| board.has(id));
                 }
                 Some(finished) = self.running.join_next() => self.finish(finished),
                 () = sleep_until(wake) => {}
@@ -98,18 +106,32 @@ impl Checker {
         }
     }
 
+    fn launch(&mut self, now: Duration) {
+        self.launched = Instant::now();
+        for launch in self.board.due(now) {
+            let kept = self.kept.remove(&launch.id);
+            self.running.spawn(async move {
+                let (outcome, left) = probe::probe(launch.address, &launch.check, launch.timeout, kept).await;
+                (launch, outcome, left)
+            });
+        }
+    }
+
     fn wake(&self) -> Option<Instant> {
-        let probe = self.board.next_due().map(|due| self.started + due);
+        let probe = self.board.next_due().map(|due| (self.started + due).max(self.launched + TOGETHER));
         let view = self.dirty_since.map(|since| since + GATHER);
         probe.into_iter().chain(view).min()
     }
 
-    fn finish(&mut self, finished: Result<(Launch, Outcome), tokio::task::JoinError>) {
+    fn finish(&mut self, finished: Result<(Launch, Outcome, Option<Connection>), tokio::task::JoinError>) {
         // A probe that panics ends the process in a release build; in a test its target is asked no more.
-        let (launch, outcome) = match finished {
+        let (launch, outcome, connection) = match finished {
             Ok(done) => done,
             Err(error) => return warn!("a probe failed: {error}"),
         };
+        if let Some(connection) = connection.filter(|_| self.board.has(&launch.id)) {
+            self.kept.insert(launch.id.clone(), connection);
+        }
         let change = self.board.finish(&launch, outcome, self.started.elapsed());
         if let Some(change) = &change.state {
             info!(target = %launch.id, "{:?} -> {:?}: {}", change.from, change.to, change.reason);

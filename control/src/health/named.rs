@@ -76,6 +76,7 @@ impl NamedCheck {
             host: self.host.clone(),
             expect: self.status().unwrap_or(STATUS),
             drain_on_503: self.drain_on_503,
+            keeps: false,
         };
         match self.kind {
             CheckType::None => None,
@@ -185,6 +186,7 @@ mod tests {
             host: None,
             expect: 204..=204,
             drain_on_503: false,
+            keeps: false,
         };
         assert_eq!(web.check(8080), Some(expected));
         let dns = health.check_of("dns", Protocol::Udp).unwrap();

@@ -4,10 +4,13 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::pin::Pin;
 use std::time::Duration;
 
-use http_body_util::Empty;
+use futures_util::FutureExt;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -19,6 +22,8 @@ use super::board::{Kind, Outcome};
 use super::tls;
 use crate::probe::Check;
 
+/// kube-proxy says some hundred bytes.
+const BODY: usize = 64 * 1024;
 /// What an access log on the node shows.
 const AGENT: &str = concat!("penstock-health/", env!("CARGO_PKG_VERSION"));
 
@@ -32,24 +37,41 @@ impl Outcome {
     }
 }
 
-/// `timeout` is for the whole probe: connecting, asking, and the answer.
-pub async fn probe(address: IpAddr, check: &Check, timeout: Duration) -> Outcome {
+/// To the server of a check that keeps it. Between two probes nobody looks after it: that it has ended meanwhile is
+/// found by the next one.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: Pin<Box<http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>>>,
+    ended: bool,
+}
+
+/// `timeout` is for the whole probe: connecting, asking, and the answer. With what is left of the connection.
+pub async fn probe(
+    address: IpAddr,
+    check: &Check,
+    timeout: Duration,
+    kept: Option<Connection>,
+) -> (Outcome, Option<Connection>) {
+    let mut connection = kept;
     let result = match check {
         Check::Tcp { port } => tokio::time::timeout(timeout, tcp(SocketAddr::new(address, *port))).await,
+        Check::Http { keeps: true, .. } => {
+            tokio::time::timeout(timeout, http_again(address, check, &mut connection)).await
+        }
         Check::Http { .. } => tokio::time::timeout(timeout, http(address, check)).await,
         Check::Udp { port, send, expect, silence_is_up } => {
             let answer =
                 tokio::time::timeout(timeout, udp(SocketAddr::new(address, *port), send, expect.as_deref())).await;
             if answer.is_err() && *silence_is_up {
-                return Outcome::good(format!("nothing refused on udp port {port}"));
+                return (Outcome::good(format!("nothing refused on udp port {port}")), None);
             }
             answer
         }
     };
     match result {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(reason)) => Outcome::bad(reason),
-        Err(_) => Outcome::bad(format!("no answer from {} in time", place(check))),
+        Ok(Ok(outcome)) => (outcome, connection),
+        Ok(Err(reason)) => (Outcome::bad(reason), None),
+        Err(_) => (Outcome::bad(format!("no answer from {} in time", place(check))), None),
     }
 }
 
@@ -81,8 +103,76 @@ async fn tcp(to: SocketAddr) -> Result<Outcome, String> {
     Ok(Outcome::good(format!("tcp port {} accepts", to.port())))
 }
 
+/// Over the connection kept, or over a new one where there is none or it has ended.
+async fn http_again(address: IpAddr, check: &Check, kept: &mut Option<Connection>) -> Result<Outcome, String> {
+    let Check::Http { port, path, host, expect, drain_on_503, .. } = check else { return Err("no HTTP check".into()) };
+    let to = SocketAddr::new(address, *port);
+    // Taken, and put back only after a whole answer: one that is left in the middle of an exchange is of no use.
+    if let Some(mut connection) = kept.take()
+        && let Ok(status) = connection.ask(to, path, host.as_deref()).await
+    {
+        *kept = Some(connection).filter(|connection| !connection.ended);
+        return Ok(judge(status, &place(check), expect, *drain_on_503));
+    }
+    let mut connection = Connection::open(to).await?;
+    let status = connection.ask(to, path, host.as_deref()).await?;
+    *kept = Some(connection).filter(|connection| !connection.ended);
+    Ok(judge(status, &place(check), expect, *drain_on_503))
+}
+
+impl Connection {
+    async fn open(to: SocketAddr) -> Result<Self, String> {
+        let (sender, driver) = http1::handshake(TokioIo::new(connect(to).await?)).await.map_err(|e| http_words(&e))?;
+        Ok(Self { sender, driver: Box::pin(driver), ended: false })
+    }
+
+    async fn ask(&mut self, to: SocketAddr, path: &str, host: Option<&str>) -> Result<StatusCode, String> {
+        let request = request(to, path, host, false)?;
+        let Self { sender, driver, ended } = self;
+        let exchange = async {
+            sender.ready().await?;
+            let mut answer = sender.send_request(request).await?;
+            // To its end, or the next answer would begin in the middle of this one; more than a little is not read.
+            let mut left = BODY;
+            while let Some(frame) = answer.body_mut().frame().await {
+                left = left.saturating_sub(frame?.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    break;
+                }
+            }
+            Ok::<_, hyper::Error>(answer.status())
+        };
+        tokio::pin!(exchange);
+        tokio::select! {
+            biased;
+            status = &mut exchange => status.map_err(|e| http_words(&e)),
+            end = driver => {
+                *ended = true;
+                end.map_err(|e| http_words(&e))?;
+                // The last of it may be an answer, of a server that closes after each: it is all here, or will never be.
+                let answer = exchange.now_or_never().ok_or("HTTP: the connection ended without an answer")?;
+                answer.map_err(|e| http_words(&e))
+            }
+        }
+    }
+}
+
+fn http_words(error: &hyper::Error) -> String {
+    if error.is_parse() { "no HTTP".to_owned() } else { format!("HTTP: {error}") }
+}
+
+fn request(to: SocketAddr, path: &str, host: Option<&str>, last: bool) -> Result<Request<Empty<Bytes>>, String> {
+    let host = host.map_or_else(|| to.to_string(), ToOwned::to_owned);
+    let mut request = Request::get(path).header(HOST, host).header(USER_AGENT, HeaderValue::from_static(AGENT));
+    if last {
+        request = request.header(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let fault = |e| format!("the path `{path}` or the host cannot be asked for: {e}");
+    request.body(Empty::<Bytes>::new()).map_err(fault)
+}
+
 async fn http(address: IpAddr, check: &Check) -> Result<Outcome, String> {
-    let Check::Http { port, tls, path, host, expect, drain_on_503 } = check else {
+    let Check::Http { port, tls, path, host, expect, drain_on_503, .. } = check else {
         return Err("no HTTP check".into());
     };
     let to = SocketAddr::new(address, *port);
@@ -115,15 +205,9 @@ async fn ask<S>(stream: S, to: SocketAddr, path: &str, host: Option<&str>) -> Re
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let error = |e: hyper::Error| if e.is_parse() { "no HTTP".to_owned() } else { format!("HTTP: {e}") };
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(error)?;
-    let host = host.map_or_else(|| to.to_string(), ToOwned::to_owned);
-    let request = Request::get(path)
-        .header(HOST, host)
-        .header(USER_AGENT, HeaderValue::from_static(AGENT))
-        .header(CONNECTION, HeaderValue::from_static("close"))
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| format!("the path `{path}` or the host cannot be asked for: {e}"))?;
+    let error = |e: hyper::Error| http_words(&e);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(error)?;
+    let request = request(to, path, host, true)?;
     let answer = sender.send_request(request);
     tokio::pin!(answer, connection);
     // The head is enough: with the connection's future the rest of the body is dropped.

@@ -267,12 +267,20 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SECOND: Duration = Duration::from_secs(1);
 
 async fn ask(check: Check) -> (Kind, String) {
-    let outcome = probe(LOCAL, &check, SECOND).await;
+    let outcome = probe(LOCAL, &check, SECOND, None).await.0;
     (outcome.kind, outcome.reason)
 }
 
 fn http(port: u16) -> Check {
-    Check::Http { port, tls: false, path: "/healthz".into(), host: None, expect: 200..=299, drain_on_503: true }
+    Check::Http {
+        port,
+        tls: false,
+        path: "/healthz".into(),
+        host: None,
+        expect: 200..=299,
+        drain_on_503: true,
+        keeps: false,
+    }
 }
 
 /// Answers every connection with the same bytes and hands over what was asked.
@@ -326,6 +334,63 @@ async fn http_is_judged_by_its_status() {
     assert_eq!(ask(http(nobody().await)).await.0, Bad);
 }
 
+/// Answers so many requests on each connection; how many connections there were.
+async fn keeping(per_connection: usize, status: watch::Receiver<u16>) -> (u16, watch::Receiver<u32>) {
+    let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (count, counted) = watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            count.send_modify(|count| *count += 1);
+            let status = status.clone();
+            tokio::spawn(async move {
+                let mut buffer = [0u8; 1024];
+                for _ in 0..per_connection {
+                    if !matches!(stream.read(&mut buffer).await, Ok(length) if length > 0) {
+                        return;
+                    }
+                    let answer = format!("HTTP/1.1 {} X\r\nContent-Length: 5\r\n\r\nhello", *status.borrow());
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+        }
+    });
+    (port, counted)
+}
+
+#[tokio::test]
+async fn a_kept_connection_serves_until_it_ends_and_is_made_anew_without_a_word() {
+    let (answers, status) = watch::channel(200);
+    let (port, connections) = keeping(3, status).await;
+    let mut check = http(port);
+    if let Check::Http { keeps, .. } = &mut check {
+        *keeps = true;
+    }
+    let mut kept = None;
+    for round in 1..=7 {
+        if round == 6 {
+            answers.send_replace(503);
+        }
+        let (outcome, left) = probe(LOCAL, &check, SECOND, kept).await;
+        assert_eq!(outcome.kind, if round < 6 { Good } else { Drain }, "round {round}: {}", outcome.reason);
+        kept = left;
+    }
+    assert_eq!(*connections.borrow(), 3, "three answers on each");
+    // Whoever is gone with the connection is found at once.
+    let (port, _) = server("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    if let Check::Http { port: asked, .. } = &mut check {
+        *asked = port;
+    }
+    let (outcome, kept) = probe(LOCAL, &check, SECOND, None).await;
+    assert_eq!(outcome.kind, Good);
+    if let Check::Http { port: asked, .. } = &mut check {
+        *asked = nobody().await;
+    }
+    let (outcome, kept) = probe(LOCAL, &check, SECOND, kept).await;
+    assert_eq!(outcome.kind, Bad);
+    assert!(kept.is_none() && outcome.reason.ends_with("connection refused"), "{}", outcome.reason);
+}
+
 /// A certificate of its own making, as nodes have; made for this test, worth nothing elsewhere.
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----
 MIIBhzCCAS2gAwIBAgIUUM11C2jMj1lhrVL/Mnogk2Jis1cwCgYIKoZIzj0EAwIwGDEWMBQGA1UEAwwNcGVuc3RvY2sgdGVz
@@ -373,6 +438,7 @@ async fn https_takes_any_certificate_but_needs_tls() {
         host: host.map(Into::into),
         expect: 200..=299,
         drain_on_503: false,
+        keeps: false,
     };
     let port = tls_server("HTTP/1.1 204 No Content\r\n\r\n").await;
     assert_eq!(ask(secure(port, None)).await, (Good, format!("204 from port {port}/")));
@@ -387,7 +453,7 @@ async fn https_takes_any_certificate_but_needs_tls() {
 async fn silence_is_bad_after_the_timeout() {
     let listener = TcpListener::bind((LOCAL, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let outcome = probe(LOCAL, &http(port), Duration::from_millis(50)).await;
+    let outcome = probe(LOCAL, &http(port), Duration::from_millis(50), None).await.0;
     assert_eq!(outcome.kind, Bad);
     assert!(outcome.reason.contains("no answer"), "{}", outcome.reason);
 }
@@ -413,8 +479,8 @@ async fn udp_is_down_on_port_unreachable_and_else_by_its_answer() {
     assert_eq!(ask(check(port, "ping", Some("pong"), false)).await.0, Good);
     assert_eq!(ask(check(port, "ping", Some("gnop"), true)).await.0, Bad);
     let short = Duration::from_millis(50);
-    assert_eq!(probe(LOCAL, &check(port, "quiet", None, true), short).await.kind, Good);
-    assert_eq!(probe(LOCAL, &check(port, "quiet", None, false), short).await.kind, Bad);
+    assert_eq!(probe(LOCAL, &check(port, "quiet", None, true), short, None).await.0.kind, Good);
+    assert_eq!(probe(LOCAL, &check(port, "quiet", None, false), short, None).await.0.kind, Bad);
     let free = UdpSocket::bind((LOCAL, 0)).await.unwrap().local_addr().unwrap().port();
     let (kind, reason) = ask(check(free, "ping", None, true)).await;
     assert_eq!(kind, Bad);

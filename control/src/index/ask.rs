@@ -4,10 +4,10 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use penstock_configs::desired::{Announce, Mode, Scheduler, ServiceLimits};
+use penstock_configs::desired::{Announce, Mode, NoBackend, OnDown, OnIdle, Scheduler, ServiceLimits};
 
-use super::kinds::{ServiceSpec, ServiceType};
-use super::support;
+use super::annotations;
+use super::kinds::{PortInfo, ServiceSpec, ServiceType};
 use crate::config::KubernetesConfig;
 
 pub const CONDITION_DOMAIN: &str = "penstock.dev/";
@@ -16,9 +16,9 @@ pub const EXPOSE: &str = "penstock.dev/expose";
 pub const VIP: &str = "penstock.dev/vip";
 pub const STICKY: &str = "penstock.dev/sticky";
 pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-const DOMAIN: &str = "penstock.dev/";
+pub(super) const DOMAIN: &str = "penstock.dev/";
 /// What a Service may say below our domain; each has an example in `configs/kubernetes/services.yaml`.
-pub const ANNOTATIONS: [&str; 12] = [
+pub const ANNOTATIONS: [&str; 17] = [
     "expose",
     "addresses",
     "pool",
@@ -31,8 +31,13 @@ pub const ANNOTATIONS: [&str; 12] = [
     "announce",
     "limit-connections",
     "limit-rate",
+    "on-down",
+    "on-idle",
+    "no-backend",
+    "slow-start",
+    "panic-threshold",
 ];
-const METALLB: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
+pub(super) const METALLB: [&str; 2] = ["metallb.io/", "metallb.universe.tf/"];
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ask {
@@ -48,6 +53,12 @@ pub struct Ask {
     pub announce: Option<Announce>,
     pub source_ranges: Vec<IpNet>,
     pub limits: Option<ServiceLimits>,
+    pub on_down: Option<OnDown>,
+    pub on_idle: Option<OnIdle>,
+    pub no_backend: Option<NoBackend>,
+    /// Seconds.
+    pub slow_start: Option<u32>,
+    pub panic_threshold: Option<u8>,
 }
 
 /// Why a Service is not served: a reason for machines, a sentence for people.
@@ -104,10 +115,16 @@ pub fn read(spec: &ServiceSpec, config: &KubernetesConfig) -> Result<Ask, Refuse
         announce: None,
         source_ranges: source_ranges(spec)?,
         limits: None,
+        on_down: None,
+        on_idle: None,
+        no_backend: None,
+        slow_start: None,
+        panic_threshold: None,
     };
     for (key, value) in &spec.annotations {
-        annotation(&mut ask, spec, key, value.trim())?;
+        annotations::apply(&mut ask, spec, key, value.trim())?;
     }
+    annotations::agree(&ask, spec)?;
     load_balancer_ip(&mut ask, spec)?;
     check_ports(spec, &ask)?;
     Ok(ask)
@@ -130,110 +147,15 @@ fn check_shape(spec: &ServiceSpec) -> Result<(), Refused> {
 }
 
 fn check_ports(spec: &ServiceSpec, ask: &Ask) -> Result<(), Refused> {
-    for port in &spec.ports {
-        if support::protocol(port.transport).is_none() {
-            let message =
-                format!("port {}: {} is not supported yet by this dataplane", port.label(), port.transport.name());
-            return Err(not_yet(message));
-        }
-        if port.node_port.is_none() && !support::is_dsr(ask.mode) {
-            let message = format!(
-                "port {} has no node port (allocateLoadBalancerNodePorts: false?), and mode {} needs one",
-                port.label(),
-                support::mode_name(ask.mode)
-            );
-            return Err(Refused::new("NoNodePort", message));
-        }
-    }
-    Ok(())
-}
-
-fn not_yet(message: impl Into<String>) -> Refused {
-    Refused::new("NotSupported", message)
-}
-
-fn annotation(ask: &mut Ask, spec: &ServiceSpec, key: &str, value: &str) -> Result<(), Refused> {
-    let bad = |why: String| Refused::new("BadAnnotation", format!("{key}: {why}"));
-    let Some(name) = key.strip_prefix(DOMAIN) else { return alias(ask, spec, key, value) };
-    match name {
-        "expose" => boolean(value).map(|_| ()).map_err(bad),
-        "addresses" => addresses(value).map(|list| ask.addresses = list).map_err(bad),
-        "pool" => {
-            ask.pool = Some(value.to_owned());
-            Ok(())
-        }
-        "share-key" => {
-            ask.share_key = Some(value.to_owned());
-            Ok(())
-        }
-        "mode" => support::mode(value).map(|mode| ask.mode = mode).map_err(|why| not_yet(format!("{key}: {why}"))),
-        "scheduler" => support::scheduler(value)
-            .map(|scheduler| ask.scheduler = scheduler)
-            .map_err(|why| not_yet(format!("{key}: {why}"))),
-        "idle-timeout" => seconds(value).map(|s| ask.idle_timeout = Some(s)).map_err(bad),
-        "sticky" => boolean(value).map(|yes| ask.sticky = yes).map_err(bad),
-        "weights" => match value {
-            "endpoints" | "equal" => {
-                ask.weigh_by_endpoints = value == "endpoints";
-                Ok(())
-            }
-            _ => Err(bad(format!("`{value}` is neither `endpoints` nor `equal`"))),
-        },
-        "announce" => match value {
-            "l2" => {
-                ask.announce = Some(Announce::L2);
-                Ok(())
-            }
-            "none" => {
-                ask.announce = Some(Announce::None);
-                Ok(())
-            }
-            _ => Err(bad(format!("`{value}` is neither `l2` nor `none`"))),
-        },
-        "limit-connections" | "limit-rate" => {
-            let [all, source] = limit(value).map_err(bad)?;
-            let limits = ask.limits.get_or_insert_default();
-            let mut per_source = limits.per_source.take().unwrap_or_default();
-            if name == "limit-rate" {
-                (limits.new_per_second, per_source.new_per_second) = (all, source);
-            } else {
-                (limits.connections, per_source.connections) = (all, source);
-            }
-            let is_limited = per_source.connections.or(per_source.new_per_second).is_some();
-            limits.per_source = is_limited.then_some(per_source);
-            Ok(())
-        }
-        _ => Err(Refused::new("UnknownAnnotation", format!("{key} is not known to this version"))),
-    }
-}
-
-/// MetalLB's annotations that ask for what we have, too. Its others (what it wrote itself, for one) are its own.
-fn alias(ask: &mut Ask, spec: &ServiceSpec, key: &str, value: &str) -> Result<(), Refused> {
-    let Some(name) = METALLB.iter().find_map(|domain| key.strip_prefix(domain)) else { return Ok(()) };
-    let ours = match name {
-        "loadBalancerIPs" => "penstock.dev/addresses",
-        "address-pool" => "penstock.dev/pool",
-        "allow-shared-ip" => "penstock.dev/share-key",
-        _ => return Ok(()),
-    };
-    let clash = |other: &str| Refused::new("Conflict", format!("{key} and {other} say different things"));
-    if let Some(said) = spec.annotations.get(ours) {
-        return if said.trim() == value { Ok(()) } else { Err(clash(ours)) };
-    }
-    let twin = METALLB.iter().map(|domain| format!("{domain}{name}")).find(|other| other != key);
-    if let Some(twin) = twin
-        && spec.annotations.get(&twin).is_some_and(|said| said.trim() != value)
-    {
-        return Err(clash(&twin));
-    }
-    match name {
-        "loadBalancerIPs" => {
-            ask.addresses = addresses(value).map_err(|why| Refused::new("BadAnnotation", format!("{key}: {why}")))?;
-        }
-        "address-pool" => ask.pool = Some(value.to_owned()),
-        _ => ask.share_key = Some(value.to_owned()),
-    }
-    Ok(())
+    // Direct server return: the packet keeps the port it came to.
+    let lacks = |port: &&PortInfo| port.node_port.is_none() && ask.mode != Mode::Dsr;
+    let Some(port) = spec.ports.iter().find(lacks) else { return Ok(()) };
+    let message = format!(
+        "port {} has no node port (allocateLoadBalancerNodePorts: false?), and mode {} needs one",
+        port.label(),
+        ask.mode.as_str()
+    );
+    Err(Refused::new("NoNodePort", message))
 }
 
 fn load_balancer_ip(ask: &mut Ask, spec: &ServiceSpec) -> Result<(), Refused> {
@@ -267,46 +189,4 @@ fn source_ranges(spec: &ServiceSpec) -> Result<Vec<IpNet>, Refused> {
         })
     };
     texts.iter().map(parse).collect()
-}
-
-fn addresses(value: &str) -> Result<Vec<IpAddr>, String> {
-    let list: Vec<IpAddr> = value
-        .split(',')
-        .map(|text| text.trim().parse().map_err(|_| format!("`{}` is no address", text.trim())))
-        .collect::<Result<_, _>>()?;
-    if list.len() > 2 || list.len() == 2 && list[0].is_ipv4() == list[1].is_ipv4() {
-        return Err("at most one address per family".into());
-    }
-    Ok(list)
-}
-
-fn boolean(value: &str) -> Result<bool, String> {
-    value.parse().map_err(|_| format!("`{value}` is neither `true` nor `false`"))
-}
-
-/// `10000`, `10000,source=100` or `source=100`: of all clients together, and of each.
-fn limit(value: &str) -> Result<[Option<u32>; 2], String> {
-    let mut limits = [None; 2];
-    for part in value.split(',').map(str::trim) {
-        let (of, digits) = part.strip_prefix("source=").map_or((0, part), |digits| (1, digits));
-        let number: Option<u32> = digits.parse().ok().filter(|number| *number > 0);
-        let Some(number) = number.filter(|_| limits[of].is_none()) else {
-            return Err(format!("`{value}` is no limit; write a number, `source=` and a number, or both with a comma"));
-        };
-        limits[of] = Some(number);
-    }
-    Ok(limits)
-}
-
-/// "90", "90s, "15m", "2h".
-fn seconds(value: &str) -> Result<u32, String> {
-    let bad = || format!("`{value}` is no time; write seconds, or a number with s, m or h");
-    let (digits, factor) = match value.as_bytes().last() {
-        Some(b's') => (&value[..value.len() - 1], 1),
-        Some(b'm') => (&value[..value.len() - 1], 60),
-        Some(b'h') => (&value[..value.len() - 1], 3600),
-        _ => (value, 1),
-    };
-    let number: u32 = digits.parse().map_err(|_| bad())?;
-    number.checked_mul(factor).filter(|s| *s > 0).ok_or_else(bad)
 }

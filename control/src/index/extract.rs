@@ -7,11 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use penstock_configs::desired::Protocol;
 
 use super::ask::{self, CONDITION_DOMAIN, EXPOSE, SOURCE_RANGES, VIP};
 use super::kinds::{
     ConditionInfo, Counts, IngressInfo, NodeInfo, Out, PoolInfo, PortInfo, RecordInfo, ServiceInfo, ServiceKey,
-    ServiceSpec, ServiceStatus, ServiceType, SliceInfo, Transport,
+    ServiceSpec, ServiceStatus, ServiceType, SliceInfo,
 };
 use crate::config::{AddressType, KubernetesConfig};
 use crate::crd::{VipAllocation, VipPool};
@@ -86,16 +87,16 @@ fn number(n: i32) -> Option<u16> {
 }
 
 fn port(port: &ServicePort) -> Option<PortInfo> {
-    let transport = match port.protocol.as_deref() {
-        None | Some("TCP" | "") => Transport::Tcp,
-        Some("UDP") => Transport::Udp,
-        Some("SCTP") => Transport::Sctp,
+    let protocol = match port.protocol.as_deref() {
+        None | Some("TCP" | "") => Protocol::Tcp,
+        Some("UDP") => Protocol::Udp,
+        Some("SCTP") => Protocol::Sctp,
         // The API server accepts no other.
         Some(_) => return None,
     };
     Some(PortInfo {
         name: port.name.clone().unwrap_or_default(),
-        transport,
+        protocol,
         port: number(port.port)?,
         node_port: port.node_port.and_then(number),
     })

@@ -5,6 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use penstock_configs::desired::Protocol;
+
 use super::table::{Changed, Content};
 use crate::crd::{Claim, HeldFor, VipPoolSpec, VipPoolStatus};
 use crate::pool::Family;
@@ -38,29 +40,10 @@ pub enum ServiceType {
     ExternalName,
 }
 
-/// A Service's transport. The schema's own `Protocol` may know fewer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Transport {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Transport {
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-            Self::Sctp => "SCTP",
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortInfo {
     pub name: String,
-    pub transport: Transport,
+    pub protocol: Protocol,
     pub port: u16,
     pub node_port: Option<u16>,
 }
@@ -70,6 +53,12 @@ impl PortInfo {
     #[must_use]
     pub fn label(&self) -> String {
         if self.name.is_empty() { self.port.to_string() } else { self.name.clone() }
+    }
+
+    /// As Kubernetes writes it.
+    #[must_use]
+    pub fn protocol_name(&self) -> String {
+        self.protocol.as_str().to_uppercase()
     }
 }
 
@@ -137,13 +126,7 @@ pub struct ServiceInfo {
 
 impl Content for ServiceInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self.spec != newer.spec {
-            Changed::Desired
-        } else if self.status != newer.status {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.spec != newer.spec, self.status != newer.status)
     }
 
     fn version(&self) -> u64 {
@@ -211,13 +194,7 @@ impl NodeInfo {
 
 impl Content for NodeInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if (self.v4, self.v6, self.out) != (newer.v4, newer.v6, newer.out) {
-            Changed::Desired
-        } else if self != newer {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by((self.v4, self.v6, self.out) != (newer.v4, newer.v6, newer.out), self != newer)
     }
 }
 
@@ -250,7 +227,7 @@ pub struct SliceInfo {
 
 impl Content for SliceInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self == newer { Changed::Nothing } else { Changed::Desired }
+        Changed::by(self != newer, false)
     }
 }
 
@@ -262,7 +239,7 @@ pub struct NamespaceInfo {
 impl Content for NamespaceInfo {
     fn difference(&self, newer: &Self) -> Changed {
         // Labels decide which pool gives an address; no address given changes by them.
-        if self == newer { Changed::Nothing } else { Changed::Desired }
+        Changed::by(self != newer, false)
     }
 }
 
@@ -276,13 +253,7 @@ pub struct PoolInfo {
 
 impl Content for PoolInfo {
     fn difference(&self, newer: &Self) -> Changed {
-        if self.spec != newer.spec {
-            Changed::Desired
-        } else if self.status != newer.status {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.spec != newer.spec, self.status != newer.status)
     }
 }
 
@@ -313,13 +284,7 @@ impl RecordInfo {
 impl Content for RecordInfo {
     fn difference(&self, newer: &Self) -> Changed {
         let content = |r: &Self| (r.pool.clone(), r.owner.clone(), r.share_key.clone(), r.held_for.clone());
-        if self.claims != newer.claims || content(self) != content(newer) {
-            Changed::Desired
-        } else if self.uid != newer.uid {
-            Changed::Detail
-        } else {
-            Changed::Nothing
-        }
+        Changed::by(self.claims != newer.claims || content(self) != content(newer), self.uid != newer.uid)
     }
 
     fn version(&self) -> u64 {

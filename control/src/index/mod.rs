@@ -4,11 +4,11 @@
 //! resync that brings nothing new is silent. Nothing here is async, and no object of the API is kept: only the
 //! fields that the rest reads ([`extract`]).
 
+mod annotations;
 pub mod ask;
 pub mod extract;
 pub mod kinds;
 pub mod outcome;
-pub mod support;
 pub mod table;
 pub mod translate;
 

@@ -4,7 +4,6 @@
 use std::net::IpAddr;
 
 use super::kinds::{ConditionInfo, IngressInfo, ServiceStatus};
-use super::support;
 use super::translate::{Plan, Stage};
 
 pub const SERVING: &str = "penstock.dev/Serving";
@@ -185,10 +184,4 @@ pub fn is_said(wanted: &Wanted, seen: &ServiceStatus, ever_shown: bool) -> bool 
     conditions
         && ingress
         && wanted.vip_annotation.as_deref().unwrap_or("") == seen.vip_annotation.as_deref().unwrap_or("")
-}
-
-/// `ipMode` of a mode, for `penstock why`.
-#[must_use]
-pub fn mode_words(plan: &Plan) -> String {
-    format!("mode {}", support::mode_name(plan.mode))
 }

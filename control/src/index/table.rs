@@ -15,6 +15,16 @@ pub enum Changed {
 }
 
 impl Changed {
+    /// By the part that a snapshot may depend on, and by the rest.
+    #[must_use]
+    pub fn by(desired: bool, detail: bool) -> Self {
+        match (desired, detail) {
+            (true, _) => Self::Desired,
+            (_, true) => Self::Detail,
+            _ => Self::Nothing,
+        }
+    }
+
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         self.max(other)
@@ -46,6 +56,16 @@ pub enum Change<K, V> {
     Wrote(K, V),
     /// With the version it had then, 0 where unknown: what was created anew since is not gone.
     Gone(K, u64),
+}
+
+impl<K, V> Change<K, V> {
+    /// What it is about; none where it is about the whole list.
+    pub fn key(&self) -> Option<&K> {
+        match self {
+            Self::Seen(key, _) | Self::Put(key, _) | Self::Wrote(key, _) | Self::Gone(key, _) => Some(key),
+            Self::Begin | Self::End => None,
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -7,10 +7,10 @@ use super::controller::{Controller, Turn};
 use super::events::Note;
 use super::job::{Job, RecordJob, RecordWrite};
 use crate::crd::{Claim, HeldFor, VipAllocationSpec, VipPoolStatus};
+use crate::index::ServiceKey;
 use crate::index::ask::{self, Ask};
 use crate::index::kinds::{RecordInfo, ServiceInfo};
-use crate::index::translate::{Plan, Stage};
-use crate::index::{ServiceKey, support};
+use crate::index::translate::Plan;
 use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
 
 impl Controller {
@@ -44,10 +44,8 @@ impl Controller {
 
     fn waiting(&self, turn: &mut Turn, now: Instant) -> Vec<ServiceKey> {
         let mut waiting = Vec::new();
-        for (key, plan) in &self.translation.plans {
-            if plan.missing.is_empty() || !matches!(plan.stage, Stage::NeedsAddress | Stage::Programmed) {
-                continue;
-            }
+        for key in &self.lacking {
+            let Some(plan) = self.translation.plans.get(key) else { continue };
             let work = self.work.get(key).filter(|work| work.uid == plan.uid);
             if work.is_some_and(|w| w.in_flight > 0) {
                 continue;
@@ -302,5 +300,5 @@ fn claim(key: &ServiceKey, uid: &str) -> Claim {
 }
 
 fn ports(info: &ServiceInfo) -> Vec<Port> {
-    info.spec.ports.iter().filter_map(|p| Some((support::protocol(p.transport)?, p.port))).collect()
+    info.spec.ports.iter().map(|p| (p.protocol, p.port)).collect()
 }

@@ -16,10 +16,10 @@ use super::feed::{FeedState, Input};
 use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
-use crate::index::kinds::{NodeInfo, Out, RecordInfo};
+use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
-use crate::index::translate::{Plan, Quarantine, Stage, Translation, translate};
+use crate::index::translate::{Dirty, Plan, Quarantine, Stage, Translation, View, sharers};
 use crate::index::{Changed, Index, ServiceKey, Update};
 use crate::leader::Role;
 use crate::probe::{HealthView, ProbeTarget};
@@ -93,8 +93,17 @@ pub struct Controller {
     quarantined_until: Option<Instant>,
     /// When nodes that were labelled out have had their time.
     drained_at: HashMap<Arc<str>, Instant>,
+    /// Nodes that a former process had begun to drain; none: not known yet.
+    recalled: Option<Arc<BTreeSet<String>>>,
     term: Option<u64>,
+    resend: bool,
     translate_wanted: bool,
+    /// Whose part of the translation may be another one now.
+    dirty: Dirty,
+    /// Services that ask for an address they have not.
+    pub(super) lacking: BTreeSet<ServiceKey>,
+    /// Whose last change the dataplane may not have acknowledged.
+    unacknowledged: BTreeSet<ServiceKey>,
     pub(super) touched: BTreeSet<ServiceKey>,
     all_touched: bool,
     /// When to look at a Service again.
@@ -130,8 +139,13 @@ impl Controller {
             pools_after: None,
             quarantined_until: None,
             drained_at: HashMap::new(),
+            recalled: None,
             term: None,
+            resend: false,
             translate_wanted: true,
+            dirty: Dirty::All,
+            lacking: BTreeSet::new(),
+            unacknowledged: BTreeSet::new(),
             touched: BTreeSet::new(),
             all_touched: true,
             timers: BTreeSet::new(),
@@ -162,59 +176,85 @@ impl Controller {
     }
 
     pub(super) fn on_update(&mut self, update: Update, now: Instant) {
-        let service = match &update {
-            Update::Service(
-                Change::Seen(key, _) | Change::Put(key, _) | Change::Wrote(key, _) | Change::Gone(key, _),
-            ) => Some(key.clone()),
-            _ => None,
-        };
-        let capacity = matches!(&update, Update::Pool(_) | Update::Record(_) | Update::Namespace(_));
-        // Whose claim comes or goes has a next step, whether or not its plan changes.
-        if let Update::Record(
-            Change::Seen(address, _) | Change::Put(address, _) | Change::Wrote(address, _) | Change::Gone(address, _),
-        ) = &update
-        {
-            let known = self.index.records.get(address);
-            self.touched.extend(known.into_iter().flat_map(RecordInfo::services));
+        match update {
+            Update::Service(change) => self.on_service(change),
+            Update::Record(change) => self.on_record(change),
+            Update::Node(change) => self.on_node(change, now),
+            update => {
+                let capacity = matches!(update, Update::Pool(_) | Update::Namespace(_));
+                let changed = self.index.apply(update);
+                if capacity && changed != Changed::Nothing {
+                    self.capacity_changed();
+                }
+                self.translate_wanted |= changed == Changed::Desired;
+            }
         }
-        if let Update::Record(Change::Seen(_, record) | Change::Put(_, record) | Change::Wrote(_, record)) = &update {
-            self.touched.extend(record.services());
-        }
-        if let Update::Record(Change::End) = &update {
-            self.all_touched = true;
-        }
+    }
+
+    fn on_service(&mut self, change: Change<ServiceKey, ServiceInfo>) {
+        let key = change.key().cloned();
         let shown = |controller: &Self| {
-            let info = service.as_ref().and_then(|key| controller.index.services.get(key));
+            let info = key.as_ref().and_then(|key| controller.index.services.get(key));
             info.map(|info| info.status.ingress.clone()).unwrap_or_default()
         };
         let before = shown(self);
-        let node = match &update {
-            Update::Node(Change::Seen(name, _) | Change::Put(name, _) | Change::Gone(name, _)) => Some(name.clone()),
-            _ => None,
-        };
-        let served = node.as_ref().is_some_and(|name| self.index.nodes.get(name).is_some_and(NodeInfo::is_backend));
-        let changed = self.index.apply(update);
-        if let Some(name) = node {
-            self.follow_node(name, served, now);
-        }
+        let changed = self.index.apply(Update::Service(change));
         if changed == Changed::Nothing {
             return;
         }
+        self.translate_wanted |= changed == Changed::Desired;
         // An address that a status no longer shows is free as well.
-        if capacity || !before.is_empty() && shown(self) != before {
+        if !before.is_empty() && shown(self) != before {
             self.capacity_changed();
         }
-        if let Some(key) = service {
-            // A mended Service is tried again at once.
-            if changed == Changed::Desired {
-                self.quarantine.services.remove(&key);
-                if let Some(work) = self.work.get_mut(&key) {
-                    work.allocate_after = None;
-                }
+        let Some(key) = key else {
+            // The end of a list: whatever it lacked is gone.
+            self.dirty = Dirty::All;
+            return;
+        };
+        // A mended Service is tried again at once.
+        if changed == Changed::Desired {
+            self.quarantine.services.remove(&key);
+            if let Some(work) = self.work.get_mut(&key) {
+                work.allocate_after = None;
             }
-            // The last trace of ours may be gone, and with it the plan.
-            self.translate_wanted |= self.translation.plans.get(&key).is_some_and(|p| p.stage == Stage::Leaving);
-            self.touched.insert(key);
+        }
+        // The last trace of ours may be gone, and with it the plan.
+        self.translate_wanted |= self.translation.plans.get(&key).is_some_and(|p| p.stage == Stage::Leaving);
+        self.dirty.add(sharers(&self.index, &key));
+        self.touched.insert(key);
+    }
+
+    fn on_record(&mut self, change: Change<IpAddr, RecordInfo>) {
+        let address = change.key().copied();
+        let mut services: Vec<ServiceKey> = Vec::new();
+        let of = |controller: &Self, services: &mut Vec<ServiceKey>| {
+            let record = address.and_then(|address| controller.index.records.get(&address));
+            services.extend(record.into_iter().flat_map(RecordInfo::services));
+        };
+        of(self, &mut services);
+        let ends = matches!(change, Change::End);
+        let changed = self.index.apply(Update::Record(change));
+        of(self, &mut services);
+        self.all_touched |= ends;
+        if changed != Changed::Nothing {
+            if ends {
+                self.dirty = Dirty::All;
+            }
+            self.capacity_changed();
+            self.dirty.add(services.iter().cloned());
+            self.translate_wanted |= changed == Changed::Desired;
+        }
+        // Whose claim comes or goes has a next step, whether or not its plan changes.
+        self.touched.extend(services);
+    }
+
+    fn on_node(&mut self, change: Change<Arc<str>, NodeInfo>, now: Instant) {
+        let name = change.key().cloned();
+        let served = name.as_ref().is_some_and(|name| self.index.nodes.get(name).is_some_and(NodeInfo::is_backend));
+        let changed = self.index.apply(Update::Node(change));
+        if let Some(name) = name {
+            self.follow_node(name, served, now);
         }
         self.translate_wanted |= changed == Changed::Desired;
     }
@@ -229,6 +269,25 @@ impl Controller {
             self.index.draining.insert(name.clone());
             self.drained_at.insert(name, now + Duration::from_secs_f64(self.kubernetes.timing.node_drain));
         }
+    }
+
+    /// A node that was leaving when a former process ended goes on leaving; nobody knows since when, so it has its
+    /// whole time again.
+    fn recall_drains(&mut self, now: Instant) {
+        let Some(names) = self.progress.recalled.as_ref().filter(|_| self.recalled.is_none()) else { return };
+        let until = now + Duration::from_secs_f64(self.kubernetes.timing.node_drain);
+        for name in names.iter() {
+            let name: Arc<str> = name.as_str().into();
+            let out = self.index.nodes.get(&name).and_then(|info| info.out);
+            if out == Some(Out::Excluded) {
+                self.drained_at.entry(name.clone()).or_insert(until);
+                self.index.draining.insert(name);
+            }
+        }
+        self.recalled = self.progress.recalled.clone();
+        // Also where nothing differs: the driver waits for a snapshot made in this knowledge.
+        self.translate_wanted = true;
+        self.resend = true;
     }
 
     /// Nodes whose time to finish is over leave.
@@ -255,6 +314,8 @@ impl Controller {
 
     pub fn on_role(&mut self, role: Role) {
         if role != self.role {
+            // Who announces is in each Service's part.
+            self.dirty = Dirty::All;
             self.translate_wanted = true;
             self.all_touched = true;
             self.pools_dirty = true;
@@ -272,7 +333,13 @@ impl Controller {
         let trouble = progress.trouble != self.progress.trouble;
         let refused = progress.refused.clone();
         self.progress = progress;
-        self.all_touched |= acknowledged || trouble;
+        self.all_touched |= trouble;
+        if acknowledged {
+            self.touched.extend(self.unacknowledged.iter().cloned());
+            if self.progress.acknowledged >= self.version {
+                self.unacknowledged.clear();
+            }
+        }
         if let Some((version, faults)) = refused
             && version == self.version
         {
@@ -293,6 +360,7 @@ impl Controller {
         }
         if found {
             self.quarantined_until = Some(now + QUARANTINE);
+            self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
     }
@@ -326,11 +394,13 @@ impl Controller {
         if self.quarantined_until.is_some_and(|until| until <= now) {
             self.quarantine = Quarantine::default();
             self.quarantined_until = None;
+            self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
         if let Some(until) = self.quarantined_until {
             turn.wake_at(until);
         }
+        self.recall_drains(now);
         self.end_drains(&mut turn, now);
         if self.translate_wanted {
             self.translate(&mut turn, now);
@@ -376,37 +446,52 @@ impl Controller {
     fn translate(&mut self, turn: &mut Turn, now: Instant) {
         self.translate_wanted = false;
         let began = Instant::now();
-        let mut new = translate(&self.index, &self.config, self.role.announces, &self.quarantine);
-        self.translate_time = began.elapsed();
+        let dirty = std::mem::take(&mut self.dirty);
+        // What was touched since the last time may be served otherwise now, even with the same plan: a port.
+        self.unacknowledged.extend(self.touched.iter().cloned());
+        let (config, kubernetes) = (&self.config, &self.kubernetes);
+        let (announces, quarantine) = (self.role.announces, &self.quarantine);
+        let view = View { index: &self.index, config, kubernetes, announces, quarantine };
+        let difference = self.translation.update(&view, &dirty);
+        #[cfg(test)]
+        assert_eq!(self.translation.same_as(&view), Ok(()), "something was not dirty that should have been: {dirty:?}");
         self.translations += 1;
-        // Whoever's plan changed is to be looked at; a Service whose plan went needs its work forgotten.
-        let changed = new.plans.iter().filter(|(key, plan)| self.translation.plans.get(*key) != Some(*plan));
-        self.touched.extend(changed.map(|(key, _)| key.clone()));
-        self.touched.extend(self.translation.plans.keys().filter(|key| !new.plans.contains_key(*key)).cloned());
-        if new.empty_sets != self.translation.empty_sets {
-            self.all_touched = true;
+        for key in &difference.plans {
+            let lacks =
+                |plan: &Plan| !plan.missing.is_empty() && matches!(plan.stage, Stage::NeedsAddress | Stage::Programmed);
+            if self.translation.plans.get(key).is_some_and(lacks) {
+                self.lacking.insert(key.clone());
+            } else {
+                self.lacking.remove(key);
+            }
         }
+        // Whoever's plan changed is to be looked at; a Service whose plan went needs its work forgotten.
+        self.unacknowledged.extend(difference.plans.iter().cloned());
+        self.touched.extend(difference.plans);
+        self.all_touched |= difference.empty_sets;
         let term = self.role.term;
-        if self.version == 0 || new.desired != self.translation.desired || self.term != term {
+        let resend = std::mem::take(&mut self.resend);
+        if self.version == 0 || difference.desired || self.term != term || resend {
             self.version += 1;
             self.term = term;
             turn.parcel = Some(Parcel {
                 version: self.version,
                 term,
-                desired: Arc::new(Desired::clone(&new.desired)),
-                programmed: Arc::new(programmed(&new.plans)),
+                desired: Arc::new(Desired::clone(&self.translation.desired)),
+                recalls: self.recalled.is_some(),
+                programmed: Arc::new(programmed(&self.translation.plans)),
             });
         }
         let orphaned = std::mem::take(&mut self.orphan_since);
-        for (address, claim) in &new.orphans {
+        for (address, claim) in &self.translation.orphans {
             let id = (*address, claim.uid.clone());
             let since = orphaned.get(&id).copied().unwrap_or(self.version);
             self.orphan_since.insert(id, since);
         }
-        if new.targets != self.translation.targets {
-            turn.targets = Some(Arc::new(new.targets.clone()));
+        if difference.targets {
+            turn.targets = Some(Arc::new(self.translation.targets.clone()));
         }
-        std::mem::swap(&mut self.translation, &mut new);
+        self.translate_time = began.elapsed();
         self.judge_groups(now);
     }
 

@@ -3,12 +3,12 @@
 //! Only the newest counts: while one snapshot is on its way the next ones replace each other. A dataplane that was
 //! away or came back empty gets the whole again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::Desired;
+use penstock_configs::desired::{BackendState, Desired};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -28,6 +28,8 @@ pub struct Parcel {
     pub version: u64,
     pub term: Option<u64>,
     pub desired: Arc<Desired>,
+    /// Made in the knowledge of [`Progress::recalled`]: no other is sent.
+    pub recalls: bool,
     /// What it holds of which Service.
     pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
 }
@@ -45,6 +47,8 @@ pub struct Progress {
     /// Faults of a refused snapshot, of the parcel with that version.
     pub refused: Option<(u64, Arc<Vec<Fault>>)>,
     pub fenced: bool,
+    /// Nodes that were draining in the snapshot a former process left; unknown until the dataplane was asked.
+    pub recalled: Option<Arc<BTreeSet<String>>>,
     /// Nobody has listened at the dataplane's socket since then.
     pub absent_since: Option<Instant>,
     /// Snapshots accepted, since the start.
@@ -67,9 +71,16 @@ pub(super) async fn drive<D: Dataplane>(
     progress: watch::Sender<Progress>,
 ) {
     let mut driver = Driver { dataplane, owner, progress, next: None, backoff: Backoff::new(0.1, 5.0) };
+    while let Err(pause) = driver.recall().await {
+        tokio::time::sleep(pause).await;
+    }
     loop {
         let parcel = parcels.borrow_and_update().clone();
-        if parcel.version > driver.progress.borrow().acknowledged
+        if !parcel.recalls {
+            if parcels.changed().await.is_err() {
+                return;
+            }
+        } else if parcel.version > driver.progress.borrow().acknowledged
             || parcel.version > 0 && driver.progress.borrow().trouble.is_some()
         {
             let pause = driver.send(&parcel).await;
@@ -99,6 +110,24 @@ struct Driver<D> {
 }
 
 impl<D: Dataplane> Driver<D> {
+    /// What a former process left: its generation, and who was leaving then. Else how long to wait before asking again.
+    async fn recall(&mut self) -> Result<(), Duration> {
+        let left = match self.dataplane.desired(&self.owner).await {
+            Ok(left) => left.unwrap_or_default(),
+            Err(error) => return Err(self.failed(&Parcel::default(), &error)),
+        };
+        self.next = Some(left.generation + 1);
+        self.backoff.reset();
+        let draining = left.sets.iter().flat_map(|set| &set.backends).filter(|b| b.state == BackendState::Draining);
+        let names: BTreeSet<String> = draining.filter_map(|b| b.node.clone()).collect();
+        self.progress.send_modify(|p| {
+            p.recalled = Some(Arc::new(names));
+            p.trouble = None;
+            p.absent_since = None;
+        });
+        Ok(())
+    }
+
     /// Sends once; how long to wait before the same is worth sending again.
     async fn send(&mut self, parcel: &Parcel) -> Duration {
         let generation = match self.next_generation().await {

@@ -11,6 +11,7 @@
 mod allocate;
 mod answers;
 mod backoff;
+mod boxes;
 mod controller;
 mod driver;
 mod events;
@@ -145,6 +146,8 @@ pub async fn run<D: Dataplane>(
     tasks.spawn(drive(dataplane, kubernetes.owner.clone(), parcels, progress_tx));
     let (notes, note_rx) = mpsc::channel(20_000);
     tasks.spawn(events::record(client.clone(), name.clone(), note_rx));
+    let age = Duration::from_secs_f64(kubernetes.timing.box_gone);
+    tasks.spawn(boxes::collect(client.clone(), kubernetes.owner.clone(), age, roles.clone()));
     let (done_tx, done) = mpsc::channel(1024);
 
     let turner = Loop {
@@ -242,6 +245,8 @@ struct News {
 
 /// A turn at least this often: metrics, timers that were missed.
 const BEAT: Duration = Duration::from_secs(5);
+/// A snapshot so soon after another is one of a burst.
+const BURST: Duration = Duration::from_secs(1);
 /// Messages taken before the loop turns.
 const BATCH: usize = 4096;
 
@@ -360,9 +365,10 @@ impl Loop {
         }
         let quiet = Duration::from_secs_f64(self.kubernetes.timing.debounce);
         let since = *self.fresh.burst_since.get_or_insert(now);
-        // A single edit waits for quiet alone; in a burst, snapshots may take half of the time at most.
-        let busy = self.fresh.translated.is_some_and(|at| now.duration_since(at) < Duration::from_secs(1));
-        let least = if busy { quiet + self.controller.translate_time } else { quiet };
+        // A single edit waits for quiet alone; in a burst, making snapshots may take a fifth of the time at most, and
+        // sending them, which costs several times as much, is paced by the dataplane's answers.
+        let busy = self.fresh.translated.is_some_and(|at| now.duration_since(at) < BURST);
+        let least = if busy { (quiet + self.controller.translate_time * 4).min(BURST) } else { quiet };
         let until = since + least;
         if until > now {
             return Some(until);
@@ -388,7 +394,8 @@ impl Loop {
         self.publish_box(now);
         self.publish_metrics(now);
         // Never at once: whatever the reason, this loop must not spin.
-        turn.wake.unwrap_or(now + BEAT).clamp(now + Duration::from_millis(1), now + BEAT)
+        let beat = BEAT.min(self.heartbeat());
+        turn.wake.unwrap_or(now + beat).clamp(now + Duration::from_millis(1), now + beat)
     }
 
     fn spawn(&self, job: job::Job) {
@@ -412,6 +419,11 @@ impl Loop {
         self.fit.send_if_modified(|fit| std::mem::replace(fit, !absent) == absent);
     }
 
+    /// How often the box says that it lives: several times in what makes it count as gone.
+    fn heartbeat(&self) -> Duration {
+        Duration::from_secs(60).min(Duration::from_secs_f64(self.kubernetes.timing.box_gone) / 6)
+    }
+
     fn publish_box(&mut self, now: Instant) {
         let progress = &self.controller.progress;
         if self.controller.version == 0 {
@@ -427,11 +439,12 @@ impl Loop {
             fault: progress.trouble.clone(),
             last_seen: String::new(),
         };
+        let heartbeat = self.heartbeat();
         let due = match &self.fresh.the_box {
             None => true,
             Some((before, at)) => {
                 let age = now.duration_since(*at);
-                age >= Duration::from_secs(60) || *before != status && age >= BEAT
+                age >= heartbeat || *before != status && age >= BEAT
             }
         };
         if !due {

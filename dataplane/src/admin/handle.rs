@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
 use penstock_configs::desired::{Desired, Health};
@@ -208,6 +209,7 @@ impl AdminHandle {
         desired: Desired,
         check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
     ) -> Result<Accepted, Refusal> {
+        self.write().owners.forget_ended(Instant::now());
         let (judgement, mut snapshots) =
             self.read(|state| (state.owners.judge(owner, &desired), state.owners.snapshots()));
         let generation = Some(desired.generation);
@@ -247,7 +249,7 @@ impl AdminHandle {
         // What its checker said goes with it.
         self.write().overlays.health.remove(owner);
         let epoch = self.publish(&snapshots)?;
-        self.write().owners.remove(owner);
+        self.write().owners.remove(owner, Instant::now());
         tracing::info!(owner, epoch, "owner deleted");
         Ok(self.accepted(None, epoch, self.0.store.remove_owner(owner)))
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use penstock_configs::api::OwnerSummary;
 use penstock_configs::desired::Desired;
@@ -18,14 +19,19 @@ const REFUSED_NEWCOMERS: usize = 32;
 /// Deleted owners whose last term is remembered, likewise.
 const DELETED: usize = 32;
 
+/// Many times the longest lease that anybody would configure.
+const ENDED: Duration = Duration::from_secs(600);
+
 #[derive(Debug, Default)]
 pub struct Owners {
     served: BTreeMap<String, Owner>,
     /// Why an owner with nothing served was refused.
     newcomers: BTreeMap<String, String>,
-    /// The last terms of deleted owners, the latest last: a leader of before must not bring its owner back. Kept for
-    /// this process only; a stale leader hears of its end in seconds.
-    deleted: VecDeque<(String, u64)>,
+    /// The last terms of deleted owners, the latest last: a leader of before must not bring its owner back. For
+    /// [`ENDED`] and in memory only. A stale leader hears of its end within a lease's duration, seconds; if a restart
+    /// lets it in all the same, the rightful one looks every few seconds and takes its owner back by its higher term.
+    /// For ever would be wrong: a cluster built anew under the old name begins with term 1.
+    deleted: VecDeque<(String, u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -83,7 +89,7 @@ impl Owners {
     }
 
     fn judge_newcomer(&self, owner: &str, offered: &Desired) -> Result<Judgement, Refusal> {
-        let held = self.deleted.iter().find(|(name, _)| name == owner).map(|(_, term)| *term);
+        let held = self.deleted.iter().find(|(name, ..)| name == owner).map(|(_, term, _)| *term);
         match (offered.term, held) {
             (Some(offered), Some(held)) if offered < held => {
                 Err(Refusal::StaleTerm { owner: owner.into(), offered, held })
@@ -144,16 +150,21 @@ impl Owners {
         }
     }
 
-    pub fn remove(&mut self, name: &str) {
+    pub fn remove(&mut self, name: &str, now: Instant) {
         let term = self.served.remove(name).and_then(|owner| owner.desired.term);
         if let Some(term) = term {
-            self.deleted.retain(|(known, _)| known != name);
+            self.deleted.retain(|(known, ..)| known != name);
             if self.deleted.len() >= DELETED {
                 self.deleted.pop_front();
             }
-            self.deleted.push_back((name.to_owned(), term));
+            self.deleted.push_back((name.to_owned(), term, now));
         }
         self.newcomers.remove(name);
+    }
+
+    /// Terms that ended long ago fence nobody off any more.
+    pub fn forget_ended(&mut self, now: Instant) {
+        self.deleted.retain(|(_, _, at)| now.duration_since(*at) < ENDED);
     }
 
     /// Every worker runs `epoch`.
@@ -250,16 +261,20 @@ mod tests {
     #[test]
     fn a_deleted_owner_is_not_brought_back_by_a_leader_of_before() {
         let mut owners = owners(snapshot(7, Some(3)));
-        owners.remove("a");
+        let now = Instant::now();
+        owners.remove("a", now);
+        owners.forget_ended(now + ENDED / 2);
         let stale = Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 });
         assert_eq!(owners.judge("a", &snapshot(900, Some(2))), stale);
         assert_eq!(owners.judge("a", &snapshot(1, Some(3))), Ok(Judgement::Replaces), "the leader of then leads still");
         assert_eq!(owners.judge("a", &snapshot(1, Some(4))), Ok(Judgement::Replaces));
         assert_eq!(owners.judge("a", &snapshot(1, None)), Ok(Judgement::Replaces), "the operator");
+        owners.forget_ended(now + ENDED);
+        assert_eq!(owners.judge("a", &snapshot(1, Some(1))), Ok(Judgement::Replaces), "a cluster built anew");
         for stranger in 0..1_000 {
             let name = format!("s{stranger}");
             owners.accept(&name, Arc::new(snapshot(1, Some(1))), 6);
-            owners.remove(&name);
+            owners.remove(&name, now);
         }
         assert!(owners.deleted.len() <= DELETED);
     }

@@ -293,6 +293,14 @@ impl ApiServer {
         store.list(&resource, "").map(|o| o.value.clone()).collect()
     }
 
+    /// How many are like that; without a copy of any.
+    #[must_use]
+    pub fn count_of(&self, api_version: &str, kind: &str, is: impl Fn(&Value) -> bool) -> usize {
+        let store = self.inner.store();
+        let Some(resource) = store.registry.by_kind(api_version, kind) else { return 0 };
+        store.list(&resource, "").filter(|o| is(&o.value)).count()
+    }
+
     /// What `kubectl get` prints of these objects.
     #[must_use]
     pub fn shown(&self, api_version: &str, kind: &str, wanted: impl Fn(&Value) -> bool) -> String {
@@ -439,6 +447,12 @@ impl ApiServer {
     #[must_use]
     pub fn requests(&self) -> Vec<Seen> {
         lock(&self.inner.seen).iter().cloned().collect()
+    }
+
+    /// How many requests were like that.
+    #[must_use]
+    pub fn requests_that(&self, are: impl Fn(&Seen) -> bool) -> usize {
+        lock(&self.inner.seen).iter().filter(|seen| are(seen)).count()
     }
 
     /// How many requests with this verb and resource; empty means any.

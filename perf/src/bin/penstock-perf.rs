@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
+use penstock_perf::kube_scale::{self, ScaleArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
 use penstock_perf::traffic::{self, command::LoadArgs};
 
@@ -26,6 +27,8 @@ enum Command {
     Pipeline(PipelineArgs),
     /// Send packets through a box at a rate, and say what became of each
     Load(LoadArgs),
+    /// Measure control over a large cluster: its own time, an edit's way, memory, rest
+    Kubernetes(ScaleArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -108,6 +111,7 @@ fn run(command: Command) -> Result<()> {
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
         Command::Pipeline(args) => pipeline_bench::command(&args),
         Command::Load(args) => traffic::command::command(&args),
+        Command::Kubernetes(args) => kube_scale::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

@@ -3,7 +3,7 @@
 
 mod box_in_lab;
 mod kubernetes;
-mod narrator;
+pub(crate) mod narrator;
 mod report;
 
 use std::io::{BufRead, IsTerminal};

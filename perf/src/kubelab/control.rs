@@ -31,6 +31,8 @@ renew_deadline = 1.5
 retry = 0.2
 ";
 
+const HASTY: &str = "[health]\ninterval = 0.3\ntimeout = 0.3\nrise = 1\nfall = 2\n\n";
+
 /// A running (or killed) control. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Control {
@@ -42,39 +44,63 @@ pub struct Control {
     process: Option<Child>,
 }
 
+/// What is not the same for every control.
+#[derive(Debug)]
+pub struct Place<'a> {
+    pub ns: &'a Netns,
+    /// Config, log and sockets go here.
+    pub dir: PathBuf,
+    pub box_name: &'a str,
+    pub dataplane: &'a Path,
+}
+
 impl Control {
     /// `kubernetes`: lines of the `[kubernetes]` table.
     pub fn start(lab: &Lab, dataplane: &Path, kubeconfig: &str, kubernetes: &str) -> Result<Self> {
-        let path = lab.path("kubeconfig.yaml")?;
+        let place = Place { ns: &lab.the_box, dir: lab.dir(), box_name: "lab", dataplane };
+        Self::quick(&place, kubeconfig, kubernetes)
+    }
+
+    /// Of one box among several.
+    pub fn quick(place: &Place<'_>, kubeconfig: &str, kubernetes: &str) -> Result<Self> {
+        fs::create_dir_all(&place.dir)?;
+        let path = place.dir.join("kubeconfig.yaml");
         fs::write(&path, kubeconfig)?;
-        let tables = format!("[kubernetes]\nkubeconfig = \"{}\"\n{kubernetes}\n{QUICK}", path.display());
-        Self::with(lab, dataplane, &tables)
+        let table = format!("[kubernetes]\nkubeconfig = \"{}\"\n{kubernetes}", path.display());
+        Self::with(place, &format!("{HASTY}{table}\n{QUICK}"))
     }
 
     /// Health checks for the services of the dataplane's file, and nothing else.
     pub fn without_cluster(lab: &Lab, dataplane: &Path) -> Result<Self> {
-        Self::with(lab, dataplane, "")
+        Self::with(&Place { ns: &lab.the_box, dir: lab.dir(), box_name: "lab", dataplane }, HASTY)
     }
 
-    fn with(lab: &Lab, dataplane: &Path, tables: &str) -> Result<Self> {
-        let (socket, config) = (dataplane.with_file_name("control.sock"), lab.path("control.toml")?);
+    /// With these tables and everything else as it comes.
+    pub fn with(place: &Place<'_>, tables: &str) -> Result<Self> {
+        let (socket, config) = (place.dataplane.with_file_name("control.sock"), place.dir.join("control.toml"));
         let text = format!(
-            "version = 1\nbox = \"lab\"\ndataplane = \"{}\"\nsocket = \"{}\"\n\n[health]\ninterval = 0.3\ntimeout = 0.3\n\
-             rise = 1\nfall = 2\n\n{tables}",
-            dataplane.display(),
+            "version = 1\nbox = \"{}\"\ndataplane = \"{}\"\nsocket = \"{}\"\n\n{tables}",
+            place.box_name,
+            place.dataplane.display(),
             socket.display(),
         );
+        fs::create_dir_all(&place.dir)?;
         fs::write(&config, text)?;
         let mut control = Self {
-            ns: lab.the_box.clone(),
+            ns: place.ns.clone(),
             program: program("penstock-control")?,
             config,
-            log: lab.path("control.log")?,
+            log: place.dir.join("control.log"),
             socket,
             process: None,
         };
         control.start_again()?;
         Ok(control)
+    }
+
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
     }
 
     /// For the first time, or after [`kill`](Self::kill).

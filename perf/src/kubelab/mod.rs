@@ -1,6 +1,7 @@
 //! A cluster in the lab: the test API server, control and dataplane in the box's namespace, nodes that answer on their
 //! NodePorts as kube-proxy has them answer. What a person would do with kubectl is done through [`Cluster`].
 
+mod another;
 mod control;
 mod proxy;
 
@@ -14,7 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use penstock_control::crd;
 use serde_json::{Value, json};
 
-pub use self::control::Control;
+pub use self::another::AnotherBox;
+pub use self::control::{Control, Place};
 pub use self::proxy::{HEALTHZ_ANNOTATION, Proxies};
 use crate::apiserver::{ADMIN_TOKEN, ApiError, ApiServer, Grant, Settings};
 use crate::clients::http::{self, Volley};
@@ -29,10 +31,10 @@ pub const V1: &str = "v1";
 pub const SLICES: &str = "discovery.k8s.io/v1";
 pub const EVENTS: &str = "events.k8s.io/v1";
 pub const CLASS: &str = "penstock.dev/box";
-const OURS: &str = "penstock.dev/v1alpha1";
+pub const OURS: &str = "penstock.dev/v1alpha1";
 /// Control may do what its manifest says, and nothing else.
 const RBAC: &str = include_str!("../../../configs/kubernetes/rbac.yaml");
-const TOKEN: &str = "control";
+pub(crate) const TOKEN: &str = "control";
 /// Generous: a test machine builds something else meanwhile.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -88,8 +90,9 @@ impl Cluster {
         let lab = builder.build()?;
         let settings =
             Settings { require_token: true, bookmark_every: Duration::from_millis(500), ..Settings::default() };
-        // In the box's namespace, where control finds it on the loopback; its thread stays there.
-        let server = Arc::new(lab.the_box.run(|| ApiServer::start(settings))?);
+        // In the box's namespace, where its thread stays; also other boxes on the nodes' segment find it there.
+        let address = (plan::NODE_NET.host(plan::BOX_HOST).v4, 0).into();
+        let server = Arc::new(lab.the_box.run(|| ApiServer::start_at(address, settings))?);
         furnish(&server, &lab)?;
         let proxies = Proxies::start(server.clone(), &lab.nodes)?;
         let mut config = config::base(&lab, queues);
@@ -268,7 +271,7 @@ impl Cluster {
 
 fn furnish(server: &ApiServer, lab: &Lab) -> Result<()> {
     let put = |object: &Value| answered(server.put(object)).map(|_| ());
-    put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}}))?;
+    admit_control(server)?;
     for definition in crd::definitions() {
         put(&serde_json::to_value(definition)?)?;
     }
@@ -279,6 +282,12 @@ fn furnish(server: &ApiServer, lab: &Lab) -> Result<()> {
     for host in &lab.nodes {
         put(&node(&host.name, &[host.addr.ip(false), host.addr.ip(true)]))?;
     }
+    Ok(())
+}
+
+/// Control's namespace and rights.
+pub(crate) fn admit_control(server: &ApiServer) -> Result<()> {
+    answered(server.put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}})))?;
     let grants = Grant::from_manifest(RBAC).map_err(|error| anyhow::anyhow!("rbac.yaml: {error}"))?;
     server.add_user(TOKEN, "system:serviceaccount:penstock-system:penstock-control", Some(grants));
     Ok(())

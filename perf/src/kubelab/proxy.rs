@@ -131,7 +131,12 @@ fn wanted(server: &ApiServer, node: &str) -> Wanted {
         let (usable, ready_here) = endpoints(&slices, &service, node, local);
         let vips: Vec<IpAddr> = own_addresses(&service).collect();
         for port in spec["ports"].as_array().into_iter().flatten() {
-            let transport = if port["protocol"] == "UDP" { Transport::Udp } else { Transport::Tcp };
+            let transport = match port["protocol"].as_str() {
+                Some("UDP") => Transport::Udp,
+                // Its pods are a test's own.
+                Some("SCTP") => continue,
+                _ => Transport::Tcp,
+            };
             if let (Some(pod), Some(number)) = (&usable, number(&port["nodePort"])) {
                 wanted.ports.insert((transport, number), format!("{pod}@{node}"));
             }

@@ -12,6 +12,7 @@ mod life_cycle;
 #[path = "../../../dataplane/tests/support/memory_engine.rs"]
 mod memory_engine;
 mod nodes;
+mod people;
 mod probing;
 mod rig;
 mod sharing;

@@ -32,6 +32,10 @@ pub(crate) const TOKEN: &str = "control";
 /// No probes, unless the test brings listeners.
 pub(crate) const UNPROBED: &str = "[health]\nenabled = false\n";
 
+/// Tenths of what a box comes with.
+const TIMING: &str = "debounce = 0.005\nstatus_grace = 2\nretry = 0.05\nretry_max = 0.5\nfight_backoff = 1\n\
+                      teardown_wait = 4\nnode_drain = 1\nwatch = 1\nstale_after = 0.5";
+
 pub(crate) struct World {
     pub(crate) server: ApiServer,
     pub(crate) the_box: TheBox,
@@ -40,7 +44,16 @@ pub(crate) struct World {
 impl World {
     /// Two nodes and a pool of four addresses of each family.
     pub(crate) fn new() -> Self {
-        let world = Self::empty();
+        Self::empty().furnished()
+    }
+
+    /// kubectl sends no token without TLS: who brings none is the admin.
+    pub(crate) fn for_kubectl() -> Self {
+        Self::with(false).furnished()
+    }
+
+    fn furnished(self) -> Self {
+        let world = self;
         world.pool("p", &["203.0.113.1-203.0.113.4", "2001:db8:f::1-2001:db8:f::4"]);
         for (name, last) in [("a", 1), ("b", 2)] {
             world.put(&node(name, &format!("10.0.0.{last}")));
@@ -49,8 +62,12 @@ impl World {
     }
 
     pub(crate) fn empty() -> Self {
+        Self::with(true)
+    }
+
+    fn with(require_token: bool) -> Self {
         let bookmark_every = Duration::from_millis(300);
-        let server = ApiServer::start(Settings { require_token: true, bookmark_every, ..Settings::default() }).unwrap();
+        let server = ApiServer::start(Settings { require_token, bookmark_every, ..Settings::default() }).unwrap();
         let world = Self { server, the_box: TheBox::start() };
         world.put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}}));
         for definition in crd::definitions() {
@@ -217,15 +234,22 @@ impl Control {
 
     /// `more`: tables of the configuration beside the test's own times.
     pub(crate) async fn start_with(world: &World, more: &str) -> Self {
-        Self::start_on(world, &world.the_box, more).await
+        Self::start_on(world, &world.the_box, more, "").await
+    }
+
+    /// `timing`: a line of that table, in the place of the test's own.
+    pub(crate) async fn start_timed(world: &World, timing: &str) -> Self {
+        Self::start_on(world, &world.the_box, UNPROBED, timing).await
     }
 
     /// For a box that is another world's.
-    pub(crate) async fn start_on(world: &World, the_box: &TheBox, more: &str) -> Self {
+    pub(crate) async fn start_on(world: &World, the_box: &TheBox, more: &str, timing: &str) -> Self {
+        let own = timing.split(' ').next().unwrap_or_default();
+        let times: Vec<&str> = TIMING.lines().filter(|line| line.split(' ').next() != Some(own)).collect();
         let text = format!(
-            "version = 1\nbox = 'box-a'\n{more}\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\nretry = 0.05\n\
-             retry_max = 0.5\nfight_backoff = 1\nteardown_wait = 4\nnode_drain = 1\nwatch = 1\nstale_after = 0.5\n\
-             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n"
+            "version = 1\nbox = 'box-a'\n{more}\n[kubernetes.timing]\n{}\n{timing}\n\
+             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n",
+            times.join("\n")
         );
         let config = Arc::new(ControlConfig::parse(Path::new("test.toml"), &text).unwrap());
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&world.server.kubeconfig(TOKEN)).unwrap();

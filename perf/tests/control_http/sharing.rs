@@ -14,7 +14,7 @@ async fn two_clusters_share_a_box_and_neither_takes_the_others() {
     other.put(&node("x", "10.9.0.1"));
     other.pool("theirs", &["198.51.100.1-198.51.100.4"]);
     let first = Control::start(&world).await;
-    let second = Control::start_on(&other, &world.the_box, SECOND).await;
+    let second = Control::start_on(&other, &world.the_box, SECOND, "").await;
     world.put(&service("web"));
     other.put(&service("web"));
     until("of the first", vec!["203.0.113.1".to_owned()], || world.ingress("web")).await;

@@ -2,9 +2,13 @@
 //! has them answer. The scenarios are upstream's e2e tests of LoadBalancer Services, at the box's side of the node.
 
 mod affinity;
+mod boxes;
 mod modes;
 mod nodes;
 mod pods;
+#[path = "../raw_sctp/mod.rs"]
+mod raw_sctp;
+mod sctp;
 mod services;
 
 use std::net::SocketAddr;

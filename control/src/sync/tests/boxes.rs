@@ -1,0 +1,190 @@
+//! Nodes, the box, and several of them.
+
+use super::*;
+
+#[test]
+fn what_the_dataplane_refuses_by_name_does_not_keep_the_rest_waiting() {
+    let mut sim = Sim::new();
+    sim.acks = false;
+    sim.put(&service("good"));
+    sim.put(&service("poor"));
+    sim.settle();
+    let parcel = sim.waiting.clone().unwrap();
+    let position = parcel.desired.services.iter().position(|s| s.name.starts_with("default/poor:")).unwrap();
+    let fault = Fault {
+        path: format!("service[{position}] \"default/poor:80\".vip"),
+        problem: "is served for owner `file` already".into(),
+    };
+    let refused = Progress {
+        trouble: Some("refused".into()),
+        refused: Some((parcel.version, Arc::new(vec![fault]))),
+        ..Progress::default()
+    };
+    sim.controller.on_progress(refused, sim.now);
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.ingress("good").len(), 1);
+    assert_eq!(sim.condition("poor", "Serving").1, "RefusedByDataplane");
+    // The cause may be gone later.
+    sim.after(61);
+    assert_eq!(sim.ingress("poor").len(), 1);
+}
+
+#[test]
+fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
+    let mut sim = Sim::new();
+    sim.acks = false;
+    sim.put(&service("web"));
+    sim.settle();
+    let parcel = sim.waiting.clone().unwrap();
+    let fault =
+        Fault { path: "node[0] \"a\".addresses[0]".into(), problem: "10.0.0.97 is the box's own address".into() };
+    let refused = Progress { refused: Some((parcel.version, Arc::new(vec![fault]))), ..Progress::default() };
+    sim.controller.on_progress(refused, sim.now);
+    sim.settle();
+    let names: Vec<String> = sim.waiting.as_ref().unwrap().desired.nodes.iter().map(|n| n.name.clone()).collect();
+    assert_eq!(names, ["b"]);
+    let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
+    assert!(why.nodes[0].reason.contains("own address"), "{why:?}");
+}
+
+#[test]
+fn a_node_that_is_labelled_out_drains_for_a_while_and_one_that_always_was_does_not() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    let label = |sim: &mut Sim, name: &str, version: u32, labels: Value| {
+        let node = json!({"metadata": {"name": name, "resourceVersion": version.to_string(), "labels": labels},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{}", name.as_bytes()[0])}]}});
+        let config = sim.controller.kubernetes.clone();
+        sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+    };
+    let out = || json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+    let states = |sim: &Sim| -> Vec<(String, BackendState)> {
+        let sets = &sim.controller.translation.desired.sets;
+        sets[0].backends.iter().map(|b| (b.node.clone().unwrap(), b.state)).collect()
+    };
+    let (active, draining) = (BackendState::Active, BackendState::Draining);
+    label(&mut sim, "control-plane", 5, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)]);
+    label(&mut sim, "b", 6, out());
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), draining)]);
+    label(&mut sim, "b", 7, json!({}));
+    sim.settle();
+    assert_eq!(states(&sim), [("a".into(), active), ("b".into(), active)], "back in service");
+    label(&mut sim, "b", 8, out());
+    sim.settle();
+    let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
+    assert!(why.nodes.iter().any(|n| n.node == "b" && n.reason.contains("keeps its flows")), "{why:?}");
+    // Whatever else changes of it meanwhile.
+    label(&mut sim, "b", 9, json!({"node.kubernetes.io/exclude-from-external-load-balancers": "", "x": "y"}));
+    sim.after(299);
+    assert_eq!(states(&sim)[1].1, draining);
+    sim.after(2);
+    assert_eq!(states(&sim), [("a".into(), active)]);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+}
+
+#[test]
+fn no_node_is_a_warning_and_the_vip_stays() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    for name in ["a", "b"] {
+        sim.feed(index::Update::Node(index::Change::Gone(name.into(), 0)));
+    }
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+    assert_eq!(sim.condition("web", "Degraded").1, "NoBackends");
+    assert_eq!(sim.events().iter().filter(|r| **r == "UnAvailableLoadBalancer").count(), 1);
+}
+
+#[test]
+fn a_node_flap_makes_one_snapshot_for_all_services() {
+    let mut sim = Sim::with("[[kubernetes.pool]]\nname = 'p'\naddresses = ['198.18.0.0/16']");
+    for i in 0..200 {
+        sim.put(&service(&format!("s{i}")));
+    }
+    sim.settle();
+    sim.snapshots = 0;
+    sim.log.clear();
+    sim.feed(index::Update::Node(index::Change::Gone("a".into(), 0)));
+    sim.settle();
+    assert_eq!((sim.snapshots, sim.log.len()), (1, 2), "no Service is written for it: {:?}", sim.log);
+}
+
+#[test]
+fn a_box_that_does_not_lead_serves_the_same_and_writes_nothing() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.controller.on_role(Role { leader: false, announces: false, term: Some(3), ..Role::alone("box-b") });
+    sim.log.clear();
+    sim.settle();
+    assert_eq!(sim.log, ["send 1", "ack 1"], "announced by nobody now, and with the term");
+    sim.put(&service("later"));
+    sim.delete("web");
+    sim.settle();
+    sim.after(600);
+    assert_eq!(sim.log[2..], ["send 0", "ack 0"]);
+    assert!(sim.why("later").contains("by the leader"));
+}
+
+#[test]
+fn nothing_is_sent_before_everything_was_listed() {
+    let config = Arc::new(ControlConfig::parse(Path::new("t"), &format!("version = 1\n[kubernetes]\n{POOL}")).unwrap());
+    let mut controller = Controller::new(config, Role::alone("box-a"));
+    let kubernetes = controller.kubernetes.clone();
+    for update in [index::on_service(Event::Init, &kubernetes), index::on_service(Event::InitDone, &kubernetes)] {
+        controller.on_input(Input::Update(Box::new(update)), Instant::now());
+    }
+    let turn = controller.turn(Instant::now());
+    assert!(turn.parcel.is_none() && turn.jobs.is_empty());
+    assert!(controller.notices(Instant::now())[0].contains("nodes"));
+}
+
+#[test]
+fn nothing_is_sent_before_the_first_election() {
+    let mut sim = Sim::new();
+    sim.controller = Controller::new(sim.controller.config.clone(), Role::default());
+    sim.list();
+    assert!(sim.turn().parcel.is_none());
+}
+
+/// The dataplane's snapshot tells a new process who was leaving; one that never served stays out.
+#[test]
+fn a_restart_of_control_does_not_cut_a_drain_short() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    let config = sim.controller.kubernetes.clone();
+    let label = json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+    for (name, last) in [("b", 98), ("c", 99)] {
+        let node = json!({"metadata": {"name": name, "resourceVersion": "5000", "labels": label},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("10.0.0.{last}")}]}});
+        sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+    }
+    let members = |sim: &Sim| -> Vec<(String, BackendState)> {
+        let sets = &sim.controller.translation.desired.sets;
+        sets[0].backends.iter().map(|b| (b.node.clone().unwrap(), b.state)).collect()
+    };
+    let both = [("a".to_owned(), BackendState::Active), ("b".to_owned(), BackendState::Draining)];
+    sim.settle();
+    assert_eq!(members(&sim), both);
+
+    // A new process sees the labels, and not since when.
+    sim.restart();
+    let left = Arc::new(["b".to_owned(), "gone".to_owned()].into());
+    sim.controller.on_progress(Progress { recalled: Some(left), ..Progress::default() }, sim.now);
+    let before = sim.snapshots;
+    let sent = sim.turn();
+    assert_eq!((sim.snapshots, sim.waiting.as_ref().map(|p| p.recalls)), (before + 1, Some(true)));
+    assert!(sent.notes.is_empty());
+    sim.settle();
+    assert_eq!(members(&sim), both);
+    sim.after(299);
+    assert_eq!(members(&sim), both);
+    sim.after(2);
+    assert_eq!(members(&sim), both[..1]);
+}
