@@ -11,6 +11,7 @@ pub mod kubelab;
 pub mod lab;
 pub mod memlab;
 pub mod pipeline_bench;
+pub mod plot;
 pub mod privilege;
 pub mod rig;
 pub mod servers;

@@ -28,6 +28,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::plot;
+
 /// The pipeline over memory: ns, cycles and packets per second, beside a bare limit.
 #[derive(Debug, Clone, Args)]
 pub struct PipelineArgs {
@@ -49,6 +51,9 @@ pub struct PipelineArgs {
     /// Also write the figures here.
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Also draw charts (SVG) into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
     /// Count instructions per packet under valgrind instead, and compare with this file; more than 3 %
     /// above it is an error.
     #[arg(long, value_name = "BASELINE")]
@@ -86,6 +91,9 @@ pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &report.charts())?;
     }
     Ok(())
 }
