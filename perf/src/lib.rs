@@ -14,5 +14,6 @@ pub mod pipeline_bench;
 pub mod plot;
 pub mod privilege;
 pub mod rig;
+pub mod scale;
 pub mod servers;
 pub mod traffic;
