@@ -35,7 +35,7 @@ use index::Index;
 const SOON: usize = 4;
 
 /// What a call of [`FlowTable::sweep`] may do: no packet waits for more of it.
-pub const MOST_EFFORT: u32 = 512;
+pub const MOST_EFFORT: u32 = 256;
 
 /// What became of a record that the sweep came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

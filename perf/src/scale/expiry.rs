@@ -24,6 +24,7 @@ pub fn run(quick: bool) -> anyhow::Result<Section> {
         let mut site = Site::new(false, 100, 64);
         let mut turning = loaded(&mut site, flows, fed, None)?;
         measure::pin(None)?;
+        gaps::insist();
         let seconds = Duration::from_secs_f64(if quick { 0.3 } else { 2.0 });
         gaps::turn(&mut turning, seconds / 4)?;
         quiet.push(gaps::turn(&mut turning, seconds)?);

@@ -110,18 +110,19 @@ impl Port for Feed {
 pub struct Gaps {
     /// By the wall clock: from the end of one turn to the end of the next.
     pub wall: Histogram<u64>,
-    /// By the thread's own processor time, of turns that kept their core: one that lost it pays for the switch
-    /// and for caches that are cold afterwards, which the event did not cause.
+    /// By the thread's own processor time, of turns that kept their core and were not among the [`WARMING`]
+    /// after one that lost it: the switch and the cold caches behind it are not the event's.
     pub own: Histogram<u64>,
     /// Of [`Self::own`], the turns an event touched.
     pub touched: Histogram<u64>,
     /// Turns that lost their core.
     pub interrupted: u64,
+    warming: u32,
 }
 
 impl Gaps {
     pub fn none() -> Self {
-        Self { wall: histogram(), own: histogram(), touched: histogram(), interrupted: 0 }
+        Self { wall: histogram(), own: histogram(), touched: histogram(), interrupted: 0, warming: 0 }
     }
 
     pub fn worst_own_us(&self) -> f64 {
@@ -137,6 +138,11 @@ impl Gaps {
         self.wall.saturating_record(wall);
         if wall > own + SWITCH_NS {
             self.interrupted += 1;
+            self.warming = WARMING;
+            return;
+        }
+        if self.warming > 0 {
+            self.warming -= 1;
             return;
         }
         self.own.saturating_record(own);
@@ -145,6 +151,9 @@ impl Gaps {
         }
     }
 }
+
+/// Turns until caches are warm again.
+const WARMING: u32 = 32;
 
 /// What the two clocks may differ by in a turn that kept its core: they are not read at one instant.
 const SWITCH_NS: u64 = 2_000;
@@ -160,6 +169,16 @@ impl Instants {
         let own = clock_gettime(ClockId::ThreadCPUTime);
         Self { wall: Now::read().ns, own: own.tv_sec as u64 * 1_000_000_000 + own.tv_nsec as u64 }
     }
+}
+
+/// Prefers this thread to others on its core, where it may: a worker of a box has a core for itself.
+pub fn insist() {
+    let _ = rustix::process::setpriority_process(None, -15);
+}
+
+/// Is as others are again.
+pub fn yield_to_others() {
+    let _ = rustix::process::setpriority_process(None, 0);
 }
 
 /// How often this thread went to sleep: a worker that waits for a lock does.
@@ -215,6 +234,8 @@ pub fn catch_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps) {
     loop {
         let before = Instants::read();
         let worked = turning.worker.turn(Now { ns: before.wall });
+        // Cold caches are part of it: whoever naps wakes to them.
+        gaps.warming = 0;
         gaps.add(before, Instants::read(), false);
         if !worked {
             break;

@@ -182,8 +182,8 @@ impl Member {
         mut keep: impl FnMut(u64, Template, Template),
     ) -> anyhow::Result<()> {
         let mut pool = FramePool::new(PacketMemory::heap(BURST as u32, 2048, 256));
-        let all: Vec<u64> = clients.collect();
-        for clients in all.chunks(BURST) {
+        for first in clients.clone().step_by(BURST) {
+            let clients: Vec<u64> = (first..clients.end.min(first + BURST as u64)).collect();
             let packet = |n: &u64, flags| packets::from_client(self.client(*n), flags, *n as u32);
             let syns = clients.iter().map(|n| packet(n, TcpFlags::Syn)).collect::<Result<Vec<_>, _>>()?;
             let opened = self.send(&mut pool, CLIENT_PORT, &syns)?;

@@ -17,7 +17,7 @@ use super::report::{Figure, Section};
 use super::rig::{self, Cost, Member, Site, Turning};
 use crate::pipeline_bench::measure;
 use crate::pipeline_bench::packets;
-use crate::plot::{self, Bar, Curve, Group, Labels, Limit};
+use crate::plot::{self, Curve, Labels, Limit};
 
 const SERVICES: u32 = 10_000;
 const NODES: u32 = 500;
@@ -112,6 +112,7 @@ impl Publisher {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             measure::pin(first_core())?;
+            gaps::yield_to_others();
             let mut published = 0;
             let mut next = Instant::now();
             while !stopped.load(Ordering::Relaxed) {
@@ -151,6 +152,7 @@ fn pauses(section: &mut Section, mut site: Site, flows: u32, quick: bool) -> any
     eprintln!("  opening {flows} flows");
     let mut turning = loaded(&mut site, flows, flows.min(100_000), None)?;
     measure::pin(None)?;
+    gaps::insist();
     let (rounds, seconds) = if quick { (1, 0.3) } else { (5, 3.0) };
     gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 3.0))?;
     let (mut quiet, mut busy) = (Vec::new(), Vec::new());
@@ -204,8 +206,8 @@ pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Ga
     let interrupted: u64 = with.iter().chain(quiet).map(|gaps| gaps.interrupted).sum();
     let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
     section.note(format!(
-        "Of {turns} turns {interrupted} lost their core to another process: those are in the wall clock's figures only. \
-         None went to sleep."
+        "Of {turns} turns {interrupted} lost their core to another process: those, and the few after each that found cold \
+         caches, are in the wall clock's figures only. None went to sleep."
     ));
     let at = |gaps: &[Gaps], quantile: f64| {
         let values: Vec<f64> = gaps.iter().map(|g| g.own.value_at_quantile(quantile) as f64 / 1e3).collect();
@@ -215,21 +217,33 @@ pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Ga
         Figure::new(format!("99.99 % of gaps with {event}, own time"), at(with, 0.9999), "us")
             .beside(format!("without: {}", super::report::short(at(quiet, 0.9999)))),
     );
-    let bar = |values: &[f64]| {
-        let measure::Spread { median, lowest, highest } = measure::Spread::of(values);
-        Some(Bar { value: median, lowest, highest })
-    };
-    let groups = [
-        Group { name: "the worker's own time".into(), bars: vec![bar(&own), bar(&own_quiet)] },
-        Group { name: "wall clock".into(), bars: vec![bar(&wall), bar(&wall_quiet)] },
-    ];
     let labels = Labels {
-        title: format!("Worst gap between two turns of a worker: {event}"),
-        subtitle: format!("{}; medians of the worst of {} runs; target {PAUSE_US} us", section.title, with.len()),
-        values: "microseconds (less is better)".into(),
+        title: format!("Gaps between two turns of a worker: {event}"),
+        subtitle: format!("{}; the worker's own time, {} runs each", section.title, with.len()),
+        values: "microseconds".into(),
         along: String::new(),
     };
-    section.charts.push((format!("scale-{}-gaps", section.name), plot::bars(&labels, &["with", "without"], &groups)));
+    let mut curves = vec![
+        curve("without", quiet.iter().map(|gaps| &gaps.own)),
+        curve(&format!("with {event}"), with.iter().map(|gaps| &gaps.own)),
+    ];
+    if touched {
+        curves.push(curve(&format!("right after {event}"), with.iter().map(|gaps| &gaps.touched)));
+    }
+    let limit = Limit { name: format!("target for the worst: {PAUSE_US} us"), value: PAUSE_US };
+    section.charts.push((format!("scale-{}-gaps", section.name), plot::latency(&labels, &curves, &[limit])));
+}
+
+/// Percentiles of several runs taken together, microseconds, as far as there are values to tell them by.
+fn curve<'a>(name: &str, runs: impl Iterator<Item = &'a Histogram<u64>>) -> Curve {
+    let mut all = histogram();
+    for run in runs {
+        // The same bounds as this one's: there is nothing to refuse.
+        let _ = all.add(run);
+    }
+    let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999];
+    let told = quantiles.into_iter().filter(|quantile| (1.0 - quantile) * all.len() as f64 >= 1.0);
+    Curve { name: name.into(), points: told.map(|q| (q, all.value_at_quantile(q) as f64 / 1e3)).collect() }
 }
 
 /// Packets of paced flows while a snapshot comes every second.
@@ -244,6 +258,7 @@ pub fn reloading(quick: bool) -> anyhow::Result<Section> {
     let latency = Arc::new(Mutex::new(histogram()));
     let mut turning = loaded(&mut site, flows, flows, Some((rate, &latency)))?;
     measure::pin(None)?;
+    gaps::insist();
     let (rounds, seconds) = if quick { (1, 0.5) } else { (5, 3.0) };
     let take = || std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), histogram());
     gaps::turn(&mut turning, Duration::from_secs_f64(0.2))?;
@@ -280,23 +295,13 @@ fn add_latencies(section: &mut Section, quiet: &[Histogram<u64>], busy: &[Histog
             super::report::short(without.highest)
         )));
     }
-    let curve = |name: &str, runs: &[Histogram<u64>]| {
-        let mut all = histogram();
-        for run in runs {
-            // The same bounds as this one's: there is nothing to refuse.
-            let _ = all.add(run);
-        }
-        let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999];
-        let points = quantiles.map(|quantile| (quantile, all.value_at_quantile(quantile) as f64 / 1e3));
-        Curve { name: name.into(), points: points.to_vec() }
-    };
     let labels = Labels {
         title: "Latency while reloading every second".into(),
         subtitle: section.title.clone(),
         values: "microseconds, from when a packet was due".into(),
         along: String::new(),
     };
-    let curves = [curve("no reload", quiet), curve("a reload every second", busy)];
+    let curves = [curve("no reload", quiet.iter()), curve("a reload every second", busy.iter())];
     let limit = Limit { name: "50 us".into(), value: PAUSE_US };
     section.charts.push(("scale-reload-latency".into(), plot::latency(&labels, &curves, &[limit])));
 }
