@@ -32,9 +32,9 @@ lint: packages ## format and lints only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 
-bench: build ## the packet path over memory: nanoseconds, and instructions against the last committed ones
+bench: build ## the packet path over memory: nanoseconds, instructions and ratios against the last committed ones
 	@.ci/packages valgrind
-	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case nat4 --instructions perf/baseline.json
+	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case 'hit nat,new nat4,worker' --instructions perf/baseline.json
 
 clean: ## remove what was built, and labs a killed process left
 	@[ ! -x $(RELEASE)/penstock-perf ] || $(AS_ROOT) $(RELEASE)/penstock-perf lab list

@@ -1,53 +1,19 @@
 //! The packet path of the ports allocates nothing. A test binary of its own, as it replaces the allocator.
-#![allow(unsafe_code, reason = "a global allocator that counts")]
 
+#[path = "support/counting_allocator.rs"]
+mod counting_allocator;
 #[allow(dead_code, reason = "shared with the AF_XDP tests, which use more of it")]
 mod io_lab;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use aya::programs::XdpMode;
+use counting_allocator::calls;
 use penstock_configs::file::HugePages;
 use penstock_dataplane::io::fault::{FaultPort, Faults};
 use penstock_dataplane::io::mem::{self, Refresh, RingPort, SinkPort};
 use penstock_dataplane::io::xsk::{UmemConfig, Want, XskConfig, open_worker};
 use penstock_dataplane::io::{Burst, FramePool, PacketMemory, Port};
-
-/// Counts what the current thread allocates and frees.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that ends has no counter any more.
-    let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
-}
-
-// SAFETY: `GlobalAlloc` wants what `System` does: every call is passed on unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises about `layout` are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's promises about `block` and `layout` are passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn calls() -> u64 {
-    CALLS.with(Cell::get)
-}
 
 /// Turns of a worker that sends back what it received. Returns how many packets it moved.
 fn turns(port: &mut impl Port, pool: &mut FramePool, count: usize) -> usize {

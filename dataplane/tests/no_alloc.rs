@@ -1,63 +1,20 @@
 //! The packet path allocates and frees nothing, whatever comes: hits, misses, evictions, hand-offs,
 //! drops, generated packets, a new snapshot, expiry. A test binary of its own, as it replaces the
 //! allocator. That it takes no lock follows from the types: no module a turn calls has one.
-#![allow(unsafe_code, reason = "a global allocator that counts")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "support/counting_allocator.rs"]
+mod counting_allocator;
 
+use counting_allocator::calls;
 use penstock_configs::desired::{Affinity, BackendState, Scheduler, ServiceLimits, SourceLimits};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::pipeline::PipelineConfig;
-use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, config, look};
+use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, SCHEDULERS, config, look};
 use penstock_dataplane::steer::marks::Marks;
 use penstock_dataplane::verdict::DropReason;
 use penstock_dataplane::wire::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
-/// Counts what the current thread allocates and frees.
-struct Counting;
-
-thread_local! {
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    // A thread that ends has no counter any more.
-    let _ = CALLS.try_with(|calls| calls.set(calls.get() + 1));
-}
-
-// SAFETY: `GlobalAlloc` wants what `System` does: every call is passed on unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises about `layout` are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller's promises about `block` and `layout` are passed on.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 const VIPS: [&str; 2] = ["203.0.113.10:443", "[2001:db8:1::10]:443"];
-
-const SCHEDULERS: [Scheduler; 10] = [
-    Scheduler::Maglev,
-    Scheduler::Rr,
-    Scheduler::Wrr,
-    Scheduler::Lc,
-    Scheduler::Wlc,
-    Scheduler::Sh,
-    Scheduler::Dh,
-    Scheduler::Sed,
-    Scheduler::Nq,
-    Scheduler::RandomTwoChoices,
-];
 
 fn plan() -> Plan {
     let mut plan = Plan { maglev_max: 251, ..Plan::default() };
@@ -85,9 +42,9 @@ impl Watched {
         for round in 0..rounds {
             for worker in 0..workers {
                 let now = self.farm.now;
-                let before = CALLS.with(Cell::get);
+                let before = calls();
                 self.farm.workers[worker].turn(now);
-                self.calls += CALLS.with(Cell::get) - before;
+                self.calls += calls() - before;
                 self.turns += 1;
                 self.farm.check(worker);
             }

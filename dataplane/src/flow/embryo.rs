@@ -5,26 +5,23 @@
 
 /// A doubly linked list threaded through record numbers, so that leaving costs two writes.
 pub struct EmbryoQueue {
-    /// By record, the records before and behind it, counted from 1; 0: none. Zeros, so that the memory
-    /// is touched only as far as records are.
-    links: Box<[Link]>,
+    /// By record, the records before and behind it, counted from 1; 0: none. Integers, not a struct of them: zeros
+    /// of these come from the kernel untouched, and are memory only as far as records are used.
+    links: Box<[[u32; 2]]>,
     oldest: u32,
     newest: u32,
     len: u32,
     capacity: u32,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Link {
-    older: u32,
-    newer: u32,
-}
+const OLDER: usize = 0;
+const NEWER: usize = 1;
 
 impl EmbryoQueue {
     /// A queue of at most `capacity` out of `records` records.
     #[must_use]
     pub fn new(capacity: u32, records: u32) -> Self {
-        let links = vec![Link::default(); records as usize].into_boxed_slice();
+        let links = vec![[0; 2]; records as usize].into_boxed_slice();
         Self { links, oldest: 0, newest: 0, len: 0, capacity: capacity.max(1) }
     }
 
@@ -46,10 +43,10 @@ impl EmbryoQueue {
     /// Appends a record that is not in the queue.
     pub fn push(&mut self, record: u32) {
         let number = record + 1;
-        self.links[record as usize] = Link { older: self.newest, newer: 0 };
+        self.links[record as usize] = [self.newest, 0];
         match self.newest {
             0 => self.oldest = number,
-            before => self.links[before as usize - 1].newer = number,
+            before => self.links[before as usize - 1][NEWER] = number,
         }
         self.newest = number;
         self.len += 1;
@@ -57,14 +54,14 @@ impl EmbryoQueue {
 
     /// Takes a record out of the queue it is in.
     pub fn leave(&mut self, record: u32) {
-        let Link { older, newer } = std::mem::take(&mut self.links[record as usize]);
+        let [older, newer] = std::mem::take(&mut self.links[record as usize]);
         match older {
             0 => self.oldest = newer,
-            older => self.links[older as usize - 1].newer = newer,
+            older => self.links[older as usize - 1][NEWER] = newer,
         }
         match newer {
             0 => self.newest = older,
-            newer => self.links[newer as usize - 1].older = older,
+            newer => self.links[newer as usize - 1][OLDER] = older,
         }
         self.len -= 1;
     }

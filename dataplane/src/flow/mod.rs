@@ -5,6 +5,7 @@
 
 mod dsr;
 pub mod embryo;
+mod free;
 pub mod index;
 pub mod record;
 pub mod sctp;
@@ -27,10 +28,36 @@ use crate::tables::Service;
 use crate::verdict::DropReason;
 use crate::wire::{Family, Rewrite, Tuple};
 use embryo::EmbryoQueue;
+use free::Free;
 use index::Index;
 
 /// The free record this many insertions from now is asked for: a burst of SYNs would wait for each otherwise.
 const SOON: usize = 4;
+
+/// What a call of [`FlowTable::sweep`] may do: no packet waits for more of it.
+pub const MOST_EFFORT: u32 = 256;
+
+/// What became of a record that the sweep came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    Kept,
+    /// Kept, its service and backend found anew under new tables.
+    Renewed,
+    /// Removed.
+    Forgotten,
+}
+
+impl Swept {
+    /// In looks at a record that stays: those come in a row, while what a removal touches lies anywhere.
+    #[must_use]
+    pub const fn effort(self) -> u32 {
+        match self {
+            Self::Kept => 1,
+            Self::Renewed => 4,
+            Self::Forgotten => 8,
+        }
+    }
+}
 
 /// Flows a table holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,8 +109,7 @@ pub type WithSnats<'a, A> = (&'a mut Record<A>, &'a [A]);
 pub struct FlowTable<F: Family> {
     records: Records<F::Addr>,
     index: Index,
-    /// Free records, lowest on top, so that memory is touched only as far as it is needed.
-    free: Vec<u32>,
+    free: Free,
     embryos: EmbryoQueue,
     hasher: FlowHasher,
     capacity: Capacity,
@@ -120,7 +146,7 @@ impl<F: Family> FlowTable<F> {
         Ok(Self {
             records,
             index: Index::new(count as usize)?,
-            free: (0..count).rev().collect(),
+            free: Free::new(count, 0),
             embryos: EmbryoQueue::new(capacity.embryonic, count),
             hasher,
             capacity,
@@ -156,8 +182,7 @@ impl<F: Family> FlowTable<F> {
     /// touched. `adopt` may mend a record's references or refuse it. Returns how many flows were kept.
     pub fn recover(&mut self, used: u32, mut adopt: impl FnMut(&mut Record<F::Addr>, Word) -> bool) -> usize {
         let count = self.capacity.records();
-        self.free.clear();
-        self.free.extend((used..count).rev());
+        self.free = Free::new(count, used);
         let mut kept = 0;
         let mut free_below = Vec::new();
         for at in 0..used.min(count) {
@@ -171,7 +196,7 @@ impl<F: Family> FlowTable<F> {
                 free_below.push(at);
             }
         }
-        self.free.extend(free_below.into_iter().rev());
+        free_below.into_iter().rev().for_each(|at| self.free.give(at));
         kept
     }
 
@@ -378,9 +403,9 @@ impl<F: Family> FlowTable<F> {
     ) -> Result<u32, DropReason> {
         debug_assert!(flow.word.state.is_embryonic());
         self.make_room_for_embryo();
-        let at = self.free.pop().ok_or(DropReason::FlowTableFull)?;
-        if let Some(soon) = self.free.len().checked_sub(SOON) {
-            prefetch(&self.records[self.free[soon] as usize]);
+        let at = self.free.take().ok_or(DropReason::FlowTableFull)?;
+        if let Some(soon) = self.free.ahead(SOON) {
+            prefetch(&self.records[soon as usize]);
         }
         let record = &mut self.records[at as usize];
         record.client = flow.client;
@@ -408,7 +433,7 @@ impl<F: Family> FlowTable<F> {
         debug_assert_eq!(hashes, self.keys(&self.records[at as usize], flow.word).map(|key| self.hash(&key)));
         if !self.insert_keys(at, hashes) {
             self.records[at as usize].clear();
-            self.free.push(at);
+            self.free.give(at);
             return Err(DropReason::FlowTableFull);
         }
         self.count(flow.word.state, at);
@@ -455,7 +480,7 @@ impl<F: Family> FlowTable<F> {
         }
         self.tally.leave(at, word);
         self.records[at as usize].clear();
-        self.free.push(at);
+        self.free.give(at);
         if word.state.is_embryonic() {
             self.embryos.leave(at);
             self.counts.embryonic -= 1;
@@ -464,25 +489,32 @@ impl<F: Family> FlowTable<F> {
         }
     }
 
-    /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets
-    /// those it answers `false` for. True: the round through the table is complete.
+    /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets those it
+    /// says so of. Stops early where what it did was [`MOST_EFFORT`]. Returns how many it has gone over, and
+    /// whether the round through the table is complete.
     pub fn sweep(
         &mut self,
         budget: u32,
-        mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> bool,
-    ) -> bool {
-        let end = (self.sweep_at + budget).min(self.high_water);
-        for at in self.sweep_at..end {
+        mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> Swept,
+    ) -> (u32, bool) {
+        let start = self.sweep_at;
+        let end = (start + budget).min(self.high_water);
+        let (mut at, mut effort) = (start, 0);
+        while at < end && effort < MOST_EFFORT {
             let record = &mut self.records[at as usize];
-            if let Some(word) = record.word()
-                && !visit(at, record, word, &mut self.tally)
-            {
+            let swept = match record.word() {
+                Some(word) => visit(at, record, word, &mut self.tally),
+                None => Swept::Kept,
+            };
+            if swept == Swept::Forgotten {
                 self.remove(at);
             }
+            effort += swept.effort();
+            at += 1;
         }
-        let round = end >= self.high_water;
-        self.sweep_at = if round { 0 } else { end };
-        round
+        let round = at >= self.high_water;
+        self.sweep_at = if round { 0 } else { at };
+        (at - start, round)
     }
 
     /// The flows there are: a walk through the table, for start and tests.

@@ -191,9 +191,10 @@ impl<F: Family> Pair<F> {
                 let limit = |state: State| crate::clock::ticks(10 * state as u32);
                 let now = self.now.tick();
                 let keep = |_: u32, record: &mut Record<F::Addr>, word: Word, _: &mut Tally| {
-                    now.since(record.last_seen()) <= limit(word.state)
+                    let is_over = now.since(record.last_seen()) > limit(word.state);
+                    if is_over { Swept::Forgotten } else { Swept::Kept }
                 };
-                while !table.sweep(7, keep) {}
+                while !table.sweep(7, keep).1 {}
                 let gone: Vec<u32> = self
                     .live
                     .iter()

@@ -159,8 +159,9 @@ pub struct Limiter {
     hasher: FlowHasher,
     /// By service slot.
     others: Box<[Seen]>,
-    /// By record.
-    entries: Box<[Entry]>,
+    /// By record: service and source. Integers, whose zeros are no memory before they are written to: most boxes
+    /// have no limits.
+    entries: Box<[[u32; 2]]>,
 }
 
 const LESS: u32 = 1_u32.wrapping_neg();
@@ -173,7 +174,7 @@ impl Limiter {
             peers: None,
             hasher: FlowHasher::new([0; 2]),
             others: vec![Seen::default(); services].into(),
-            entries: vec![Entry::default(); records].into(),
+            entries: vec![[0; 2]; records].into(),
             share,
         }
     }
@@ -182,6 +183,12 @@ impl Limiter {
     pub fn meet(&mut self, peers: &Arc<Peers>, worker: u16, v6: bool) {
         self.hasher = FlowHasher::new(peers.seed());
         self.peers = (peers.workers() > 1).then(|| (Arc::clone(peers), usize::from(worker), v6));
+    }
+
+    #[inline]
+    fn entry(&self, at: u32) -> Entry {
+        let [service, source] = self.entries[at as usize];
+        Entry { service, source }
     }
 
     /// Whether a client may open one more flow of a service.
@@ -252,7 +259,7 @@ impl Limiter {
         let hash = limits.source.as_ref().map(|source| self.source(source, service, client));
         let sources = &self.share.limits.sources;
         if word.flags.has(Flags::LIMITED) {
-            let entry = self.entries[at as usize];
+            let entry = self.entry(at);
             let same_source = match hash {
                 Some(hash) => sources.is_at(entry.source, hash),
                 None => entry.source == 0,
@@ -267,14 +274,14 @@ impl Limiter {
         if counts(word.state) {
             self.share.limits.change(entry, 1);
         }
-        self.entries[at as usize] = entry;
+        self.entries[at as usize] = [entry.service, entry.source];
         Word { flags: word.flags.with(Flags::LIMITED), ..word }
     }
 
     /// The flow of a record was opened now: it counts towards the rates.
     pub fn opened(&self, at: u32, word: Word, now: Now) {
         if word.flags.has(Flags::LIMITED) {
-            self.share.limits.opened(self.entries[at as usize], now);
+            self.share.limits.opened(self.entry(at), now);
         }
     }
 
@@ -282,7 +289,7 @@ impl Limiter {
     #[inline]
     pub fn leave(&self, at: u32, word: Word) {
         if word.flags.has(Flags::LIMITED) && counts(word.state) {
-            self.share.limits.change(self.entries[at as usize], LESS);
+            self.share.limits.change(self.entry(at), LESS);
         }
     }
 
@@ -294,8 +301,8 @@ impl Limiter {
             return to;
         }
         match (counts(from.state), counts(to.state)) {
-            (true, false) => self.share.limits.change(self.entries[at as usize], LESS),
-            (false, true) => self.share.limits.change(self.entries[at as usize], 1),
+            (true, false) => self.share.limits.change(self.entry(at), LESS),
+            (false, true) => self.share.limits.change(self.entry(at), 1),
             _ => {}
         }
         Word { flags: to.flags.with(Flags::LIMITED), ..to }

@@ -263,3 +263,41 @@ proptest! {
         prop_assert_eq!(build(1), build(factor));
     }
 }
+
+/// What [`MaglevTable::moved_from`] must say, found slot by slot.
+fn moved_plainly(new: &MaglevTable, identities: &[u64], old: &MaglevTable, old_identities: &[u64]) -> Moved {
+    let who = |index: u16, identities: &[u64]| {
+        if index == NO_BACKEND { None } else { identities.get(usize::from(index)).copied() }
+    };
+    let mut slots = 0;
+    let mut balance = std::collections::HashMap::<Option<u64>, i64>::new();
+    for (slot, &index) in new.slots.iter().enumerate() {
+        let now = who(index, identities);
+        let before = who(old.lookup(disruption::middle_of(slot, new.slots.len())), old_identities);
+        if now != before {
+            slots += 1;
+            *balance.entry(now).or_default() += 1;
+            *balance.entry(before).or_default() -= 1;
+        }
+    }
+    let needed: i64 = balance.values().filter(|&&change| change > 0).sum();
+    Moved { size: new.size(), slots, needed: u32::try_from(needed).unwrap() }
+}
+
+proptest! {
+    #[test]
+    fn what_moved_is_what_the_plain_count_says(
+        old in proptest::collection::vec((0_u64..12, 0_u32..4), 0..8),
+        new in proptest::collection::vec((0_u64..12, 0_u32..4), 0..8),
+        sizes in (0_usize..2, 0_usize..2),
+    ) {
+        let table = |backends: &[(u64, u32)], size: usize| MaglevTable::build(backends, [251, 509][size]);
+        let (before, after) = (table(&old, sizes.0), table(&new, sizes.1));
+        let identities = |backends: &[(u64, u32)]| backends.iter().map(|backend| backend.0).collect::<Vec<_>>();
+        let (of_new, of_old) = (identities(&new), identities(&old));
+        prop_assert_eq!(
+            after.moved_from(&of_new, &before, &of_old),
+            moved_plainly(&after, &of_new, &before, &of_old)
+        );
+    }
+}

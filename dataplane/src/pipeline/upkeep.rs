@@ -7,7 +7,7 @@ use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{self, Flags, Record, State, Word};
+use crate::flow::{self, Flags, Record, State, Swept, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -17,10 +17,12 @@ use crate::wire::{Family, V4, V6};
 const ROUND_NS: u64 = 1_000_000_000;
 /// Every place of a client: it only keeps the counts true.
 const CLIENTS_ROUND_NS: u64 = 10_000_000_000;
-/// Records per call at most: a few microseconds.
+/// Places per call at most: a few microseconds.
 const MOST: u32 = 512;
 /// Rounds in which every flow is marked as established once, where that is done.
 pub const MARKED_EVERY: u32 = 4;
+/// Services per call whose flows are told.
+const COUNTS: usize = 64;
 /// Records worth a call.
 const LEAST: u32 = 32;
 
@@ -30,6 +32,8 @@ pub(super) struct SweepClock {
     v4: Now,
     v6: Now,
     clients: Now,
+    /// The first service whose flows, counted in the last round, are not known outside yet.
+    uncounted: usize,
 }
 
 impl Pipeline {
@@ -49,6 +53,7 @@ impl Pipeline {
         self.sweep.v6 = v6.0;
         for (complete, v6) in [(v4.1, false), (v6.1, true)] {
             if complete {
+                self.sweep.uncounted = 0;
                 let Self { hops, store, .. } = self;
                 hops.end_round(v6, |at, hop, tags| store.keep_hop(at, hop, tags));
             }
@@ -60,7 +65,8 @@ impl Pipeline {
         self.forget_clients(now);
         self.stats.rounds.set(u64::from(self.v4.rounds.min(self.v6.rounds)));
         self.stats.swept.set(self.v4.swept.min(self.v6.swept));
-        v4.2 || v6.2
+        let counts_left = self.publish_counts();
+        v4.2 || v6.2 || counts_left
     }
 
     /// Frees the places of clients whose affinity has ended, a few at a time.
@@ -94,11 +100,13 @@ impl Pipeline {
         let tables = &view.tables;
         let counting = &mut side.counting;
         let rounds = side.rounds;
-        let complete = side.flows.sweep(budget, |at, record, word, tally| {
+        let (gone_over, complete) = side.flows.sweep(budget, |at, record, word, tally| {
+            let mut kept = Swept::Kept;
             if record.epoch != tables.epoch {
+                kept = Swept::Renewed;
                 let (standing, load) = revalidate::<F>(record, word, tables, false);
                 if matches!(standing, Standing::Revoked | Standing::Refused(_)) {
-                    return false;
+                    return Swept::Forgotten;
                 }
                 // One that could not be told yet stays, uncounted and of an epoch gone by, until it can or asks.
                 tally.assign(at, record, load);
@@ -115,7 +123,7 @@ impl Pipeline {
                     record.epoch = tables.epoch;
                 }
             }
-            let Some(service) = tables.service(record.service) else { return false };
+            let Some(service) = tables.service(record.service) else { return Swept::Forgotten };
             if let Some(counters) = stats.services.get(record.service as usize) {
                 collect(record, counters);
             }
@@ -132,12 +140,12 @@ impl Pipeline {
             }
             let overdue = now.tick().since(record.last_seen()).checked_sub(service.timeouts[word.state as usize] + 1);
             match overdue {
-                None => true,
+                None => kept,
                 Some(overdue) if farewell::is_due(word, service, overdue) => {
                     farewells.bid(at, F::V6, record, tally, now);
-                    true
+                    kept
                 }
-                Some(_) => false,
+                Some(_) => Swept::Forgotten,
             }
         });
         if complete {
@@ -145,17 +153,25 @@ impl Pipeline {
             side.counting.fill(0);
             side.rounds = side.rounds.wrapping_add(1);
             side.swept = std::mem::replace(&mut side.round, tables.serial);
-            self.publish_counts(tables_len(&self.view.tables.services));
         }
-        let done = Now { ns: now.ns - elapsed + u64::from(budget) * ROUND_NS / records };
-        (Now { ns: done.ns.min(now.ns) }, complete, due > budget)
+        // Behind the end of the table there is nothing to go over.
+        let gone_over = if complete { budget } else { gone_over };
+        let done = Now { ns: now.ns - elapsed + u64::from(gone_over) * ROUND_NS / records };
+        (Now { ns: done.ns.min(now.ns) }, complete, due > gone_over)
     }
 
-    fn publish_counts(&self, services: usize) {
+    /// Puts the flows of the next services where housekeeping reads them: a cache line each, so not all at once.
+    /// True: there are more.
+    fn publish_counts(&mut self) -> bool {
+        let services = self.view.tables.services.len().min(self.stats.services.len());
+        let next = self.sweep.uncounted.min(services);
         let counts = self.v4.counted.iter().zip(&*self.v6.counted);
-        for (counters, (v4, v6)) in self.stats.services.iter().zip(counts).take(services) {
+        let some = self.stats.services[..services].iter().zip(counts).skip(next).take(COUNTS);
+        for (counters, (v4, v6)) in some {
             counters.flows.set(u64::from(v4 + v6));
         }
+        self.sweep.uncounted = next + COUNTS;
+        self.sweep.uncounted < services
     }
 
     /// Takes up the flows in the store: indexes rebuilt, numbers checked.
@@ -190,10 +206,6 @@ fn snats_in_use<F: Family>(side: &Side<F>) -> Vec<Option<F::Addr>> {
         by_number[at] = Some(side.flows.snat(record.snat));
     }
     by_number
-}
-
-fn tables_len<T>(services: &[T]) -> usize {
-    services.len().max(1)
 }
 
 fn recover_family<F: Family>(side: &mut Side<F>, used: u32) {

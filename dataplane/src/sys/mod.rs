@@ -88,9 +88,15 @@ pub struct HugeArray<T: Plain> {
 impl<T: Plain> HugeArray<T> {
     pub fn zeroed(len: usize) -> std::io::Result<Self> {
         assert!(align_of::<T>() <= 4096, "mappings are aligned to pages");
-        let map = memmap2::MmapMut::map_anon((len * size_of::<T>()).max(1))?;
+        let mut map = memmap2::MmapMut::map_anon((len * size_of::<T>()).max(1))?;
         // Without transparent huge pages the kernel says no; small pages serve as well.
         let _ = map.advise(memmap2::Advice::HugePage);
+        // Who touches a page first waits for it to be cleared: some 100 us for a huge one, and entries lie
+        // anywhere, so that the first packets would wait for each page in turn. Here nobody does.
+        if map.advise(memmap2::Advice::PopulateWrite).is_err() {
+            // Before Linux 5.14.
+            map.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+        }
         Ok(Self { map, len, of: PhantomData })
     }
 }

@@ -26,6 +26,7 @@ use crate::clock::{Now, ticks};
 use crate::flow::State;
 use crate::limits::Limits;
 use crate::lpm::Interner;
+use crate::maglev::Moved;
 use crate::schedule::Kind;
 use crate::wire::{Family, PROTO_SCTP, PROTO_TCP, PROTO_UDP, V4, V6};
 
@@ -89,6 +90,8 @@ pub struct Compiler {
     motion: Motion,
     groups: Groups,
     sources: Interner,
+    /// By the places of the sets, of the snapshot under way: both live that long.
+    moves: FxHashMap<[usize; 2], Moved>,
     previous: Arc<Tables>,
 }
 
@@ -139,6 +142,7 @@ impl Compiler {
             insert(&mut tables, service, announce);
         }
         self.sets = sets;
+        self.moves.clear();
         [tables.v4.counted, tables.v6.counted] = [0, 1].map(|at: usize| self.counted[at].keys.len() as u32 + 1);
         tables.nodes = self.nodes.keys.iter().map(|key| key.unwrap_or(IpAddr::from([0, 0, 0, 0]))).collect();
         add_snats::<V4>(&mut tables.v4, self.snat_v4.list());
@@ -170,7 +174,7 @@ impl Compiler {
         let both_maglev = |old: &Service| [old.scheduler, wanted.scheduler] == [Scheduler::Maglev; 2];
         let moved = before
             .filter(|old| both_maglev(old))
-            .and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(set.moved_from(&old.set)) });
+            .and_then(|old| if Arc::ptr_eq(&old.set, &set) { old.moved } else { Some(self.moved(&old.set, &set)) });
         Service {
             slot,
             owner: Arc::clone(owner),
@@ -194,6 +198,11 @@ impl Compiler {
             panic,
             affinity: self.groups.affinity(owner, wanted),
         }
+    }
+
+    /// What the change from one set to another moved: counted once for all services that have them.
+    fn moved(&mut self, old: &Arc<BackendSet>, new: &Arc<BackendSet>) -> Moved {
+        *self.moves.entry([old, new].map(|set| Arc::as_ptr(set).addr())).or_insert_with(|| new.moved_from(old))
     }
 
     /// When backends that start slowly are due to take more; `None`: none does.

@@ -6,6 +6,7 @@ use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::kube_scale::{self, ScaleArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
+use penstock_perf::scale::{self, ScaleArgs};
 use penstock_perf::traffic::{self, command::LoadArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
@@ -25,6 +26,8 @@ enum Command {
     Lab(LabCommand),
     /// Measure the pipeline over memory, beside the bare limit of the same loop
     Pipeline(PipelineArgs),
+    /// Measure what grows: workers, snapshots, tables, expiry, memory
+    Scale(ScaleArgs),
     /// Send packets through a box at a rate, and say what became of each
     Load(LoadArgs),
     /// Measure control over a large cluster: its own time, an edit's way, memory, rest
@@ -110,6 +113,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
         Command::Pipeline(args) => pipeline_bench::command(&args),
+        Command::Scale(args) => scale::command(&args),
         Command::Load(args) => traffic::command::command(&args),
         Command::Kubernetes(args) => kube_scale::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),

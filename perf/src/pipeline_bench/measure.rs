@@ -151,7 +151,7 @@ pub fn refresh(memory: &PacketMemory, frame: &mut Frame, packet: &[u8]) {
 }
 
 /// The middle of several runs, and how far apart they were.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
     pub median: f64,
     pub lowest: f64,

@@ -15,18 +15,24 @@
 mod bare;
 mod cases;
 mod churn;
+mod guard;
 mod hits;
 mod instructions;
-mod measure;
-mod packets;
-mod report;
+pub(crate) mod measure;
+pub(crate) mod packets;
+pub(crate) mod report;
 mod whole;
 mod world;
+
+pub(crate) use instructions::collected;
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+
+use crate::plot;
+use guard::Baseline;
 
 /// The pipeline over memory: ns, cycles and packets per second, beside a bare limit.
 #[derive(Debug, Clone, Args)]
@@ -34,9 +40,9 @@ pub struct PipelineArgs {
     /// Numbers of flows; 10000000 needs 4 GB.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000, 1_000_000])]
     pub flows: Vec<u32>,
-    /// Only cases whose name contains this, for instance `nat4` or `new`.
-    #[arg(long)]
-    pub case: Option<String>,
+    /// Only cases whose name contains one of these, for instance `nat4` or `new`.
+    #[arg(long, value_delimiter = ',')]
+    pub case: Vec<String>,
     /// Runs of each case, the bare limit's in between.
     #[arg(long, default_value_t = 9)]
     pub runs: usize,
@@ -53,11 +59,14 @@ pub struct PipelineArgs {
     /// Also write the figures here.
     #[arg(long)]
     pub json: Option<PathBuf>,
-    /// Count instructions per packet under valgrind instead, and compare with this file; more than 3 %
-    /// above it is an error.
+    /// Also draw charts (SVG) into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
+    /// Also count instructions per packet under valgrind, and compare them and the ratios with this file:
+    /// more than 3 % more instructions are an error.
     #[arg(long, value_name = "BASELINE")]
     pub instructions: Option<PathBuf>,
-    /// Write the counted instructions to the baseline file.
+    /// Write what was counted and measured to the baseline file.
     #[arg(long, requires = "instructions")]
     pub update: bool,
     /// What `--instructions` runs under valgrind.
@@ -73,15 +82,19 @@ pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
     if let Some(counted) = args.counted {
         return instructions::run_counted(counted, args.packets);
     }
-    if let Some(baseline) = &args.instructions {
-        return instructions::guard(baseline, args.update);
-    }
+    let baseline = match &args.instructions {
+        // A file that is not there or no baseline is found out before minutes of measuring.
+        Some(path) => {
+            Some((path, if args.update { Baseline::read(path).unwrap_or_default() } else { Baseline::read(path)? }))
+        }
+        None => None,
+    };
     let core = measure::pin(args.core)?;
     let clock = measure::Clock::calibrate();
     let mut report = report::Report::new(core, &clock, args);
     println!("{}", report.heading());
     for case in cases::list(&args.flows) {
-        if args.case.as_ref().is_some_and(|wanted| !case.name().contains(wanted.as_str())) {
+        if !args.case.is_empty() && !args.case.iter().any(|wanted| case.name().contains(wanted.as_str())) {
             continue;
         }
         let row = cases::run(&case, args, &clock).with_context(|| case.name())?;
@@ -90,6 +103,14 @@ pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &report.charts())?;
+    }
+    if let Some((path, before)) = baseline {
+        let mut now = Baseline { instructions: instructions::count()?, ..Baseline::default() };
+        report.rows.into_iter().for_each(|row| now.add_ratio(row.case, row.ratio));
+        return guard::conclude(path, before, &now, args.update);
     }
     Ok(())
 }

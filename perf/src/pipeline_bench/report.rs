@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::PipelineArgs;
 use super::measure::{Clock, Spread};
+use crate::plot::{self, Bar, Group, Labels};
 
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -69,6 +70,34 @@ impl Report {
         )
     }
 
+    /// Each case beside the limit, and how many times it: two pictures.
+    pub fn charts(&self) -> Vec<(&'static str, String)> {
+        let Self { cpu, core, core_ghz, runs, packets_per_run, .. } = self;
+        let subtitle = format!(
+            "{cpu}, core {core} at {core_ghz:.1} GHz; medians of {runs} runs of {packets_per_run} packets, marks from the \
+             lowest to the highest"
+        );
+        let labels = |title: &str, values: &str| Labels {
+            title: title.into(),
+            subtitle: subtitle.clone(),
+            values: values.into(),
+            along: String::new(),
+        };
+        let groups = |bars: fn(&Row) -> Vec<Option<Bar>>| -> Vec<Group> {
+            self.rows.iter().map(|row| Group { name: row.case.clone(), bars: bars(row) }).collect()
+        };
+        let times = groups(|row| vec![Some(row.ns.into()), Some(row.bare_ns.into())]);
+        let ratios = groups(|row| vec![Some(row.ratio.into())]);
+        let (ns, times_the_limit) = ("ns per packet (less is better)", "times the bare limit (less is better)");
+        vec![
+            ("pipeline", plot::bars(&labels("The pipeline over memory", ns), &["pipeline", "bare limit"], &times)),
+            (
+                "pipeline-ratio",
+                plot::bars(&labels("The pipeline against the bare limit", times_the_limit), &["ratio"], &ratios),
+            ),
+        ]
+    }
+
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         let fail = || format!("{}: can't be written; is its directory there?", path.display());
         let file = File::create(path).with_context(fail)?;
@@ -76,7 +105,13 @@ impl Report {
     }
 }
 
-fn cpu_name() -> String {
+impl From<Spread> for Bar {
+    fn from(Spread { median, lowest, highest }: Spread) -> Self {
+        Self { value: median, lowest, highest }
+    }
+}
+
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| "unknown CPU".into(), |(_, name)| name.to_owned())

@@ -1,15 +1,18 @@
 //! `penstock-perf load`: a load through a box in a lab, as a table or JSON.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use super::bench::{Bench, Measured, Spec};
+use super::charts;
 use super::load::NodeSide;
 use super::mix::Mix;
 use super::popularity::Popularity;
 use super::search::{Found, Goal, search};
+use crate::plot;
 use crate::privilege;
 
 /// The lowest rate a search tries.
@@ -49,6 +52,9 @@ pub struct LoadArgs {
     runs: usize,
     #[arg(long)]
     json: bool,
+    /// Also draw charts (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 /// # Errors
@@ -73,7 +79,11 @@ pub fn command(args: &LoadArgs) -> Result<()> {
         let found = [Goal::no_drop(), Goal::partial_drop()]
             .map(|goal| search(goal, LOWEST, HIGHEST, |rate| trial(&bench, &spec, rate, duration)));
         let [no_drop, partial] = found;
-        return report_search(args, &no_drop?, &partial?);
+        let (no_drop, partial) = (no_drop?, partial?);
+        if let Some(directory) = &args.plot {
+            plot::write(directory, &charts::of_search(&what(args), &no_drop, &partial))?;
+        }
+        return report_search(args, &no_drop, &partial);
     }
     let mut runs = Vec::new();
     for run in 1..=args.runs.max(1) {
@@ -81,6 +91,9 @@ pub fn command(args: &LoadArgs) -> Result<()> {
         runs.push(bench.measure(&spec, args.rate, duration)?);
     }
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &charts::of_runs(&what(args), &runs))?;
+    }
     report(args, &runs)
 }
 

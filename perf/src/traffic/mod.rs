@@ -12,9 +12,11 @@
 //! | [`load`] | the sender, and the nodes' side |
 //! | [`flood`] | SYNs and datagrams from sources made up |
 //! | [`mod@bench`] | the lab around them, with a dataplane |
+//! | [`charts`] | pictures of what was measured |
 //! | [`command`] | `penstock-perf load` |
 
 pub mod bench;
+pub mod charts;
 pub mod command;
 pub mod endpoint;
 pub mod flood;

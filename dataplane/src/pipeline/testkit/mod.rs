@@ -10,7 +10,7 @@ mod rig;
 
 pub use farm::{Farm, FarmConfig, FarmWorker};
 pub use packets::{Icmp, Pkt, Seen, internet_sum, look, valid};
-pub use plan::{Plan, client_mac, down, draining, node_mac};
+pub use plan::{Plan, SCHEDULERS, client_mac, down, draining, node_mac};
 pub use rig::{Out, Rig, config};
 
 use crate::verdict::PortId;

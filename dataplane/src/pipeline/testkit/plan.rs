@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use penstock_configs::desired::{
-    Announce, Backend, BackendHealth, BackendState, Desired, Health, NoBackend, Protocol, Service,
+    Announce, Backend, BackendHealth, BackendState, Desired, Health, NoBackend, Protocol, Scheduler, Service,
 };
 use penstock_configs::file::{SnatAddress, Timeouts};
 
@@ -16,6 +16,20 @@ use crate::steer::marks::Marks;
 use crate::tables::compile::CompileError;
 use crate::tables::{Compiler, Hop, Inputs, PortView, Tables, View, Ways};
 use crate::wire::Tags;
+
+/// Every scheduler.
+pub const SCHEDULERS: [Scheduler; 10] = [
+    Scheduler::Maglev,
+    Scheduler::Rr,
+    Scheduler::Wrr,
+    Scheduler::Lc,
+    Scheduler::Wlc,
+    Scheduler::Sh,
+    Scheduler::Dh,
+    Scheduler::Sed,
+    Scheduler::Nq,
+    Scheduler::RandomTwoChoices,
+];
 
 /// Services, SNAT addresses and what else the tables are compiled from.
 #[derive(Debug, Clone)]

@@ -1,0 +1,244 @@
+//! A worker's loop turned by hand and timed: how long packets wait from one turn to the next.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+use penstock_dataplane::clock::Now;
+use penstock_dataplane::io::{Burst, FramePool, Port};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::rig::Turning;
+use crate::pipeline_bench::packets::Template;
+
+/// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry.
+pub struct Feed {
+    packets: Arc<[Template]>,
+    next: usize,
+    pace: Option<Pace>,
+}
+
+/// Packets that are due at set times; how late each left.
+pub struct Pace {
+    interval_ns: f64,
+    start: Option<u64>,
+    received: u64,
+    /// Due at this packet's time and later, not yet sent.
+    unsent_from: u64,
+    latency: Arc<Mutex<Histogram<u64>>>,
+}
+
+/// Latencies of paced packets, nanoseconds.
+pub fn histogram() -> Histogram<u64> {
+    // Three digits up to ten seconds: a valid pair of arguments.
+    Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds of an HdrHistogram")
+}
+
+impl Feed {
+    pub fn new(packets: Arc<[Template]>, first: usize) -> Self {
+        assert!(!packets.is_empty(), "a feed of no packets");
+        let next = first % packets.len();
+        Self { packets, next, pace: None }
+    }
+
+    /// Packets a second; `latency` takes up how long after they were due they were sent.
+    pub fn paced(self, per_second: f64, latency: Arc<Mutex<Histogram<u64>>>) -> Self {
+        let pace = Pace { interval_ns: 1e9 / per_second, start: None, received: 0, unsent_from: 0, latency };
+        Self { pace: Some(pace), ..self }
+    }
+}
+
+impl Pace {
+    /// Packets due by now that were not received yet.
+    fn due(&mut self) -> usize {
+        let now = Now::read().ns;
+        let start = *self.start.get_or_insert(now);
+        ((now - start) as f64 / self.interval_ns) as usize - self.received as usize
+    }
+
+    /// The worker is through with what it received.
+    fn sent(&mut self) {
+        if self.unsent_from == self.received {
+            return;
+        }
+        let now = Now::read().ns;
+        let start = self.start.unwrap_or(now);
+        let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        for packet in self.unsent_from..self.received {
+            let due = start + (packet as f64 * self.interval_ns) as u64;
+            latency.saturating_record(now.saturating_sub(due).max(1));
+        }
+        self.unsent_from = self.received;
+    }
+}
+
+impl Port for Feed {
+    fn rx_burst(&mut self, pool: &mut FramePool, out: &mut Burst) -> usize {
+        let wanted = self.pace.as_mut().map_or(usize::MAX, Pace::due).min(out.remaining_capacity());
+        let mut taken = 0;
+        while taken < wanted {
+            let Some(frame) = pool.take_with(self.packets[self.next].bytes()) else { break };
+            self.next = if self.next + 1 == self.packets.len() { 0 } else { self.next + 1 };
+            out.push(frame);
+            taken += 1;
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.received += taken as u64;
+        }
+        taken
+    }
+
+    fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
+        let count = frames.len();
+        frames.drain(..).for_each(|frame| pool.give(frame));
+        count
+    }
+
+    fn service(&mut self, _: &mut FramePool) {
+        if let Some(pace) = &mut self.pace {
+            pace.sent();
+        }
+    }
+
+    fn frames_held(&self) -> usize {
+        0
+    }
+}
+
+/// How long the loop's turns took, nanoseconds.
+pub struct Gaps {
+    /// By the wall clock: from the end of one turn to the end of the next.
+    pub wall: Histogram<u64>,
+    /// By the thread's own processor time, of turns that kept their core and were not among the [`WARMING`]
+    /// after one that lost it: the switch and the cold caches behind it are not the event's.
+    pub own: Histogram<u64>,
+    /// Of [`Self::own`], the turns an event touched.
+    pub touched: Histogram<u64>,
+    /// Turns that lost their core.
+    pub interrupted: u64,
+    warming: u32,
+}
+
+impl Gaps {
+    pub fn none() -> Self {
+        Self { wall: histogram(), own: histogram(), touched: histogram(), interrupted: 0, warming: 0 }
+    }
+
+    pub fn worst_own_us(&self) -> f64 {
+        self.own.max() as f64 / 1e3
+    }
+
+    pub fn worst_wall_us(&self) -> f64 {
+        self.wall.max() as f64 / 1e3
+    }
+
+    fn add(&mut self, before: Instants, after: Instants, touched: bool) {
+        let (wall, own) = (after.wall - before.wall, after.own - before.own);
+        self.wall.saturating_record(wall);
+        if wall > own + SWITCH_NS {
+            self.interrupted += 1;
+            self.warming = WARMING;
+            return;
+        }
+        if self.warming > 0 {
+            self.warming -= 1;
+            return;
+        }
+        self.own.saturating_record(own);
+        if touched {
+            self.touched.saturating_record(own);
+        }
+    }
+}
+
+/// Turns until caches are warm again.
+const WARMING: u32 = 32;
+
+/// What the two clocks may differ by in a turn that kept its core: they are not read at one instant.
+const SWITCH_NS: u64 = 2_000;
+
+#[derive(Clone, Copy)]
+struct Instants {
+    wall: u64,
+    own: u64,
+}
+
+impl Instants {
+    fn read() -> Self {
+        let own = clock_gettime(ClockId::ThreadCPUTime);
+        Self { wall: Now::read().ns, own: own.tv_sec as u64 * 1_000_000_000 + own.tv_nsec as u64 }
+    }
+}
+
+/// Prefers this thread to others on its core, where it may: a worker of a box has a core for itself.
+pub fn insist() {
+    let _ = rustix::process::setpriority_process(None, -15);
+}
+
+/// Is as others are again.
+pub fn yield_to_others() {
+    let _ = rustix::process::setpriority_process(None, 0);
+}
+
+/// How often this thread went to sleep: a worker that waits for a lock does.
+pub fn sleeps() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/status").context("/proc/thread-self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).context("no voluntary_ctxt_switches in the thread's status")
+}
+
+/// Turns after a snapshot that count as touched by it: packets of every flow fed have come in them.
+pub const TOUCHED_TURNS: u64 = 2_000;
+
+/// Turns a worker for a while as [`penstock_dataplane::worker::Worker::run`] does, on this thread.
+///
+/// # Errors
+/// The worker went to sleep: something on the packet path waits.
+pub fn turn<P: Port>(turning: &mut Turning<P>, duration: Duration) -> anyhow::Result<Gaps> {
+    turn_until(turning, duration, |_| false)
+}
+
+/// The same, and no longer than `done` says no, which is asked every 64 turns.
+pub fn turn_until<P: Port>(
+    turning: &mut Turning<P>,
+    duration: Duration,
+    mut done: impl FnMut(&Turning<P>) -> bool,
+) -> anyhow::Result<Gaps> {
+    let mut gaps = Gaps::none();
+    let slept = sleeps()?;
+    let mut last = Instants::read();
+    let until = last.wall + duration.as_nanos() as u64;
+    let mut view = turning.stats.view.get();
+    let mut touched_until = 0;
+    for turn in 1_u64.. {
+        turning.worker.turn(Now { ns: last.wall });
+        let now = Instants::read();
+        let runs = turning.stats.view.get();
+        if runs != view {
+            (view, touched_until) = (runs, turn + TOUCHED_TURNS);
+        }
+        gaps.add(last, now, turn < touched_until);
+        last = now;
+        if now.wall >= until || turn.is_multiple_of(64) && done(turning) {
+            break;
+        }
+    }
+    let slept = sleeps()? - slept;
+    ensure!(slept == 0, "the worker went to sleep {slept} times between packets");
+    Ok(gaps)
+}
+
+/// Turns a worker that slept until it has nothing more to do.
+pub fn catch_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps) {
+    loop {
+        let before = Instants::read();
+        let worked = turning.worker.turn(Now { ns: before.wall });
+        // Cold caches are part of it: whoever naps wakes to them.
+        gaps.warming = 0;
+        gaps.add(before, Instants::read(), false);
+        if !worked {
+            break;
+        }
+    }
+}

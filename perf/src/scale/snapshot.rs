@@ -1,0 +1,307 @@
+//! Snapshots of 10,000 services over 500 nodes: what one costs to compile and to keep, and what packets wait
+//! for when it comes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
+use penstock_configs::desired::{Protocol, Service};
+use penstock_dataplane::flow::Capacity;
+use penstock_dataplane::publish::Mailbox;
+use penstock_dataplane::stats::WorkerStats;
+
+use super::gaps::{self, Feed, Gaps, TOUCHED_TURNS, histogram};
+use super::report::{Figure, Section};
+use super::rig::{self, Cost, Member, Site, Turning};
+use crate::pipeline_bench::measure;
+use crate::pipeline_bench::packets;
+use crate::plot::{self, Curve, Labels, Limit};
+
+const SERVICES: u32 = 10_000;
+const NODES: u32 = 500;
+const MEBI: f64 = 1024.0 * 1024.0;
+/// What no packet may wait longer than for a publication, expiry or a timer.
+pub const PAUSE_US: f64 = 50.0;
+
+fn sizes(quick: bool) -> (u32, u32) {
+    if quick { (SERVICES / 100, NODES / 100) } else { (SERVICES, NODES) }
+}
+
+/// Compile time, memory, and the pause of a publication.
+pub fn publication(quick: bool) -> anyhow::Result<Section> {
+    let (services, nodes) = sizes(quick);
+    let mut section = Section::new("snapshot", format!("{services} services over one set of {nodes} nodes"));
+    let mut site = Site::new(false, services, nodes);
+    compile_costs(&mut section, &mut site, quick)?;
+    let flows = if quick { 10_000 } else { 1_000_000 };
+    pauses(&mut section, site, flows, quick)?;
+    Ok(section)
+}
+
+fn compile_costs(section: &mut Section, site: &mut Site, quick: bool) -> anyhow::Result<()> {
+    let before = rig::resident()?;
+    let (first, cost) = rig::timed(|| site.compile())?;
+    let one = rig::resident()?.saturating_sub(before) as f64 / MEBI;
+    section.add(Cost::figure("compile, from nothing", &[cost]));
+    let repeat = if quick { 1 } else { 5 };
+    let (mut unchanged, mut flap) = (Vec::new(), Vec::new());
+    let mut most: f64 = 0.0;
+    for run in 0..repeat {
+        unchanged.push(rig::timed(|| site.compile())?.1);
+        site.flap(run, false);
+        let (tables, cost) = rig::timed(|| site.compile())?;
+        flap.push(cost);
+        // The first is still held, as workers hold theirs.
+        most = most.max(rig::resident()?.saturating_sub(before) as f64 / MEBI);
+        drop(tables);
+    }
+    section.add(Cost::figure("compile, nothing changed", &unchanged));
+    section.add(Cost::figure("compile, one node's flap", &flap));
+    let mut desired = site.owners["scale"].as_ref().clone();
+    let new = Service::at("one-more", packets::vip(site.v6, site.services), 443, Protocol::Tcp);
+    desired.services.push(Service { set: Some(desired.sets[0].name.clone()), target_port: Some(30_000), ..new });
+    site.services += 1;
+    site.owners.insert("scale".into(), Arc::new(desired));
+    section.add(Cost::figure("compile, one service more", &[rig::timed(|| site.compile())?.1]));
+    section
+        .add(Figure::new("memory of a snapshot", one, "MiB").at_most(64.0).beside("resident, with the compiler's own"));
+    section.add(Figure::new("memory, old and new", most, "MiB").beside("while workers still run the old one"));
+    drop(first);
+    Ok(())
+}
+
+/// A worker with established flows, its sockets fed with packets of some of them.
+pub fn loaded(
+    site: &mut Site,
+    flows: u32,
+    fed: u32,
+    pace: Option<(f64, &Arc<Mutex<Histogram<u64>>>)>,
+) -> anyhow::Result<Turning<Feed>> {
+    let room = Capacity { established: flows, embryonic: 1 << 14 };
+    let mut member = Member::new(site, room, 0, 1)?;
+    drop(member.pipeline.adopt(site.compiled_view()?));
+    let (mut forward, mut reverse) = (Vec::new(), Vec::new());
+    member.establish(0..u64::from(flows), |n, from_client, from_node| {
+        if n < u64::from(fed) {
+            forward.push(from_client);
+            reverse.push(from_node);
+        }
+    })?;
+    ensure!(member.flows() == flows, "{} flows were opened instead of {flows}", member.flows());
+    let ports = [forward, reverse].map(|packets| {
+        let feed = Feed::new(packets.into(), 0);
+        match pace {
+            Some((per_second, latency)) => feed.paced(per_second / 2.0, Arc::clone(latency)),
+            None => feed,
+        }
+    });
+    Turning::alone(member, rig::pool(), ports)
+}
+
+/// Publishes a snapshot every `every`, a node down and up in turn, from a thread of its own.
+pub struct Publisher {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<anyhow::Result<(Site, u32)>>,
+}
+
+impl Publisher {
+    pub fn start(mut site: Site, mailbox: Arc<Mailbox>, stats: Arc<WorkerStats>, every: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            measure::pin(first_core())?;
+            gaps::yield_to_others();
+            let mut published = 0;
+            let mut next = Instant::now();
+            while !stopped.load(Ordering::Relaxed) {
+                if Instant::now() >= next {
+                    site.flap(published % site.nodes, published % 2 == 1);
+                    let view = site.compiled_view()?;
+                    let number = view.number;
+                    mailbox.publish(view);
+                    while stats.view.get() != number && !stopped.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_micros(200));
+                    }
+                    published += 1;
+                    next += every;
+                }
+                mailbox.reap();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            mailbox.reap();
+            Ok((site, published))
+        });
+        Self { stop, thread }
+    }
+
+    /// The site again, and how many snapshots there were.
+    pub fn stop(self) -> anyhow::Result<(Site, u32)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().ok().context("the publisher panicked")?
+    }
+}
+
+/// Where what is not the worker runs.
+fn first_core() -> Option<usize> {
+    core_affinity::get_core_ids()?.first().map(|core| core.id)
+}
+
+fn pauses(section: &mut Section, mut site: Site, flows: u32, quick: bool) -> anyhow::Result<()> {
+    eprintln!("  opening {flows} flows");
+    let mut turning = loaded(&mut site, flows, flows.min(100_000), None)?;
+    measure::pin(None)?;
+    gaps::insist();
+    let (rounds, seconds) = if quick { (1, 0.3) } else { (5, 3.0) };
+    gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 3.0))?;
+    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
+    let mut snapshots = 0;
+    for round in 1..=rounds {
+        eprintln!("  round {round} of {rounds}: without and with a snapshot a second");
+        quiet.push(gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?);
+        let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
+        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(seconds / 3.0));
+        busy.push(gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?);
+        let published;
+        (site, published) = publisher.stop()?;
+        snapshots += published;
+        // What came last is taken up before the next quiet run, and its round of the sweep is over.
+        gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
+    }
+    turning.ensure_no_drops()?;
+    ensure!(snapshots > 0, "no snapshot was published");
+    add_pauses(section, "a publication", &quiet, &busy, true);
+    section.note(format!(
+        "The worker turned with {flows} flows and packets of established ones; {snapshots} snapshots came, a node down \
+         or up in each, so that every service changed and every flow was looked at anew."
+    ));
+    Ok(())
+}
+
+/// The pauses of runs with an event, those of runs without it beside. `touched`: the event is a snapshot, and
+/// only the turns right after it are held against the target.
+pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Gaps], touched: bool) {
+    let worst = |gaps: &[Gaps], of: fn(&Gaps) -> f64| gaps.iter().map(of).collect::<Vec<_>>();
+    let [own, own_quiet] = [with, quiet].map(|gaps| worst(gaps, Gaps::worst_own_us));
+    let [wall, wall_quiet] = [with, quiet].map(|gaps| worst(gaps, Gaps::worst_wall_us));
+    let median = |values: &[f64]| super::report::short(measure::Spread::of(values).median);
+    let any = Figure::of_runs(format!("worst gap of any turn with {event}, own time"), &own, "us")
+        .beside(format!("without: {}", median(&own_quiet)));
+    if with.iter().all(|gaps| !gaps.touched.is_empty()) && touched {
+        let touched = worst(with, |gaps| gaps.touched.max() as f64 / 1e3);
+        section.add(
+            Figure::of_runs(format!("worst gap right after {event}, own time"), &touched, "us")
+                .at_most(PAUSE_US)
+                .beside(format!("the {TOUCHED_TURNS} turns that begin with it")),
+        );
+        section.add(any);
+    } else {
+        section.add(any.at_most(PAUSE_US));
+    }
+    section.add(
+        Figure::of_runs(format!("worst gap of any turn with {event}, wall clock"), &wall, "us")
+            .beside(format!("without: {}", median(&wall_quiet))),
+    );
+    let interrupted: u64 = with.iter().chain(quiet).map(|gaps| gaps.interrupted).sum();
+    let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
+    section.note(format!(
+        "Of {turns} turns {interrupted} lost their core to another process: those, and the few after each that found cold \
+         caches, are in the wall clock's figures only. None went to sleep."
+    ));
+    let at = |gaps: &[Gaps], quantile: f64| {
+        let values: Vec<f64> = gaps.iter().map(|g| g.own.value_at_quantile(quantile) as f64 / 1e3).collect();
+        measure::Spread::of(&values).median
+    };
+    section.add(
+        Figure::new(format!("99.99 % of gaps with {event}, own time"), at(with, 0.9999), "us")
+            .beside(format!("without: {}", super::report::short(at(quiet, 0.9999)))),
+    );
+    let labels = Labels {
+        title: format!("Gaps between two turns of a worker: {event}"),
+        subtitle: format!("{}; the worker's own time, {} runs each", section.title, with.len()),
+        values: "microseconds".into(),
+        along: String::new(),
+    };
+    let mut curves = vec![
+        curve("without", quiet.iter().map(|gaps| &gaps.own)),
+        curve(&format!("with {event}"), with.iter().map(|gaps| &gaps.own)),
+    ];
+    if touched {
+        curves.push(curve(&format!("right after {event}"), with.iter().map(|gaps| &gaps.touched)));
+    }
+    let limit = Limit { name: format!("target for the worst: {PAUSE_US} us"), value: PAUSE_US };
+    section.charts.push((format!("scale-{}-gaps", section.name), plot::latency(&labels, &curves, &[limit])));
+}
+
+/// Percentiles of several runs taken together, microseconds, as far as there are values to tell them by.
+fn curve<'a>(name: &str, runs: impl Iterator<Item = &'a Histogram<u64>>) -> Curve {
+    let mut all = histogram();
+    for run in runs {
+        // The same bounds as this one's: there is nothing to refuse.
+        let _ = all.add(run);
+    }
+    let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999];
+    let told = quantiles.into_iter().filter(|quantile| (1.0 - quantile) * all.len() as f64 >= 1.0);
+    Curve { name: name.into(), points: told.map(|q| (q, all.value_at_quantile(q) as f64 / 1e3)).collect() }
+}
+
+/// Packets of paced flows while a snapshot comes every second.
+pub fn reloading(quick: bool) -> anyhow::Result<Section> {
+    let (services, nodes) = sizes(quick);
+    let (flows, rate) = if quick { (10_000, 100_000.0) } else { (100_000, 1_000_000.0) };
+    let mut section = Section::new(
+        "reload",
+        format!("latency at {rate} packets/s with a snapshot of {services} services x {nodes} nodes every second"),
+    );
+    let mut site = Site::new(false, services, nodes);
+    let latency = Arc::new(Mutex::new(histogram()));
+    let mut turning = loaded(&mut site, flows, flows, Some((rate, &latency)))?;
+    measure::pin(None)?;
+    gaps::insist();
+    let (rounds, seconds) = if quick { (1, 0.5) } else { (5, 3.0) };
+    let take = || std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), histogram());
+    gaps::turn(&mut turning, Duration::from_secs_f64(0.2))?;
+    take();
+    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        eprintln!("  round {round} of {rounds}: without and with a snapshot a second");
+        gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?;
+        quiet.push(take());
+        let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
+        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(if quick { 0.2 } else { 1.0 }));
+        gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?;
+        busy.push(take());
+        site = publisher.stop()?.0;
+        gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
+        take();
+    }
+    turning.ensure_no_drops()?;
+    add_latencies(&mut section, &quiet, &busy);
+    section.note("From when a packet was due to when the turn that sent it was over, over ports in memory.");
+    Ok(section)
+}
+
+fn add_latencies(section: &mut Section, quiet: &[Histogram<u64>], busy: &[Histogram<u64>]) {
+    for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+        let at = |runs: &[Histogram<u64>]| -> Vec<f64> {
+            runs.iter().map(|run| run.value_at_quantile(quantile) as f64 / 1e3).collect()
+        };
+        let without = measure::Spread::of(&at(quiet));
+        section.add(Figure::of_runs(format!("{name}, reloading every second"), &at(busy), "us").beside(format!(
+            "without: {} ({}..{})",
+            super::report::short(without.median),
+            super::report::short(without.lowest),
+            super::report::short(without.highest)
+        )));
+    }
+    let labels = Labels {
+        title: "Latency while reloading every second".into(),
+        subtitle: section.title.clone(),
+        values: "microseconds, from when a packet was due".into(),
+        along: String::new(),
+    };
+    let curves = [curve("no reload", quiet.iter()), curve("a reload every second", busy.iter())];
+    let limit = Limit { name: "50 us".into(), value: PAUSE_US };
+    section.charts.push(("scale-reload-latency".into(), plot::latency(&labels, &curves, &[limit])));
+}
