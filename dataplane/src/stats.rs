@@ -103,6 +103,8 @@ pub struct PortCounters {
     pub socket_rx_ring_full: Counter,
     pub socket_fill_empty: Counter,
     pub socket_tx_invalid: Counter,
+    pub socket_rx_chains: Counter,
+    pub socket_rx_oversize: Counter,
 }
 
 #[derive(Debug, Default)]

@@ -235,6 +235,7 @@ fn steer_counts(counters: &SteerCounters) -> SteerCounts {
         redirected: sum(&counters.redirected),
         no_socket: sum(&counters.no_socket),
         policed: counters.policed,
+        split: counters.split,
     }
 }
 
@@ -294,6 +295,8 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             rx_ring_full: get(|c| c.socket_rx_ring_full.get()),
             fill_ring_empty: get(|c| c.socket_fill_empty.get()),
             tx_invalid_descriptors: get(|c| c.socket_tx_invalid.get()),
+            rx_chains: get(|c| c.socket_rx_chains.get()),
+            rx_oversize: get(|c| c.socket_rx_oversize.get()),
             ..SocketCounters::default()
         }
     });

@@ -127,8 +127,10 @@ impl<P: Port> FaultPort<P> {
                 pool.give(frame);
                 continue;
             }
-            if self.random.happens(self.faults.corrupt) && frame.len() > 0 {
-                let place = self.random.below(frame.len());
+            // Of a chain its first part: the headers are there.
+            let first = pool.memory().bytes(&frame).len();
+            if self.random.happens(self.faults.corrupt) && first > 0 {
+                let place = self.random.below(first);
                 let change = 1 << self.random.below(8);
                 pool.memory().bytes_mut(&mut frame)[place] ^= change;
                 self.done.corrupted += 1;
@@ -158,16 +160,14 @@ impl<P: Port> FaultPort<P> {
     }
 }
 
-/// The same packet in another frame, if one is free.
+/// The same packet in other frames, if they are free.
 fn twin(pool: &mut FramePool, frame: &super::Frame) -> Option<super::Frame> {
-    let mut twin = pool.take()?;
-    let memory = pool.memory();
-    if memory.set_len(&mut twin, frame.len()) {
-        memory.bytes_mut(&mut twin).copy_from_slice(memory.bytes(frame));
-        return Some(twin);
+    let mut packet = vec![0; frame.len()];
+    pool.memory().copy_out(frame, &mut packet);
+    if frame.is_chain() {
+        return pool.take_split(&packet, pool.memory().bytes(frame).len());
     }
-    pool.give(twin);
-    None
+    pool.take_with(&packet)
 }
 
 impl<P: Port> Port for FaultPort<P> {

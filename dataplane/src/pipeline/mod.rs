@@ -140,7 +140,7 @@ impl Pipeline {
         let mut likely = [None; BURST];
         for at in 0..count + AHEAD {
             if let Some(frame) = frames.get(at) {
-                stages.push(self.begin(memory.bytes(frame)));
+                stages.push(self.begin(memory.bytes(frame), frame.len()));
             }
             if let Some(behind) = at.checked_sub(AHEAD)
                 && let Some(stage) = stages.get(behind)
@@ -172,16 +172,22 @@ impl Pipeline {
         }
     }
 
-    /// First stage: headers and hash; the index line is on its way.
+    /// First stage: headers and hash; the index line is on its way. Of `whole` bytes of packet `bytes` are those of
+    /// its first frame.
     #[inline(always)]
-    fn begin(&self, bytes: &[u8]) -> Stage {
+    fn begin(&self, bytes: &[u8], whole: usize) -> Stage {
         if V4::is_plain(bytes) {
             return Stage::Plain4(self.v4.begin(bytes, &V4::headers(bytes)));
         }
         if V6::is_plain(bytes) {
             return Stage::Plain6(self.v6.begin(bytes, &V6::headers(bytes)));
         }
-        match wire::parse(bytes) {
+        if bytes.len() < whole
+            && let Some(stage) = self.begin_chain(bytes, whole)
+        {
+            return stage;
+        }
+        match wire::parse_part(bytes, whole) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
                 Transport::Tcp | Transport::Udp | Transport::Sctp if packet.v6 => {
                     Stage::Transit(packet, self.v6.begin(bytes, &packet))
@@ -197,6 +203,16 @@ impl Pipeline {
             Ok(Parsed::Foreign) => Stage::Settled(Verdict::Kernel),
             Err(reason) => Stage::Settled(Verdict::Drop(reason)),
         }
+    }
+
+    /// [`Self::begin`] of a packet in several frames: no less plain than one in a single one.
+    #[cold]
+    #[inline(never)]
+    fn begin_chain(&self, bytes: &[u8], whole: usize) -> Option<Stage> {
+        if V4::is_plain_part(bytes, whole) {
+            return Some(Stage::Plain4(self.v4.begin(bytes, &V4::headers(bytes))));
+        }
+        V6::is_plain_part(bytes, whole).then(|| Stage::Plain6(self.v6.begin(bytes, &V6::headers(bytes))))
     }
 
     /// Second stage: the index line is here; the record is on its way.
@@ -229,7 +245,7 @@ impl Pipeline {
         {
             return Verdict::Tx(port);
         }
-        match wire::parse(memory.bytes(frame)) {
+        match parse(memory, frame) {
             Ok(Parsed::Ip(packet)) => self.transit::<F>(memory, frame, packet, hash, likely, from, handed, now),
             Ok(_) => Verdict::Kernel,
             Err(reason) => Verdict::Drop(reason),
@@ -427,6 +443,10 @@ impl Pipeline {
         let ours = |addr| {
             if port.is_kernel { view.tables.local(addr).is_some() } else { view.claimed.contains(&(from.0, addr)) }
         };
+        if frame.is_chain() {
+            // Such packets are a few dozen bytes long.
+            return Verdict::Drop(DropReason::NeighborIgnored);
+        }
         let len = frame.len();
         match responder::answer(memory.room_mut(frame), len, port.mac, ours) {
             Answer::Reply(len) => {
@@ -499,6 +519,12 @@ impl Pipeline {
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
     }
+}
+
+/// The headers of the packet in a frame.
+#[inline]
+fn parse(memory: &PacketMemory, frame: &Frame) -> Result<Parsed, DropReason> {
+    wire::parse_part(memory.bytes(frame), frame.len())
 }
 
 #[cfg(test)]
