@@ -425,10 +425,36 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_larger_than_a_frame_is_counted() {
-        let mut port = PcapPort::<Vec<u8>>::new(vec![vec![0; 1793], vec![0; 60]], None);
+    fn packets_larger_than_a_frame_are_replayed_and_captured_whole() {
+        let packets: Vec<Vec<u8>> = [1793, 60, 9018].map(|len| (0..len).map(|at| at as u8).collect()).into();
+        let mut port = PcapPort::new(packets.clone(), Some(Capture::new(Vec::new(), 100).unwrap()));
+        loop_back(&mut port, &mut pool());
+        let file = port.into_capture().unwrap().finish().unwrap();
+        let mut captured = Vec::new();
+        assert!(read_pcap(file.as_slice(), &mut captured).is_ok());
+        assert!(captured == packets);
+        // In more frames than a packet may have.
+        let mut port = PcapPort::<Vec<u8>>::new(vec![vec![0; 40_000], vec![0; 60]], None);
         loop_back(&mut port, &mut pool());
         assert_eq!(port.stats().rx_dropped, 1);
+    }
+
+    #[test]
+    fn a_tee_captures_chains_whole() {
+        let (port, peer) = pair(3);
+        let mut port = Tee::new(port.chaining(100), Capture::new(Vec::new(), 100).unwrap());
+        let mut pool = pool();
+        let mut burst = Burst::new();
+        let packet: Vec<u8> = (0..4000).map(|at| (at / 16) as u8).collect();
+        peer.inject(&packet);
+        port.rx_burst(&mut pool, &mut burst);
+        assert_eq!(port.tx_burst(&mut pool, &mut burst), 1);
+        port.service(&mut pool);
+        pool.assert_conserved(0, 0);
+        assert!(peer.take().unwrap() == packet);
+        let mut captured = Vec::new();
+        assert!(read_pcap(port.into_parts().1.finish().unwrap().as_slice(), &mut captured).is_ok());
+        assert!(captured == [packet.clone(), packet]);
     }
 
     #[test]

@@ -300,7 +300,7 @@ mod tests {
         add_counters(&mut sum, &cpu);
         assert_eq!((sum.passed, sum.unserved, sum.malformed), (2, 4, 6));
         assert_eq!((sum.policed, sum.split), (8, 10));
-        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (10, 18));
-        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (20, 28));
+        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (12, 20));
+        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (22, 30));
     }
 }

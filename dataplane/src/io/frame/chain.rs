@@ -334,7 +334,8 @@ impl FramePool {
     #[cold]
     #[inline(never)]
     pub(super) fn give_chain(&mut self, mut frame: Frame) {
-        self.memory.check_chain(&frame);
+        // From here on it is a frame by itself, of which nothing lies elsewhere.
+        frame.len = self.memory.check_chain(&frame) as u16;
         let next = self.memory.link_of(&frame).next;
         frame.memory = self.memory.id;
         self.free.push(frame);
