@@ -641,6 +641,7 @@ fn privileged_a_packet_is_sent_whole_or_not_at_all() {
     peer.run(|| io_lab::sh("ip link set pio1p mtu 9000"));
     here.run(|| io_lab::sh("ip link set pio1 mtu 9000"));
     let sink = veth.client(&peer, 9);
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&sink, 8 << 20).unwrap();
     here.run(|| {
         let config = XskConfig { scatter: true, ..XskConfig::default() };
         let mut rig = Rig::open_for(&[&veth], 1, XdpMode::Driver, config);

@@ -1,7 +1,7 @@
 //! Packets in several frames: each ends as it would in one. The oracle is the same box with frames that hold any
 //! packet whole.
 
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, NoBackend};
 
 use super::fragments::{every, pass, sent, split};
 use super::*;
@@ -12,7 +12,7 @@ use crate::wire::{TCP_RST, Tags};
 /// What a frame of 2,048 bytes has room for.
 const ROOM: usize = 1792;
 /// Headers, and hardly anything behind them.
-const HEADERS: usize = 120;
+const HEADERS: usize = 128;
 
 fn jumbo() -> Plan {
     let mut plan = plan();
@@ -152,6 +152,7 @@ fn what_does_not_fit_or_may_not_pass_is_answered_from_its_first_frame() {
             rig.change(|plan| {
                 for name in [WEB, WEB6, DNS, DNS6] {
                     plan.service(name).backends.iter_mut().for_each(crate::pipeline::testkit::down);
+                    plan.service(name).no_backend = NoBackend::Reject;
                 }
             });
         });
@@ -170,7 +171,7 @@ fn an_answer_quotes_no_more_than_there_is() {
     let spent = Pkt::udp(CLIENT, TO_DNS).payload(&data(8000)).with(|pkt| pkt.ttl = 1);
     let out = rig.front(&spent.bytes());
     assert_eq!(out.verdict, Verdict::Tx(FRONT));
-    // Ethernet, IP and ICMP headers, and the 106 bytes of IP packet in the first frame.
+    // Ethernet, IP and ICMP headers, and the 114 bytes of IP packet in the first frame.
     assert_eq!(out.bytes.len(), 14 + 20 + 8 + HEADERS - 14);
     assert_eq!(out.bytes[42..], spent.bytes()[14..HEADERS]);
     valid(&out.bytes);
