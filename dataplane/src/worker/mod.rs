@@ -14,7 +14,7 @@ use crate::handoff::{Exchange, Note, Parcel};
 use crate::io::{BURST, Burst, Frame, FramePool, Port};
 use crate::pipeline::{Pipeline, Released};
 use crate::publish::Mailbox;
-use crate::stats::WorkerStats;
+use crate::stats::{SocketCounters, WorkerStats};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use egress::Egress;
 pub use idle::IdlePolicy;
@@ -67,6 +67,7 @@ impl<P: Port, K: Port> Worker<P, K> {
         pipeline.meet(exchange.peers());
         let egress = Egress::new(&sockets.iter().map(|socket| socket.id).collect::<Vec<_>>());
         let stats = Arc::clone(pipeline.stats());
+        stats.sockets.get_or_init(|| sockets.iter().map(|_| SocketCounters::default()).collect());
         let one = exchange.room() <= pool.memory().frame_size() as usize;
         let parcel_frames = if one { 1 } else { exchange.room().div_ceil(pool.memory().room()) };
         Self {
@@ -301,16 +302,11 @@ impl<P: Port, K: Port> Worker<P, K> {
             return;
         }
         let mut held = self.egress.len() + self.pipeline.frames_held() + self.pool.chained();
-        for socket in &self.sockets {
+        let counters = self.stats.sockets.get().map_or(&[][..], Vec::as_slice);
+        for (at, socket) in self.sockets.iter().enumerate() {
             held += socket.port.frames_held();
-            if let Some(counters) = self.stats.ports.get(usize::from(socket.id.0)) {
-                let stats = socket.port.stats();
-                counters.socket_rx_dropped.set(stats.rx_dropped);
-                counters.socket_rx_ring_full.set(stats.rx_ring_full);
-                counters.socket_fill_empty.set(stats.rx_fill_empty);
-                counters.socket_tx_invalid.set(stats.tx_invalid);
-                counters.socket_rx_chains.set(stats.rx_chains);
-                counters.socket_rx_oversize.set(stats.rx_oversize);
+            if let Some(counters) = counters.get(at) {
+                counters.set(&socket.port.stats());
             }
         }
         held += self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
