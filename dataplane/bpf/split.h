@@ -76,6 +76,9 @@ INLINE int split_ipv6(struct xdp_md *ctx, struct counters *count, struct setting
 
 	if (bpf_xdp_load_bytes(ctx, l3, &h, sizeof(h)) || h.ip.version != 6)
 		return undecided(count);
+	/* Neighbour discovery, were it in such a packet: its target is not looked for. */
+	if (h.ip.daddr.in6_u.u6_addr8[0] == 0xff)
+		return undecided(count);
 	plain = has_ports(h.ip.nexthdr);
 	local = bpf_map_lookup_elem(&local6, &h.ip.daddr);
 	if (local && local->flags & LOCAL_WHOLE) {

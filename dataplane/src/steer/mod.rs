@@ -214,9 +214,28 @@ impl Steer {
         frame: &[u8],
         repeat: u32,
     ) -> Result<(Decision, Duration), SteerError> {
+        self.test_run_with(interface, frame, None, repeat)
+    }
+
+    /// [`Self::test_run`] of a packet in several buffers, with `first` bytes in the first (a kernel of 6.18).
+    pub fn test_run_split(&mut self, interface: usize, frame: &[u8], first: u32) -> Result<Decision, SteerError> {
+        // struct xdp_md: data, data_end, and four that stay zero.
+        let [a, b, c, d] = first.to_ne_bytes();
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&[a, b, c, d]);
+        self.test_run_with(interface, frame, Some(&context), 1).map(|(decision, _)| decision)
+    }
+
+    fn test_run_with(
+        &mut self,
+        interface: usize,
+        frame: &[u8],
+        ctx_in: Option<&[u8]>,
+        repeat: u32,
+    ) -> Result<(Decision, Duration), SteerError> {
         let port = self.port_mut(interface)?;
         let name = port.interface.name.clone();
-        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
+        let options = TestRunOptions { data_in: Some(frame), ctx_in, repeat, ..TestRunOptions::default() };
         let run = port.program.xdp()?.test_run(options).map_err(|error| SteerError::Load {
             name,
             reason: describe(&error),
