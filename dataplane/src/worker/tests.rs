@@ -198,7 +198,7 @@ fn chains_are_dropped_by_name_too() {
     let config = FarmConfig { workers: 2, frames: 48, ring: 8, first: Some(1792), ..FarmConfig::default() };
     let mut farm = Farm::new(Plan { mtu: 9000, ..plan() }, &config);
     for n in 0..500 {
-        let packet = Pkt::syn(&client(n), if n % 7 == 0 { "203.0.113.99:443" } else { VIP }).payload(&[7; 8000]);
+        let packet = Pkt::syn(&client(n), if n % 3 == 0 { "203.0.113.99:443" } else { VIP }).payload(&[7; 8000]);
         farm.fronts[(n % 2) as usize].inject(&packet.bytes());
         farm.round();
         if n % 100 > 80 {
