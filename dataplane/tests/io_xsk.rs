@@ -650,7 +650,9 @@ fn privileged_a_packet_is_sent_whole_or_not_at_all() {
             let builder = etherparse::PacketBuilder::ethernet2(veth.mac(), veth.peer_mac());
             let builder = builder.ipv4([10, 9, 1, 1], [10, 9, 1, 2], 64).udp(7, 9);
             let mut packet = Vec::new();
-            builder.write(&mut packet, &[&number.to_be_bytes()[..], &[number as u8; 4996]].concat()).expect("in memory");
+            builder
+                .write(&mut packet, &[&number.to_be_bytes()[..], &[number as u8; 4996]].concat())
+                .expect("in memory");
             packet
         };
         for _ in 0..5 {

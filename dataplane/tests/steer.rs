@@ -400,7 +400,8 @@ fn privileged_packets_in_several_buffers_go_where_they_belong() {
             let outcome = decide_by(&mut steer, |steer| steer.test_run_split(0, &frame, first).unwrap());
             let must = matches!(whole, Vip | Snat) || first >= 256;
             if outcome != whole && (must || outcome != Split) {
-                writeln!(wrong, "{}, {first} bytes in the first buffer: {outcome:?}, not {whole:?}", case.name).unwrap();
+                writeln!(wrong, "{}, {first} bytes in the first buffer: {outcome:?}, not {whole:?}", case.name)
+                    .unwrap();
             }
             decided.extend((first == 14).then_some(outcome));
         }

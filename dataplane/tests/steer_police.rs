@@ -256,11 +256,25 @@ fn privileged_packets_in_several_buffers_are_known_too() {
         };
         assert!(policed(20) > 0 && policed(1000) > 0, "not established");
         if v6_too {
-            let (src, dst) = (CLIENT6.parse::<std::net::Ipv6Addr>().unwrap(), VIP6.parse::<std::net::Ipv6Addr>().unwrap());
-            marks.mark::<V6>(&Tuple { src: src.to_bits(), dst: dst.to_bits(), src_port: 5555, dst_port: 443, protocol: TCP });
+            let (src, dst) =
+                (CLIENT6.parse::<std::net::Ipv6Addr>().unwrap(), VIP6.parse::<std::net::Ipv6Addr>().unwrap());
+            marks.mark::<V6>(&Tuple {
+                src: src.to_bits(),
+                dst: dst.to_bits(),
+                src_port: 5555,
+                dst_port: 443,
+                protocol: TCP,
+            });
         } else {
-            let (src, dst) = (CLIENT4.parse::<std::net::Ipv4Addr>().unwrap(), VIP4.parse::<std::net::Ipv4Addr>().unwrap());
-            marks.mark::<V4>(&Tuple { src: src.to_bits(), dst: dst.to_bits(), src_port: 5555, dst_port: 443, protocol: TCP });
+            let (src, dst) =
+                (CLIENT4.parse::<std::net::Ipv4Addr>().unwrap(), VIP4.parse::<std::net::Ipv4Addr>().unwrap());
+            marks.mark::<V4>(&Tuple {
+                src: src.to_bits(),
+                dst: dst.to_bits(),
+                src_port: 5555,
+                dst_port: 443,
+                protocol: TCP,
+            });
         }
         assert_eq!((policed(20), policed(1000)), (0, 0), "established");
     }

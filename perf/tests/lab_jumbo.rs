@@ -38,7 +38,12 @@ fn traffic(rig: &Rig, v6: bool) {
         // packet: of more at a time a node's would run over.
         let volley = UdpVolley { size, concurrency: 4, ..UdpVolley::new(rig.vip(v6), 40) };
         let tally = volley.run(rig.client(), |_| {});
-        assert_eq!((tally.answered(), tally.failed()), (80, 0), "{size} bytes: {tally:?}\n{}", rig.dataplane.log_tail());
+        assert_eq!(
+            (tally.answered(), tally.failed()),
+            (80, 0),
+            "{size} bytes: {tally:?}\n{}",
+            rig.dataplane.log_tail()
+        );
     }
 }
 
@@ -153,7 +158,8 @@ fn privileged_the_box_itself_speaks_jumbo_to_its_vips() {
         http::download(&rig.lab.the_box, rig.vip(v6), LENGTH, PATIENCE).expect("a whole download");
         http::upload(&rig.lab.the_box, rig.vip(v6), LENGTH, PATIENCE).expect("a whole upload");
     }
-    rig.settle_without_drops_except(&["neighbor_ignored", "handoff_full", "kernel_path_full"]).expect("nothing dropped");
+    rig.settle_without_drops_except(&["neighbor_ignored", "handoff_full", "kernel_path_full"])
+        .expect("nothing dropped");
     rig.finish().expect("a clean end");
 }
 

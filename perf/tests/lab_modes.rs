@@ -257,7 +257,8 @@ fn privileged_an_mtu_beyond_the_frame_is_held_by_two_or_by_a_larger_one() {
             http::upload(rig.client(), rig.vip(v6), 10_000_000, PATIENCE).expect("a whole upload");
         }
         let counters = rig.settle_without_drops_except(HARMLESS).expect("nothing dropped");
-        let chains: u64 = counters.workers.iter().flat_map(|worker| &worker.sockets).map(|socket| socket.rx_chains).sum();
+        let chains: u64 =
+            counters.workers.iter().flat_map(|worker| &worker.sockets).map(|socket| socket.rx_chains).sum();
         assert_eq!(chains > 0, frame_size == 2048, "{chains}");
         rig.finish().expect("a clean end");
     }

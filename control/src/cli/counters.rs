@@ -220,7 +220,10 @@ fn troubles(socket: &SocketCounters) -> [(u64, &'static str); 6] {
         (socket.rx_invalid_descriptors + socket.tx_invalid_descriptors, "invalid descriptors: a bug, please report"),
         (socket.rx_ring_full, "dropped because the worker was too slow: more workers or queues, or workers.ring_size"),
         (socket.fill_ring_empty, "times no frame was free for the kernel: workers.frames"),
-        (socket.rx_oversize, "dropped, larger than any MTU here: merged on the way; ethtool -K IF lro off rx-gro-hw off"),
+        (
+            socket.rx_oversize,
+            "dropped, larger than any MTU here: merged on the way; ethtool -K IF lro off rx-gro-hw off",
+        ),
         (socket.tx_ring_empty, "times the kernel found nothing to send (harmless)"),
     ]
 }

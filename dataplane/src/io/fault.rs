@@ -56,6 +56,8 @@ pub struct FaultPort<P> {
     ready: VecDeque<super::Frame>,
     /// Being overtaken.
     late: Vec<super::Frame>,
+    /// Where a packet lies in one piece while it is copied.
+    copy: Box<[u8]>,
     done: Done,
 }
 
@@ -90,6 +92,7 @@ impl<P: Port> FaultPort<P> {
             random: SplitMix(seed),
             ready: VecDeque::with_capacity(QUEUE),
             late: Vec::with_capacity(QUEUE),
+            copy: vec![0; usize::from(u16::MAX)].into(),
             done: Done::default(),
         }
     }
@@ -136,7 +139,7 @@ impl<P: Port> FaultPort<P> {
                 self.done.corrupted += 1;
             }
             if self.random.happens(self.faults.duplicate)
-                && let Some(twin) = twin(pool, &frame)
+                && let Some(twin) = twin(pool, &frame, &mut self.copy)
             {
                 self.done.duplicated += 1;
                 self.ready.push_back(twin);
@@ -161,13 +164,10 @@ impl<P: Port> FaultPort<P> {
 }
 
 /// The same packet in other frames, if they are free.
-fn twin(pool: &mut FramePool, frame: &super::Frame) -> Option<super::Frame> {
-    let mut packet = vec![0; frame.len()];
-    pool.memory().copy_out(frame, &mut packet);
-    if frame.is_chain() {
-        return pool.take_split(&packet, pool.memory().bytes(frame).len());
-    }
-    pool.take_with(&packet)
+fn twin(pool: &mut FramePool, frame: &super::Frame, copy: &mut [u8]) -> Option<super::Frame> {
+    let len = pool.memory().copy_out(frame, copy);
+    let first = pool.memory().bytes(frame).len();
+    pool.take_split(copy.get(..len)?, first)
 }
 
 impl<P: Port> Port for FaultPort<P> {

@@ -15,8 +15,8 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-pub use chain::{MOST_FRAMES, Parts};
 use chain::{CHAIN, Link, NONE};
+pub use chain::{MOST_FRAMES, Parts};
 
 /// One packet, owned: `len` bytes, which start `offset` bytes into the memory. All of them do, unless the packet
 /// is a chain: then its first ones, the headers.

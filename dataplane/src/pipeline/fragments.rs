@@ -2,6 +2,7 @@
 //! scheme is [`crate::fragment`]'s.
 
 use super::side::{self, Sided};
+use super::{Pipeline, parse};
 use crate::clock::Now;
 use crate::flow::Direction;
 use crate::fragment::{self, Added, Datagrams, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
@@ -9,7 +10,6 @@ use crate::handoff::Note;
 use crate::io::{Frame, PacketMemory};
 use crate::tables::{Hop, Local, Tabled};
 use crate::verdict::{DropReason, PortId, Verdict};
-use super::{Pipeline, parse};
 use crate::wire::{self, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Packet, Parsed, Transport, Tuple, V4, V6, be16};
 
 /// Datagrams forgotten per call of upkeep at most.

@@ -6,9 +6,9 @@
 //! **Fragments.** The checksum is over the whole packet, so the first fragment, which bears it, waits until the
 //! last has told how long the packet is; only then is it translated, and the others behind it.
 
-use super::{Pipeline, parse};
 use super::segment::commit;
 use super::side::{Side, Sided};
+use super::{Pipeline, parse};
 use crate::clock::Now;
 use crate::flow::{Direction, Entry, State, Word};
 use crate::fragment::{self, Fate, Piece};

@@ -50,7 +50,13 @@ struct Ends {
 
 impl Ends {
     fn new(clients: u32, seed: u64) -> Self {
-        Self { random: Random(seed), progress: vec![(0, 0); clients as usize], tuples: HashMap::new(), time: 100, data: 0 }
+        Self {
+            random: Random(seed),
+            progress: vec![(0, 0); clients as usize],
+            tuples: HashMap::new(),
+            time: 100,
+            data: 0,
+        }
     }
 
     fn done(&self) -> bool {

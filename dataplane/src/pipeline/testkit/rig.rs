@@ -95,7 +95,16 @@ impl Rig {
         let (v4, v6) = pipeline.snats_in_use();
         compiler.seed_snats(&v4, &v6);
         let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
-        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), first: usize::MAX, said: Vec::new(), views: 0 };
+        let mut rig = Self {
+            plan,
+            compiler,
+            pipeline,
+            pool,
+            now: Now::from_secs(1000),
+            first: usize::MAX,
+            said: Vec::new(),
+            views: 0,
+        };
         rig.apply();
         rig
     }

@@ -25,9 +25,10 @@ struct Trio([Rig; 3]);
 
 impl Trio {
     fn new(plan: impl Fn() -> Plan) -> Self {
-        Self([(16384, usize::MAX), (2048, ROOM), (2048, HEADERS)].map(|(size, first)| {
-            Rig::new(plan()).in_frames(size, first)
-        }))
+        Self(
+            [(16384, usize::MAX), (2048, ROOM), (2048, HEADERS)]
+                .map(|(size, first)| Rig::new(plan()).in_frames(size, first)),
+        )
     }
 
     /// A packet to each: one verdict and one packet out, whatever the frames.
@@ -159,9 +160,12 @@ fn what_does_not_fit_or_may_not_pass_is_answered_from_its_first_frame() {
         let rst = trio.front(&Pkt::syn("198.51.100.9:1", TO_WEB).payload(&data(5000)).bytes());
         let seen = valid(&rst.bytes);
         assert_eq!((rst.verdict, seen.flags & TCP_RST, seen.ack), (Verdict::Tx(FRONT), TCP_RST, 6001));
-        trio.front(&Pkt::tcp("198.51.100.9:2", TO_WEB, TCP_ACK).payload(&data(5000)).bytes()).dropped(DropReason::OutOfState);
-        trio.front(&Pkt::udp(client, "203.0.113.10:99").with(|p| p.src = CLIENT.parse().unwrap()).payload(&data(5000)).bytes())
-            .dropped(DropReason::NoService);
+        trio.front(&Pkt::tcp("198.51.100.9:2", TO_WEB, TCP_ACK).payload(&data(5000)).bytes())
+            .dropped(DropReason::OutOfState);
+        trio.front(
+            &Pkt::udp(client, "203.0.113.10:99").with(|p| p.src = CLIENT.parse().unwrap()).payload(&data(5000)).bytes(),
+        )
+        .dropped(DropReason::NoService);
     }
 }
 
@@ -219,9 +223,10 @@ fn a_dsr_service_and_packets_for_others() {
 
 #[test]
 fn another_workers_packets_are_handed_over() {
-    let mut trio = Trio([(16384, usize::MAX), (2048, ROOM), (2048, HEADERS)].map(|(size, first)| {
-        Rig::with(jumbo(), &config(0, 2)).in_frames(size, first)
-    }));
+    let mut trio = Trio(
+        [(16384, usize::MAX), (2048, ROOM), (2048, HEADERS)]
+            .map(|(size, first)| Rig::with(jumbo(), &config(0, 2)).in_frames(size, first)),
+    );
     let mut handed = 0;
     for port in 1..40 {
         let packet = Pkt::udp(&format!("198.51.100.7:{port}"), TO_DNS).payload(&data(8900)).bytes();

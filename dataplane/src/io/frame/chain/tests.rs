@@ -1,6 +1,7 @@
 //! Whatever is done to chains, every frame of the memory is in one place, and the packet's bytes are what they were.
 
 use proptest::prelude::*;
+#![allow(clippy::collapsible_match, reason = "a guard could not change what it looks at")]
 
 use super::*;
 
