@@ -1,7 +1,8 @@
 //! Whatever is done to chains, every frame of the memory is in one place, and the packet's bytes are what they were.
 
-use proptest::prelude::*;
 #![allow(clippy::collapsible_match, reason = "a guard could not change what it looks at")]
+
+use proptest::prelude::*;
 
 use super::*;
 
