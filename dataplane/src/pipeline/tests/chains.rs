@@ -5,6 +5,7 @@ use penstock_configs::desired::{Mode, NoBackend};
 
 use super::fragments::{every, pass, sent, split};
 use super::*;
+use crate::flow::State;
 use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, valid};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use crate::wire::{TCP_RST, Tags};
@@ -42,6 +43,7 @@ impl Trio {
             assert!(other.bytes == out.bytes, "{} bytes, {} in the first frame", packet.len(), rig.first);
             rig.conserved();
             rig.check();
+            assert_eq!(states(rig), states(whole));
         }
         out
     }
@@ -54,6 +56,12 @@ impl Trio {
     fn each(&mut self, mut act: impl FnMut(&mut Rig)) {
         self.0.iter_mut().for_each(&mut act);
     }
+}
+
+/// What the packets so far have made of the flows.
+fn states(rig: &Rig) -> Vec<State> {
+    let v6 = rig.pipeline.flows_v6().live().map(|(_, word)| word.state);
+    rig.pipeline.flows_v4().live().map(|(_, word)| word.state).chain(v6).collect()
 }
 
 fn data(len: usize) -> Vec<u8> {
@@ -120,7 +128,20 @@ fn udp_sctp_and_echoes() {
         plan
     });
     let init = [&[1, 0, 0, 20, 0, 0, 0, 5, 0, 0, 1, 0, 0, 1, 0, 1][..], &[0; 4]].concat();
-    trio.front(&Pkt::sctp(CLIENT, "203.0.113.10:9", 0, &init).bytes()).to_node();
+    let at_node = trio.front(&Pkt::sctp(CLIENT, "203.0.113.10:9", 0, &init).bytes()).to_node();
+    let init_ack = [&[2, 0, 0, 20, 0, 0, 0, 9][..], &init[8..]].concat();
+    trio.send(BACK, &Pkt::answer(&at_node, 0).with(|pkt| pkt.seq = 5).payload(&init_ack).bytes()).to_client();
+    // With the first data behind them, as stacks do.
+    for (kind, tag, from) in [(10, 9, FRONT), (11, 5, BACK)] {
+        let before = states(&trio.0[0]);
+        let chunks = [&[kind, 0, 0, 4, 0, 3][..], &(16 + 5000_u16).to_be_bytes(), &[0; 12], &data(5000)].concat();
+        let packet = match from {
+            FRONT => Pkt::sctp(CLIENT, "203.0.113.10:9", tag, &chunks),
+            _ => Pkt::answer(&at_node, 0).with(|pkt| pkt.seq = tag).payload(&chunks),
+        };
+        let out = trio.send(from, &packet.bytes());
+        assert!(matches!(out.verdict, Verdict::Tx(_)) && states(&trio.0[0]) != before, "{kind}: {before:?}");
+    }
     for len in [1800, 5400, 8900] {
         let seen = trio.front(&sctp(&Pkt::sctp(CLIENT, "203.0.113.10:9", 9, &[]), len)).to_node();
         assert!(seen.payload[16..] == data(len));
