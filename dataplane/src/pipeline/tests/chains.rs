@@ -8,7 +8,7 @@ use super::*;
 use crate::flow::State;
 use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, valid};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{TCP_RST, Tags};
+use crate::wire::{self, TCP_RST, Tags};
 
 /// What a frame of 2,048 bytes has room for.
 const ROOM: usize = 1792;
@@ -132,15 +132,11 @@ fn udp_sctp_and_echoes() {
     let init_ack = [&[2, 0, 0, 20, 0, 0, 0, 9][..], &init[8..]].concat();
     trio.send(BACK, &Pkt::answer(&at_node, 0).with(|pkt| pkt.seq = 5).payload(&init_ack).bytes()).to_client();
     // With the first data behind them, as stacks do.
-    for (kind, tag, from) in [(10, 9, FRONT), (11, 5, BACK)] {
+    for kind in [wire::sctp::COOKIE_ECHO, wire::sctp::SHUTDOWN] {
         let before = states(&trio.0[0]);
         let chunks = [&[kind, 0, 0, 4, 0, 3][..], &(16 + 5000_u16).to_be_bytes(), &[0; 12], &data(5000)].concat();
-        let packet = match from {
-            FRONT => Pkt::sctp(CLIENT, "203.0.113.10:9", tag, &chunks),
-            _ => Pkt::answer(&at_node, 0).with(|pkt| pkt.seq = tag).payload(&chunks),
-        };
-        let out = trio.send(from, &packet.bytes());
-        assert!(matches!(out.verdict, Verdict::Tx(_)) && states(&trio.0[0]) != before, "{kind}: {before:?}");
+        trio.front(&Pkt::sctp(CLIENT, "203.0.113.10:9", 9, &chunks).bytes()).to_node();
+        assert_ne!(states(&trio.0[0]), before, "chunk {kind}");
     }
     for len in [1800, 5400, 8900] {
         let seen = trio.front(&sctp(&Pkt::sctp(CLIENT, "203.0.113.10:9", 9, &[]), len)).to_node();
