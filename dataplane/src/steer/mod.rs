@@ -15,7 +15,10 @@
 //! Queues from `queues` on pass everything to the kernel.
 //!
 //! **MTU.** Without `frags` a packet must fit one buffer: the driver refuses the program above about 3500
-//! (veth: 3506, of the peer). With [`Options::frags`] any MTU goes, if the sockets are bound with XDP_USE_SG.
+//! (veth: 3506, of the peer). With [`Options::frags`] any MTU goes, if the sockets are bound with XDP_USE_SG. The
+//! program sees a packet's first buffer only, and relies on headers only where they are in it: veth and most drivers
+//! fill it. Where it is short, the headers of plain packets are copied out (`bpf/split.h`), and what cannot be
+//! decided by them passes to the kernel, counted ([`SteerCounters::split`]).
 
 mod bpffs;
 mod error;
