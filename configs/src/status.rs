@@ -314,6 +314,8 @@ pub struct SteerCounts {
     pub no_socket: u64,
     /// Dropped: beyond `box.new_per_vip`, and of no established flow.
     pub policed: u64,
+    /// To the kernel: in several buffers, the first of which has too little of the headers to tell whose it is.
+    pub split: u64,
 }
 
 impl Counters {
@@ -394,6 +396,10 @@ pub struct SocketCounters {
     pub rx_ring_full: u64,
     pub fill_ring_empty: u64,
     pub tx_ring_empty: u64,
+    /// Packets received in several frames (multi-buffer), where a port's MTU is beyond one.
+    pub rx_chains: u64,
+    /// Dropped: packets beyond any MTU the box takes, merged by the card or the kernel (LRO, GRO).
+    pub rx_oversize: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

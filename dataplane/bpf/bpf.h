@@ -16,6 +16,9 @@
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
+/* Linux 5.18; called by penstock_frags only. */
+static __u64 (*bpf_xdp_get_buff_len)(void *ctx) = (void *)188;
+static long (*bpf_xdp_load_bytes)(void *ctx, __u32 offset, void *to, __u32 length) = (void *)189;
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define ntohs(x) __builtin_bswap16(x)

@@ -77,6 +77,7 @@ struct counters {
 	__u64 unserved; /* passed because the queue is none of ours */
 	__u64 malformed; /* passed because headers are cut short or contradict themselves */
 	__u64 policed; /* dropped: to a VIP beyond its quota, and of no established flow */
+	__u64 split; /* passed because the headers that decide are not all in the first of several buffers */
 	__u64 redirected[CLASSES];
 	__u64 no_socket[CLASSES]; /* ours, but dropped: no process has a socket on the queue */
 };

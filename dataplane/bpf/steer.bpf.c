@@ -290,6 +290,8 @@ INLINE bool is_vlan(__be16 protocol)
 	return protocol == htons(ETH_P_8021Q) || protocol == htons(ETH_P_8021AD);
 }
 
+#include "split.h"
+
 INLINE int steer_packet(struct xdp_md *ctx)
 {
 	struct cursor c = { (void *)(long)ctx->data, (void *)(long)ctx->data_end };
@@ -333,10 +335,14 @@ int penstock_steer(struct xdp_md *ctx)
 	return steer_packet(ctx);
 }
 
-/* The same for packets in several buffers (jumbo frames); the headers are all in the first one. */
+/* The same for packets in several buffers (jumbo frames). Loaded where a port's MTU asks for it. */
 SEC("xdp.frags")
 int penstock_frags(struct xdp_md *ctx)
 {
+	__u64 first = ctx->data_end - ctx->data;
+
+	if (first < FIRST_BUFFER && first < bpf_xdp_get_buff_len(ctx))
+		return steer_split(ctx);
 	return steer_packet(ctx);
 }
 

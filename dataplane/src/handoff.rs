@@ -96,6 +96,7 @@ impl Doorbell {
 /// The rings between all workers.
 pub struct Exchange {
     workers: usize,
+    room: usize,
     lanes: Vec<Lane>,
     bells: Vec<Arc<Doorbell>>,
     peers: Arc<Peers>,
@@ -125,7 +126,13 @@ impl Exchange {
             })
             .collect();
         let bells = (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        Ok(Self { workers, lanes, bells, peers: Arc::new(Peers::new(workers)) })
+        Ok(Self { workers, room, lanes, bells, peers: Arc::new(Peers::new(workers)) })
+    }
+
+    /// Bytes of the largest packet that can be handed over.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.room
     }
 
     /// What the workers tell each other beside packets: how many flows each backend has.
@@ -141,15 +148,30 @@ impl Exchange {
     /// Copies a packet to another worker. False: the ring is full.
     #[must_use]
     pub fn send(&self, from: WorkerId, to: WorkerId, port: PortId, note: Note, packet: &[u8]) -> bool {
+        self.send_with(from, to, port, note, packet.len(), |room| room.copy_from_slice(packet))
+    }
+
+    /// [`Self::send`] of a packet of `len` bytes, which `copy` writes.
+    #[must_use]
+    #[inline]
+    pub fn send_with(
+        &self,
+        from: WorkerId,
+        to: WorkerId,
+        port: PortId,
+        note: Note,
+        len: usize,
+        copy: impl FnOnce(&mut [u8]),
+    ) -> bool {
         let Some(lane) = self.lane(from, to) else { return false };
         if note != Note::Flow && lane.empty.len() <= RESERVED {
             return false;
         }
         let Some(mut parcel) = lane.empty.pop() else { return false };
-        let fits = packet.len() <= parcel.bytes.len();
+        let fits = len <= parcel.bytes.len();
         if fits {
-            parcel.bytes[..packet.len()].copy_from_slice(packet);
-            (parcel.len, parcel.port, parcel.note) = (packet.len(), port, note);
+            copy(&mut parcel.bytes[..len]);
+            (parcel.len, parcel.port, parcel.note) = (len, port, note);
         }
         // There are as many places as parcels: neither push can fail.
         let _ = if fits { lane.full.push(parcel) } else { lane.empty.push(parcel) };

@@ -2,10 +2,12 @@
 //! instructions: a counter has a single writer.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::io::PortStats;
 use crate::neighbor::reply_check::ProbeAnswer;
 use crate::verdict::{DropReason, PortId};
 
@@ -71,6 +73,8 @@ pub struct WorkerStats {
     /// How often it has gone through all its flows.
     pub rounds: Counter,
     pub ports: Vec<PortCounters>,
+    /// In the order of the worker's sockets, which sets them up: a port may have several.
+    pub sockets: OnceLock<Vec<SocketCounters>>,
     /// By service slot.
     pub services: Vec<ServiceCounters>,
     pub frames_total: Counter,
@@ -92,17 +96,35 @@ pub struct Conflict {
     pub mac: [u8; 6],
 }
 
-/// One port's part in a worker's traffic, and its sockets' own statistics.
+/// One port's part in a worker's traffic.
 #[derive(Debug, Default)]
 pub struct PortCounters {
     pub rx: Counter,
     pub rx_bytes: Counter,
     pub tx: Counter,
     pub tx_bytes: Counter,
-    pub socket_rx_dropped: Counter,
-    pub socket_rx_ring_full: Counter,
-    pub socket_fill_empty: Counter,
-    pub socket_tx_invalid: Counter,
+}
+
+/// One socket's own statistics: see [`PortStats`](crate::io::PortStats).
+#[derive(Debug, Default)]
+pub struct SocketCounters {
+    pub rx_dropped: Counter,
+    pub rx_ring_full: Counter,
+    pub fill_empty: Counter,
+    pub tx_invalid: Counter,
+    pub rx_chains: Counter,
+    pub rx_oversize: Counter,
+}
+
+impl SocketCounters {
+    pub fn set(&self, stats: &PortStats) {
+        self.rx_dropped.set(stats.rx_dropped);
+        self.rx_ring_full.set(stats.rx_ring_full);
+        self.fill_empty.set(stats.rx_fill_empty);
+        self.tx_invalid.set(stats.tx_invalid);
+        self.rx_chains.set(stats.rx_chains);
+        self.rx_oversize.set(stats.rx_oversize);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +165,7 @@ impl WorkerStats {
             swept: Counter::default(),
             rounds: Counter::default(),
             ports: (0..ports).map(|_| PortCounters::default()).collect(),
+            sockets: OnceLock::new(),
             services: (0..services).map(|_| ServiceCounters::default()).collect(),
             frames_total: Counter::default(),
             frames_free: Counter::default(),

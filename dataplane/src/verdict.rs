@@ -57,6 +57,7 @@ drop_reasons! {
     BadHeaderLength = "bad_header_length": "the IPv4 header length is below 20 or beyond the packet",
     BadTotalLength = "bad_total_length": "the IP total length is beyond the frame or shorter than the headers",
     BadExtensionHeaders = "bad_extension_headers": "IPv6 extension headers are broken or more than the box reads",
+    HeadersSplit = "headers_split": "a packet in several frames whose headers, or those it quotes, are not all in the first",
     TruncatedTransport = "truncated_transport": "the packet ends before its TCP, UDP or ICMP header does",
     BadTcpOffset = "bad_tcp_offset": "the TCP data offset is below 5 or beyond the packet",
     BadUdpLength = "bad_udp_length": "the UDP length is below 8 or beyond the packet",

@@ -79,7 +79,7 @@ fn privileged_an_af_xdp_port_allocates_nothing() {
     here.run(|| {
         let memory = UmemConfig { frames: 1024, frame_size: 2048, huge_pages: HugePages::Off, ring_size: 256 };
         let want = Want { interface: veth.name.clone(), queue: 0, config: XskConfig::default() };
-        let mut program = io_lab::Redirect::attach(&veth.name, XdpMode::Driver);
+        let mut program = io_lab::Redirect::attach(&veth.name, XdpMode::Driver, false);
         let mut opened = open_worker(&memory, &[want]).expect("open");
         let (port, pool) = (&mut opened.ports[0], &mut opened.pool);
         program.set(0, port.fd());

@@ -90,7 +90,7 @@ fn privileged_rate_of_a_bare_forwarder() {
             });
             here.run(|| {
                 core_affinity::set_for_current(core_affinity::CoreId { id: 1 });
-                let mut program = Redirect::attach(&veth.name, XdpMode::Driver);
+                let mut program = Redirect::attach(&veth.name, XdpMode::Driver, false);
                 let (mut pool, mut port) = open(&veth.name, ring_size);
                 program.set(0, port.fd());
                 let before = thread_nanos();
@@ -120,7 +120,7 @@ fn privileged_cost_of_a_forwarded_packet() {
     let (mut far_pool, mut far) = peer.run(|| open(&format!("{}p", veth.name), 512));
     here.run(|| {
         core_affinity::set_for_current(core_affinity::CoreId { id: 1 });
-        let mut program = Redirect::attach(&veth.name, XdpMode::Driver);
+        let mut program = Redirect::attach(&veth.name, XdpMode::Driver, false);
         let (mut pool, mut port) = open(&veth.name, 512);
         program.set(0, port.fd());
         port.service(&mut pool);

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::os::fd::AsFd;
 
 use penstock_configs::file::XdpMode;
-use penstock_dataplane::steer::{ClassCounters, Decision, SnatSteer, Steer, SteerCounters, Steering};
+use penstock_dataplane::steer::{ClassCounters, Decision, Options, SnatSteer, Steer, SteerCounters, Steering};
 use steer_net::packets::*;
 use steer_net::{Net, ok, privileged};
 
@@ -57,6 +57,7 @@ enum Outcome {
     Passed,
     Malformed,
     Unserved,
+    Split,
     Vip,
     Snat,
     Shared,
@@ -300,12 +301,12 @@ fn all_cases() -> Vec<Case> {
 fn moved(before: &SteerCounters, after: &SteerCounters) -> Outcome {
     let classes = |c: &ClassCounters| [c.vip, c.snat, c.snat_shared, c.dnat, c.neighbor];
     let all = |c: &SteerCounters| {
-        let mut all = vec![c.passed, c.malformed, c.unserved];
+        let mut all = vec![c.passed, c.malformed, c.unserved, c.split];
         all.extend(classes(&c.no_socket));
         all
     };
     assert_eq!(classes(&before.redirected), classes(&after.redirected));
-    let outcomes = [Passed, Malformed, Unserved, Vip, Snat, Shared, Dnat, Neighbor];
+    let outcomes = [Passed, Malformed, Unserved, Split, Vip, Snat, Shared, Dnat, Neighbor];
     let raised: Vec<Outcome> = outcomes
         .into_iter()
         .zip(all(before).into_iter().zip(all(after)))
@@ -316,19 +317,27 @@ fn moved(before: &SteerCounters, after: &SteerCounters) -> Outcome {
 }
 
 fn decide(steer: &mut Steer, frame: &[u8]) -> Outcome {
+    decide_by(steer, |steer| steer.test_run(0, frame, 1).unwrap().0)
+}
+
+fn decide_by(steer: &mut Steer, run: impl FnOnce(&mut Steer) -> Decision) -> Outcome {
     let before = steer.counters().unwrap();
-    let (decision, _) = steer.test_run(0, frame, 1).unwrap();
+    let decision = run(steer);
     let outcome = moved(&before, &steer.counters().unwrap());
-    let ours = !matches!(outcome, Passed | Malformed | Unserved);
+    let ours = !matches!(outcome, Passed | Malformed | Unserved | Split);
     assert_eq!(decision, if ours { Decision::Drop } else { Decision::Pass }, "{outcome:?}");
     outcome
 }
 
 /// A box whose cable is down: no packet but the tests' own runs through the program.
 fn quiet(tag: &str) -> (Net, Steer) {
+    quiet_for(tag, Options::default())
+}
+
+fn quiet_for(tag: &str, options: Options) -> (Net, Steer) {
     let net = Net::new(tag);
     ok(&format!("ip -n {} link set peer0 down", net.peer_ns));
-    let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
+    let mut steer = Steer::open_with(net.run_dir(), &[net.interface(XdpMode::Native)], options).unwrap();
     steer.sync(&steering()).unwrap();
     (net, steer)
 }
@@ -370,6 +379,37 @@ fn privileged_every_truncation_passes_or_is_still_ours() {
         }
     }
     assert!(wrong.is_empty(), "\n{wrong}");
+    steer.detach().unwrap();
+}
+
+/// Jumbo frames in several buffers: the first as a driver fills it decides like a whole packet; and however short it
+/// is, the decision is the same, or there is none and it is counted.
+#[test]
+fn privileged_packets_in_several_buffers_go_where_they_belong() {
+    if !privileged("privileged_packets_in_several_buffers_go_where_they_belong") {
+        return;
+    }
+    let (_net, mut steer) = quiet_for("frags", Options { frags: true });
+    let mut wrong = String::new();
+    let mut decided: Vec<Outcome> = Vec::new();
+    for case in all_cases() {
+        let mut frame = case.frame;
+        frame.resize(9014, 0);
+        let whole = decide(&mut steer, &frame);
+        for first in (14..150).chain([255, 256, 2000]) {
+            let outcome = decide_by(&mut steer, |steer| steer.test_run_split(0, &frame, first).unwrap());
+            let must = matches!(whole, Vip | Snat) || first >= 256;
+            if outcome != whole && (must || outcome != Split) {
+                writeln!(wrong, "{}, {first} bytes in the first buffer: {outcome:?}, not {whole:?}", case.name)
+                    .unwrap();
+            }
+            decided.extend((first == 14).then_some(outcome));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}");
+    for class in [Vip, Snat, Shared, Dnat, Passed] {
+        assert!(decided.iter().filter(|outcome| **outcome == class).count() >= 2, "undecided: {class:?}");
+    }
     steer.detach().unwrap();
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use penstock_configs::file::XdpMode;
 use penstock_dataplane::schedule::Random;
-use penstock_dataplane::steer::{SnatSteer, Steer, Steering};
+use penstock_dataplane::steer::{Options, SnatSteer, Steer, Steering};
 use penstock_dataplane::wire::{Family, Tuple, V4, V6};
 use steer_net::packets::*;
 use steer_net::{Net, ok, privileged};
@@ -228,5 +228,55 @@ fn privileged_cost_of_policing() {
     let [client, vip] = [CLIENT6, VIP6].map(|text| V6::from_ip(text.parse().unwrap()).unwrap());
     marks.mark::<V6>(&Tuple { src: client, dst: vip, src_port: 5555, dst_port: 443, protocol: TCP });
     measure(&mut steer, "policed, of an established flow");
+    steer.detach().unwrap();
+}
+
+/// Jumbo frames whose first buffer has no whole header: the flow is read all the same.
+#[test]
+fn privileged_packets_in_several_buffers_are_known_too() {
+    if !privileged("privileged_packets_in_several_buffers_are_known_too") {
+        return;
+    }
+    let net = Net::new("polfrag");
+    ok(&format!("ip -n {} link set peer0 down", net.peer_ns));
+    let mut steer =
+        Steer::open_with(net.run_dir(), &[net.interface(XdpMode::Native)], Options { frags: true }).unwrap();
+    steer.sync(&steering(60)).unwrap();
+    let marks = steer.marks();
+    let tcp = ports(5555, 443);
+    for v6_too in [false, true] {
+        let mut packet = if v6_too { v6(TCP, &tcp) } else { v4(VIP4, TCP, &tcp) };
+        packet.resize(9014, 0);
+        let mut policed = |first| {
+            let before = steer.counters().unwrap().policed;
+            for _ in 0..RUNS {
+                steer.test_run_split(0, &packet, first).unwrap();
+            }
+            steer.counters().unwrap().policed - before
+        };
+        assert!(policed(20) > 0 && policed(1000) > 0, "not established");
+        if v6_too {
+            let (src, dst) =
+                (CLIENT6.parse::<std::net::Ipv6Addr>().unwrap(), VIP6.parse::<std::net::Ipv6Addr>().unwrap());
+            marks.mark::<V6>(&Tuple {
+                src: src.to_bits(),
+                dst: dst.to_bits(),
+                src_port: 5555,
+                dst_port: 443,
+                protocol: TCP,
+            });
+        } else {
+            let (src, dst) =
+                (CLIENT4.parse::<std::net::Ipv4Addr>().unwrap(), VIP4.parse::<std::net::Ipv4Addr>().unwrap());
+            marks.mark::<V4>(&Tuple {
+                src: src.to_bits(),
+                dst: dst.to_bits(),
+                src_port: 5555,
+                dst_port: 443,
+                protocol: TCP,
+            });
+        }
+        assert_eq!((policed(20), policed(1000)), (0, 0), "established");
+    }
     steer.detach().unwrap();
 }

@@ -68,6 +68,7 @@ fn steer(counters: &Counters) -> String {
     let parts = [
         ("to the workers", steer.redirected),
         ("to the kernel, not ours", steer.passed + steer.unserved + steer.malformed),
+        ("to the kernel, headers not in the first of several buffers", steer.split),
         ("dropped, no process had a socket", steer.no_socket),
         ("dropped, policed (box.new_per_vip)", steer.policed),
     ];
@@ -213,12 +214,16 @@ fn sockets(counters: &Counters, screen: &Screen) -> String {
 }
 
 /// In the order of the kernel's `xdp_statistics`.
-fn troubles(socket: &SocketCounters) -> [(u64, &'static str); 5] {
+fn troubles(socket: &SocketCounters) -> [(u64, &'static str); 6] {
     [
         (socket.rx_dropped, "dropped by the kernel: larger than a frame (workers.frame_size), or no memory"),
         (socket.rx_invalid_descriptors + socket.tx_invalid_descriptors, "invalid descriptors: a bug, please report"),
         (socket.rx_ring_full, "dropped because the worker was too slow: more workers or queues, or workers.ring_size"),
         (socket.fill_ring_empty, "times no frame was free for the kernel: workers.frames"),
+        (
+            socket.rx_oversize,
+            "dropped, larger than any MTU here: merged on the way; ethtool -K IF lro off rx-gro-hw off",
+        ),
         (socket.tx_ring_empty, "times the kernel found nothing to send (harmless)"),
     ]
 }

@@ -232,9 +232,10 @@ impl Snapshot {
             ("redirected", steer.redirected),
             ("no_socket", steer.no_socket),
             ("policed", steer.policed),
+            ("split", steer.split),
         ];
         let decisions = decisions.map(|(decision, count)| (vec![label("decision", decision)], count));
-        let help = "Packets by what the XDP program decided; policed: dropped beyond box.new_per_vip";
+        let help = "Packets by what the XDP program decided; policed: dropped beyond box.new_per_vip; split: passed, as headers are not in the first of several buffers";
         counters(encoder, "penstock_steered", help, decisions)
     }
 
@@ -248,6 +249,8 @@ impl Snapshot {
                     ("rx_ring_full", socket.rx_ring_full),
                     ("fill_ring_empty", socket.fill_ring_empty),
                     ("tx_ring_empty", socket.tx_ring_empty),
+                    ("rx_multi_frame", socket.rx_chains),
+                    ("rx_oversize", socket.rx_oversize),
                 ]
                 .map(|(event, count)| {
                     let labels = vec![

@@ -11,6 +11,7 @@ use penstock_configs::file::VlanTags;
 use super::Live;
 use super::policing::Policing;
 use super::ways::WayWatch;
+use crate::io::LARGEST_MTU;
 use crate::io::tap::TapDevice;
 use crate::neighbor::announce::{Announcer, Settings};
 use crate::neighbor::bond::largest_mtu;
@@ -78,9 +79,9 @@ impl Network {
         }
     }
 
-    /// Knows how large a packet the workers' frames hold.
-    pub fn with_frames(self, frame_size: u32) -> Self {
-        Self { largest: largest_mtu(frame_size), ..self }
+    /// Knows how large a packet the workers take: one frame holds it, or several if that was asked for at the start.
+    pub fn with_frames(self, frame_size: u32, jumbo: bool) -> Self {
+        Self { largest: if jumbo { LARGEST_MTU } else { largest_mtu(frame_size) }, ..self }
     }
 
     /// Follows what the tables name: nodes to resolve, addresses to announce, routes to hold.
@@ -220,7 +221,7 @@ impl Network {
         notices.extend(beyond.map(|link| {
             format!(
                 "port {}: its MTU is now {}, and packets above {} bytes are dropped by the kernel (rx_dropped): lower it, \
-                 or raise workers.frame_size and restart",
+                 or restart the dataplane, which then takes packets in several frames if the kernel has them (Linux 6.6)",
                 link.name, link.mtu, self.largest
             )
         }));

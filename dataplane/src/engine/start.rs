@@ -20,6 +20,8 @@ use crate::flow::Capacity;
 use crate::handoff::Exchange;
 use crate::io::tap::{self, TapDevice, TapPort};
 use crate::io::xsk::{self, UmemConfig, Want, XskConfig, XskPort};
+use crate::io::{LARGEST_MTU, LARGEST_PACKET};
+use crate::neighbor::bond::{self, Resolved};
 use crate::neighbor::mirror::Mirror;
 use crate::neighbor::routes::OwnRoutes;
 use crate::persist::{self, Store};
@@ -27,7 +29,7 @@ use crate::pipeline::{Pipeline, PipelineConfig, Recalled};
 use crate::publish::Mailbox;
 use crate::rss::Placement;
 use crate::stats::WorkerStats;
-use crate::steer::{AttachMode, Interface, Steer};
+use crate::steer::{AttachMode, Interface, Options, Steer};
 use crate::tables::{Compiler, Tables, Ways};
 use crate::verdict::{PortId, WorkerId};
 use crate::worker::{Attached, IdlePolicy, Worker, WorkerParts};
@@ -60,7 +62,7 @@ impl Dataplane {
         let run_dir = &config.the_box.run_dir;
         std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
         let lock = lock(run_dir)?;
-        let ports = crate::neighbor::bond::resolve(&config.ports, config.workers.frame_size)?;
+        let Resolved { ports, jumbo } = bond::resolve(&config.ports, config.workers.frame_size)?;
         let configured = config;
         let config = &ConfigFile { ports, ..config.clone() };
         let names: Vec<String> = config.ports.iter().map(|port| port.interface.clone()).collect();
@@ -76,15 +78,15 @@ impl Dataplane {
                 mode: port.xdp,
             })
             .collect();
-        let steer = Steer::open(run_dir, &interfaces)?;
+        let steer = Steer::open_with(run_dir, &interfaces, Options { frags: jumbo })?;
         let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
         let workers = worker_count(config, &queues);
-        let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(9000);
+        let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(LARGEST_MTU);
         let (taps, tap) = open_tap(workers, mtu as u16);
         let routes = OwnRoutes::open().context("routes cannot be set")?;
         let quick = config.the_box.probe == penstock_configs::file::ProbePolicy::Quick;
 
-        let mut setup = Setup::new(config, &queues, workers, &steer)?;
+        let mut setup = Setup::new(config, &queues, workers, jumbo, &steer)?;
         for (worker, tap) in (0..workers).zip(taps.into_iter().map(Some).chain(std::iter::repeat_with(|| None))) {
             setup.worker(worker, tap)?;
         }
@@ -93,7 +95,7 @@ impl Dataplane {
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
-        let network = network.with_frames(config.workers.frame_size);
+        let network = network.with_frames(config.workers.frame_size, jumbo);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
         let histogram = || hdrhistogram::Histogram::new_with_bounds(100, 10_000_000_000, 3);
         let latency = handles.iter().map(|_| histogram()).collect::<Result<_, _>>()?;
@@ -283,6 +285,8 @@ struct Setup<'a> {
     workers: u16,
     cores: Vec<u16>,
     generic: Vec<bool>,
+    /// Packets may be larger than a frame.
+    jumbo: bool,
     exchange: Arc<Exchange>,
     boot_id: [u8; 16],
     handles: Vec<WorkerHandle>,
@@ -295,7 +299,16 @@ struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    fn new(config: &'a ConfigFile, queues: &'a [u16], workers: u16, steer: &Steer) -> Result<Self, StartError> {
+    fn new(
+        config: &'a ConfigFile,
+        queues: &'a [u16],
+        workers: u16,
+        jumbo: bool,
+        steer: &Steer,
+    ) -> Result<Self, StartError> {
+        // What a worker hands to another is copied, and lies there in one piece.
+        let room = config.workers.frame_size as usize;
+        let room = if jumbo { room.max(LARGEST_PACKET) } else { room };
         let generic = (0..config.ports.len()).map(|port| steer.attached(port) == Some(AttachMode::Generic)).collect();
         Ok(Self {
             config,
@@ -303,7 +316,8 @@ impl<'a> Setup<'a> {
             workers,
             cores: cores(config, workers),
             generic,
-            exchange: Arc::new(Exchange::new(workers, config.workers.frame_size as usize)?),
+            jumbo,
+            exchange: Arc::new(Exchange::new(workers, room)?),
             boot_id: persist::boot_id(),
             handles: Vec::new(),
             ready: Vec::new(),
@@ -366,6 +380,7 @@ impl<'a> Setup<'a> {
                     zero_copy: port.zero_copy,
                     generic: self.generic[at],
                     busy_poll_budget: self.config.workers.busy_poll_budget,
+                    scatter: self.jumbo,
                 };
                 wants.push(Want { interface: port.interface.clone(), queue: u32::from(queue), config });
                 places.push((at, queue));

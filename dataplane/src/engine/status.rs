@@ -235,6 +235,7 @@ fn steer_counts(counters: &SteerCounters) -> SteerCounts {
         redirected: sum(&counters.redirected),
         no_socket: sum(&counters.no_socket),
         policed: counters.policed,
+        split: counters.split,
     }
 }
 
@@ -283,17 +284,20 @@ fn latency(shared: &Shared, worker: usize) -> Option<Latency> {
 fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerCounters {
     let stats = &worker.stats;
     let limits = &shared.limits;
-    let sockets = worker.sockets.iter().map(|socket| {
-        let counters = stats.ports.get(socket.port);
-        let get = |pick: fn(&crate::stats::PortCounters) -> u64| counters.map(pick).unwrap_or_default();
+    let kept = stats.sockets.get().map_or(&[][..], Vec::as_slice);
+    let sockets = worker.sockets.iter().enumerate().map(|(at, socket)| {
+        let counters = kept.get(at);
+        let get = |pick: fn(&crate::stats::SocketCounters) -> u64| counters.map(pick).unwrap_or_default();
         SocketCounters {
             interface: socket.interface.clone(),
             queue: socket.queue,
             zero_copy: socket.zero_copy,
-            rx_dropped: get(|c| c.socket_rx_dropped.get()),
-            rx_ring_full: get(|c| c.socket_rx_ring_full.get()),
-            fill_ring_empty: get(|c| c.socket_fill_empty.get()),
-            tx_invalid_descriptors: get(|c| c.socket_tx_invalid.get()),
+            rx_dropped: get(|c| c.rx_dropped.get()),
+            rx_ring_full: get(|c| c.rx_ring_full.get()),
+            fill_ring_empty: get(|c| c.fill_empty.get()),
+            tx_invalid_descriptors: get(|c| c.tx_invalid.get()),
+            rx_chains: get(|c| c.rx_chains.get()),
+            rx_oversize: get(|c| c.rx_oversize.get()),
             ..SocketCounters::default()
         }
     });

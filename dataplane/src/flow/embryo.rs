@@ -69,7 +69,7 @@ impl EmbryoQueue {
     /// The embryo that came after this one.
     #[must_use]
     pub fn newer(&self, record: u32) -> Option<u32> {
-        self.links[record as usize].newer.checked_sub(1)
+        self.links[record as usize][NEWER].checked_sub(1)
     }
 
     /// The embryo that waits longest.

@@ -56,6 +56,8 @@ pub struct FaultPort<P> {
     ready: VecDeque<super::Frame>,
     /// Being overtaken.
     late: Vec<super::Frame>,
+    /// Where a packet lies in one piece while it is copied.
+    copy: Box<[u8]>,
     done: Done,
 }
 
@@ -90,6 +92,7 @@ impl<P: Port> FaultPort<P> {
             random: SplitMix(seed),
             ready: VecDeque::with_capacity(QUEUE),
             late: Vec::with_capacity(QUEUE),
+            copy: vec![0; usize::from(u16::MAX)].into(),
             done: Done::default(),
         }
     }
@@ -127,14 +130,16 @@ impl<P: Port> FaultPort<P> {
                 pool.give(frame);
                 continue;
             }
-            if self.random.happens(self.faults.corrupt) && frame.len() > 0 {
-                let place = self.random.below(frame.len());
+            // Of a chain its first part: the headers are there.
+            let first = pool.memory().bytes(&frame).len();
+            if self.random.happens(self.faults.corrupt) && first > 0 {
+                let place = self.random.below(first);
                 let change = 1 << self.random.below(8);
                 pool.memory().bytes_mut(&mut frame)[place] ^= change;
                 self.done.corrupted += 1;
             }
             if self.random.happens(self.faults.duplicate)
-                && let Some(twin) = twin(pool, &frame)
+                && let Some(twin) = twin(pool, &frame, &mut self.copy)
             {
                 self.done.duplicated += 1;
                 self.ready.push_back(twin);
@@ -158,16 +163,11 @@ impl<P: Port> FaultPort<P> {
     }
 }
 
-/// The same packet in another frame, if one is free.
-fn twin(pool: &mut FramePool, frame: &super::Frame) -> Option<super::Frame> {
-    let mut twin = pool.take()?;
-    let memory = pool.memory();
-    if memory.set_len(&mut twin, frame.len()) {
-        memory.bytes_mut(&mut twin).copy_from_slice(memory.bytes(frame));
-        return Some(twin);
-    }
-    pool.give(twin);
-    None
+/// The same packet in other frames, if they are free.
+fn twin(pool: &mut FramePool, frame: &super::Frame, copy: &mut [u8]) -> Option<super::Frame> {
+    let len = pool.memory().copy_out(frame, copy);
+    let first = pool.memory().bytes(frame).len();
+    pool.take_split(copy.get(..len)?, first)
 }
 
 impl<P: Port> Port for FaultPort<P> {

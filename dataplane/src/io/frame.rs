@@ -3,34 +3,45 @@
 //! A [`Frame`] is neither `Clone` nor `Copy`, can only be made by the pool of its memory and carries
 //! that memory's number, so a frame is in exactly one place: the pool, a burst, a ring. That makes
 //! handing out `&mut [u8]` for a frame sound, and lets tests count that none leaked.
+//!
+//! A packet larger than one frame is a chain of them, and one [`Frame`] in everybody's hands all the same: see
+//! [`chain`](self::chain).
 #![allow(unsafe_code, reason = "frames are slices of one shared mapping; see PacketMemory")]
 
+mod chain;
+
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// One packet buffer, owned. `len` bytes of packet start `offset` bytes into the memory.
+use chain::{CHAIN, Link, NONE};
+pub use chain::{MOST_FRAMES, Parts};
+
+/// One packet, owned: `len` bytes, which start `offset` bytes into the memory. All of them do, unless the packet
+/// is a chain: then its first ones, the headers.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a frame that is dropped is lost to its pool: transmit it or give it back"]
 pub struct Frame {
     offset: u32,
     len: u16,
     /// The memory it belongs to. Without it a frame of one pool, shown to another's memory, would
-    /// be a second name for bytes that pool has lent out.
+    /// be a second name for bytes that pool has lent out. With [`CHAIN`] in it, the packet goes on in other
+    /// frames: no plain packet pays for that, as the number is compared anyway.
     memory: u16,
 }
 
 // Bursts and rings are arrays of these: eight to a cache line.
 const _: () = assert!(size_of::<Frame>() == 8);
 
-/// Numbers packet memories. Wraps after 65,536: a process has one per worker, a test run some thousands.
+/// Numbers packet memories. Wraps after 32,768: a process has one per worker, a test run some thousands.
 static MEMORIES: AtomicU16 = AtomicU16::new(0);
 
 /// Page aligned, like a UMEM.
 const HEAP_ALIGN: usize = 4096;
 
 impl Frame {
-    /// Bytes of packet in the frame.
+    /// Bytes of packet, in all the frames it is in.
     #[must_use]
     #[allow(clippy::len_without_is_empty, reason = "a frame is a buffer, not a collection")]
     pub fn len(&self) -> usize {
@@ -53,6 +64,12 @@ pub struct PacketMemory {
     frame_shift: u32,
     headroom: u32,
     id: u16,
+    /// By frame number: what a frame of a chain is followed by.
+    links: Box<[Cell<Link>]>,
+    /// Frames that are the second or a later one of a chain.
+    chained: Cell<usize>,
+    /// Those of them that were cut off, for the pool to collect: the first one's number.
+    loose: Cell<u32>,
     _keep: Box<dyn Send>,
 }
 
@@ -111,8 +128,18 @@ impl PacketMemory {
         assert!(headroom < frame_size, "a headroom of {headroom} leaves no room in frames of {frame_size} bytes");
         assert!(frame_size - headroom <= u32::from(u16::MAX), "frames of {frame_size} bytes are beyond 64 KiB");
         assert!(u32::try_from(len).is_ok(), "packet memory of {len} bytes is beyond 4 GiB");
-        let id = MEMORIES.fetch_add(1, Ordering::Relaxed);
-        Self { base, len, frame_shift: frame_size.trailing_zeros(), headroom, id, _keep: keep }
+        let id = MEMORIES.fetch_add(1, Ordering::Relaxed) & !CHAIN;
+        Self {
+            base,
+            len,
+            frame_shift: frame_size.trailing_zeros(),
+            headroom,
+            id,
+            links: vec![Cell::new(Link::default()); len / frame_size as usize].into(),
+            chained: Cell::new(0),
+            loose: Cell::new(NONE),
+            _keep: keep,
+        }
     }
 
     #[must_use]
@@ -131,27 +158,27 @@ impl PacketMemory {
         self.len >> self.frame_shift
     }
 
-    /// The packet in the frame.
+    /// The packet in the frame; of a chain what is in its first frame, the headers among it.
     #[must_use]
     #[inline]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        self.check(frame);
+        let len = self.check(frame);
         // SAFETY: `check` proved the range to lie inside the mapping, which lives as long as `self`.
         let start = unsafe { self.base.add(frame.offset as usize) };
         // SAFETY: as above, and the frame is borrowed: nobody writes to it meanwhile.
-        unsafe { std::slice::from_raw_parts(start.as_ptr(), frame.len()) }
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
     }
 
-    /// The packet in the frame, writable.
+    /// [`Self::bytes`], writable.
     #[must_use]
     #[inline]
     #[allow(clippy::mut_from_ref, reason = "the exclusive borrow is the frame's, which owns its bytes")]
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        self.check(frame);
+        let len = self.check(frame);
         // SAFETY: `check` proved the range to lie inside the mapping, which lives as long as `self`.
         let start = unsafe { self.base.add(frame.offset as usize) };
         // SAFETY: as above, and the frame, the only name of these bytes, is borrowed exclusively.
-        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), frame.len()) }
+        unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), len) }
     }
 
     /// Resets the frame to `len` bytes of packet at the start of its room. What bytes it has then
@@ -162,6 +189,7 @@ impl PacketMemory {
         if len > self.room() {
             return false;
         }
+        self.cut(frame);
         frame.offset = self.start_of(frame);
         frame.len = short;
         true
@@ -180,7 +208,8 @@ impl PacketMemory {
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), end - frame.offset as usize) }
     }
 
-    /// The packet now has `len` bytes from where it starts. False, and nothing changed: beyond the frame.
+    /// The packet now has `len` bytes from where it starts, and what was in further frames is no longer part of it.
+    /// False, and nothing changed: beyond the frame.
     pub fn resize(&self, frame: &mut Frame, len: usize) -> bool {
         self.check(frame);
         let room = (self.number(frame) + 1) * self.frame_size() as usize - frame.offset as usize;
@@ -188,13 +217,9 @@ impl PacketMemory {
         if len > room {
             return false;
         }
+        self.cut(frame);
         frame.len = short;
         true
-    }
-
-    /// Cuts the packet to its first `len` bytes; a shorter one stays as it is.
-    pub fn truncate(&self, frame: &mut Frame, len: usize) {
-        frame.len = frame.len.min(u16::try_from(len).unwrap_or(u16::MAX));
     }
 
     /// Tells memories apart: a port over a UMEM serves the pool over that UMEM only.
@@ -222,7 +247,13 @@ impl PacketMemory {
     #[must_use]
     #[inline]
     pub(in crate::io) fn start_of(&self, frame: &Frame) -> u32 {
-        (frame.offset >> self.frame_shift << self.frame_shift) + self.headroom
+        self.start_in(frame.offset)
+    }
+
+    /// Where a packet starts in the frame that this offset lies in.
+    #[inline]
+    fn start_in(&self, offset: u32) -> u32 {
+        (offset >> self.frame_shift << self.frame_shift) + self.headroom
     }
 
     /// Moves the packet to the start of its frame's room, unless it is there. False: it has no room there.
@@ -231,26 +262,27 @@ impl PacketMemory {
         if frame.offset == start {
             return true;
         }
-        if frame.len() > self.room() {
+        let len = self.check(frame);
+        if len > self.room() {
             return false;
         }
-        self.check(frame);
         // SAFETY: `add` wants the result inside the mapping: `check` says so of the packet where it is.
         let from = unsafe { self.base.add(frame.offset as usize) };
         // SAFETY: as above: `start` is the start of the frame's room, `room()` bytes from its end.
         let to = unsafe { self.base.add(start as usize) };
         // SAFETY: `copy` wants `len` bytes readable at `from` and writable at `to`, and may overlap: both
         // ranges lie in this frame, which is borrowed exclusively.
-        unsafe { std::ptr::copy(from.as_ptr(), to.as_ptr(), frame.len()) };
+        unsafe { std::ptr::copy(from.as_ptr(), to.as_ptr(), len) };
         frame.offset = start;
         true
     }
 
-    /// Gives the frame up to the kernel: only its number is left of it.
+    /// Gives the frame up to the kernel: only its number is left of it. A chain goes frame by frame
+    /// ([`Self::take_tail`]).
     #[inline]
     #[allow(clippy::needless_pass_by_value, reason = "consuming the frame is what the method is for")]
     pub(in crate::io) fn surrender(&self, frame: Frame) -> usize {
-        self.check(&frame);
+        assert!(frame.memory == self.id, "a chain, or a frame of another packet memory");
         self.number(&frame)
     }
 
@@ -279,11 +311,14 @@ impl PacketMemory {
     }
 
     /// Frames of this memory lie inside it, by construction: [`Self::adopt`], [`Self::set_len`] and the
-    /// pool make no others. So the number is what there is to check.
+    /// pool make no others. So the number is what there is to check. Returns how many bytes of packet are in it.
     #[inline]
-    fn check(&self, frame: &Frame) {
-        assert!(frame.memory == self.id, "a frame of another packet memory");
-        debug_assert!(frame.offset as usize + frame.len() <= self.len);
+    fn check(&self, frame: &Frame) -> usize {
+        if frame.memory == self.id {
+            debug_assert!(frame.offset as usize + frame.len() <= self.len);
+            return frame.len();
+        }
+        self.check_chain(frame)
     }
 }
 
@@ -325,10 +360,13 @@ impl FramePool {
         Some(frame)
     }
 
-    /// Takes a frame back. Never allocates: the list has had room for every frame from the start.
+    /// Takes a frame back, with all that hangs on it. Never allocates: the list has had room for every frame
+    /// from the start.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
-        self.memory.check(&frame);
+        if frame.memory != self.memory.id {
+            return self.give_chain(frame);
+        }
         debug_assert!(self.free.len() < self.memory.frame_count(), "more frames given than the memory has");
         self.free.push(frame);
     }
@@ -345,10 +383,11 @@ impl FramePool {
     }
 
     /// Frames neither free, nor held by a port, nor in hand: 0, or something leaked. Below 0 something
-    /// is counted twice.
+    /// is counted twice. Of a chain in hand the first frame counts as such; the others are counted here.
     #[must_use]
     pub fn missing(&self, held: usize, in_hand: usize) -> isize {
-        self.frame_count().cast_signed() - (self.free.len() + held + in_hand).cast_signed()
+        let known = self.free.len() + self.chained() + held + in_hand;
+        self.frame_count().cast_signed() - known.cast_signed()
     }
 
     /// For tests, after every step: every frame is accounted for.
@@ -357,8 +396,11 @@ impl FramePool {
     /// If one is not.
     #[track_caller]
     pub fn assert_conserved(&self, held: usize, in_hand: usize) {
-        let (free, count) = (self.free.len(), self.frame_count());
-        assert!(free + held + in_hand == count, "{free} free + {held} held + {in_hand} in hand of {count} frames");
+        let (free, chained, count) = (self.free.len(), self.chained(), self.frame_count());
+        assert!(
+            free + chained + held + in_hand == count,
+            "{free} free + {chained} chained + {held} held + {in_hand} in hand of {count} frames"
+        );
     }
 }
 
@@ -393,9 +435,6 @@ mod tests {
         assert_eq!((frame.offset(), frame.len()), (2048 + 300, 100));
         assert!(memory.set_len(&mut frame, 1792));
         assert_eq!((frame.offset(), frame.len()), (2048 + 256, 1792));
-        memory.truncate(&mut frame, 60);
-        memory.truncate(&mut frame, 90);
-        assert_eq!(frame.len(), 60);
     }
 
     #[test]

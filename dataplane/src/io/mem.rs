@@ -36,6 +36,9 @@ pub struct MemPort {
     sent: Vec<Frame>,
     capacity: usize,
     too_large: u64,
+    /// Bytes a packet has in its first frame, if it is received in several.
+    first: Option<usize>,
+    chains: u64,
 }
 
 /// The far end of a [`MemPort`]: what it injects the port receives. May be used by another thread and cloned.
@@ -60,7 +63,7 @@ pub fn pair(capacity: usize) -> (MemPort, MemPeer) {
         refused: AtomicU64::new(0),
     });
     let peer = MemPeer { wire: Arc::clone(&wire) };
-    (MemPort { wire, sent: Vec::with_capacity(capacity), capacity, too_large: 0 }, peer)
+    (MemPort { wire, sent: Vec::with_capacity(capacity), capacity, too_large: 0, first: None, chains: 0 }, peer)
 }
 
 impl MemPeer {
@@ -109,6 +112,12 @@ impl MemPort {
         MemPeer { wire: Arc::clone(&self.wire) }
     }
 
+    /// Receives packets of more than `first` bytes in several frames, the first with so many of them.
+    #[must_use]
+    pub fn chaining(self, first: usize) -> Self {
+        Self { first: Some(first), ..self }
+    }
+
     /// [`MemPeer::inject`], for single-threaded tests.
     pub fn inject(&self, packet: &[u8]) -> bool {
         self.peer().inject(packet)
@@ -121,8 +130,15 @@ impl Port for MemPort {
         // With no free frame the packets wait, as they do on an empty fill ring.
         while !out.is_full() && pool.free_count() > 0 {
             let Some(packet) = self.wire.to_port.pop() else { break };
-            match pool.take_with(&packet) {
-                Some(frame) => out.push(frame),
+            let frame = match self.first {
+                Some(first) if packet.len() > first => pool.take_split(&packet, first),
+                _ => pool.take_with(&packet),
+            };
+            match frame {
+                Some(frame) => {
+                    self.chains += u64::from(frame.is_chain());
+                    out.push(frame);
+                }
                 None => self.too_large += 1,
             }
             let _ = self.wire.read.push(packet);
@@ -135,7 +151,7 @@ impl Port for MemPort {
         while taken < frames.len() && self.sent.len() + taken < self.capacity {
             let Some(mut packet) = self.wire.blank.pop() else { break };
             packet.clear();
-            packet.extend_from_slice(pool.memory().bytes(&frames[taken]));
+            pool.memory().parts(&frames[taken]).for_each(|part| packet.extend_from_slice(part));
             if let Err(packet) = self.wire.from_port.push(packet) {
                 let _ = self.wire.blank.push(packet);
                 break;
@@ -158,6 +174,7 @@ impl Port for MemPort {
         PortStats {
             rx_dropped: self.too_large,
             rx_ring_full: self.wire.refused.load(Ordering::Relaxed),
+            rx_chains: self.chains,
             ..PortStats::default()
         }
     }

@@ -23,11 +23,17 @@ pub mod pcap;
 pub mod tap;
 pub mod xsk;
 
-pub use frame::{Frame, FramePool, PacketMemory};
+pub use frame::{Frame, FramePool, MOST_FRAMES, PacketMemory, Parts};
 
 /// Frames moved per burst: large enough to hide memory latency behind prefetches, small enough
 /// that a burst of metadata stays in the L1 cache.
 pub const BURST: usize = 64;
+
+/// The largest MTU a port may have: what switches mean by jumbo frames.
+pub const LARGEST_MTU: u32 = 9216;
+
+/// Bytes of the largest packet: with an Ethernet header and two tags.
+pub const LARGEST_PACKET: usize = LARGEST_MTU as usize + 22;
 
 /// A burst of frames on its way through the pipeline.
 pub type Burst = arrayvec::ArrayVec<Frame, BURST>;
@@ -47,9 +53,16 @@ pub struct PortStats {
     pub bad_descriptors: u64,
     /// Wake-ups that failed: the link is down or the interface is gone.
     pub kick_errors: u64,
+    /// Packets received in several frames.
+    pub rx_chains: u64,
+    /// Packets beyond [`LARGEST_PACKET`]: what a card or the kernel has merged (LRO, GRO).
+    pub rx_oversize: u64,
 }
 
 /// One receive and transmit queue. Implementations: [`xsk`], [`mem`], [`pcap`], [`fault`], [`tap`].
+///
+/// A packet larger than a frame is a chain of frames ([`frame`]), and one [`Frame`] here: it is sent whole or not at
+/// all. Ports that were not made for chains neither give any nor are given any.
 ///
 /// Frames are owned: what `rx_burst` hands out the worker must give to some port's `tx_burst` or
 /// back to the pool; what `tx_burst` did not take stays in the burst.

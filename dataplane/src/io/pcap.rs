@@ -11,7 +11,7 @@ use pcap_file::pcap::{PcapHeader, PcapPacket, PcapReader, PcapWriter};
 use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, PcapError, TsResolution};
 
-use super::{Burst, Frame, FramePool, Port, PortStats};
+use super::{Burst, Frame, FramePool, LARGEST_PACKET, PacketMemory, Port, PortStats};
 
 /// First bytes of a pcapng file: a section header block.
 const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
@@ -150,6 +150,15 @@ impl<W: Write> Capture<W> {
         }
     }
 
+    /// [`Self::packet`] of all the frames it is in.
+    fn frame(&mut self, memory: &PacketMemory, frame: &Frame) {
+        if frame.is_chain() {
+            self.packet(CopyOf::new(memory, frame).as_slice());
+        } else {
+            self.packet(memory.bytes(frame));
+        }
+    }
+
     /// A full disk must not stop packets: the first failure ends the capture, and is told by `finish`.
     pub fn packet(&mut self, bytes: &[u8]) {
         let Some(writer) = self.writer.as_mut() else { return };
@@ -215,7 +224,7 @@ impl<W: Write> Port for PcapPort<W> {
         while !out.is_full() && pool.free_count() > 0 {
             let Some(packet) = self.packets.get(self.next) else { break };
             self.next += 1;
-            match pool.take_with(packet) {
+            match pool.take_packet(packet) {
                 Some(frame) => out.push(frame),
                 None => self.too_large += 1,
             }
@@ -226,7 +235,7 @@ impl<W: Write> Port for PcapPort<W> {
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
         let count = frames.len();
         if let Some(capture) = self.capture.as_mut() {
-            frames.iter().for_each(|frame| capture.packet(pool.memory().bytes(frame)));
+            frames.iter().for_each(|frame| capture.frame(pool.memory(), frame));
         }
         self.sent.extend(frames.drain(..));
         count
@@ -272,7 +281,7 @@ impl<P: Port, W: Write> Port for Tee<P, W> {
         let count = self.inner.rx_burst(pool, out);
         if !self.capture.is_finished() {
             let first = out.len() - count;
-            out[first..].iter().for_each(|frame| self.capture.packet(pool.memory().bytes(frame)));
+            out[first..].iter().for_each(|frame| self.capture.frame(pool.memory(), frame));
         }
         count
     }
@@ -286,7 +295,7 @@ impl<P: Port, W: Write> Port for Tee<P, W> {
         let mut taken = 0;
         while !frames.is_empty() {
             let mut one: Burst = frames.drain(..1).collect();
-            let bytes = CopyOf::new(pool.memory().bytes(&one[0]));
+            let bytes = CopyOf::new(pool.memory(), &one[0]);
             let count = self.inner.tx_burst(pool, &mut one);
             if count == 0 {
                 one.extend(frames.drain(..));
@@ -322,15 +331,14 @@ impl<P: Port, W: Write> Port for Tee<P, W> {
 
 /// A packet's bytes on the stack: the frame is gone once the port has taken it.
 struct CopyOf {
-    bytes: [u8; 4096],
+    bytes: [u8; LARGEST_PACKET],
     len: usize,
 }
 
 impl CopyOf {
-    fn new(packet: &[u8]) -> Self {
-        let mut bytes = [0; 4096];
-        let len = packet.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&packet[..len]);
+    fn new(memory: &PacketMemory, frame: &Frame) -> Self {
+        let mut bytes = [0; LARGEST_PACKET];
+        let len = memory.copy_out(frame, &mut bytes);
         Self { bytes, len }
     }
 
@@ -348,7 +356,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::io::PacketMemory;
     use crate::io::mem::pair;
 
     fn pool() -> FramePool {
@@ -418,10 +425,36 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_larger_than_a_frame_is_counted() {
-        let mut port = PcapPort::<Vec<u8>>::new(vec![vec![0; 1793], vec![0; 60]], None);
+    fn packets_larger_than_a_frame_are_replayed_and_captured_whole() {
+        let packets: Vec<Vec<u8>> = [1793, 60, 9018].map(|len| (0..len).map(|at| at as u8).collect()).into();
+        let mut port = PcapPort::new(packets.clone(), Some(Capture::new(Vec::new(), 100).unwrap()));
+        loop_back(&mut port, &mut pool());
+        let file = port.into_capture().unwrap().finish().unwrap();
+        let mut captured = Vec::new();
+        assert!(read_pcap(file.as_slice(), &mut captured).is_ok());
+        assert!(captured == packets);
+        // In more frames than a packet may have.
+        let mut port = PcapPort::<Vec<u8>>::new(vec![vec![0; 40_000], vec![0; 60]], None);
         loop_back(&mut port, &mut pool());
         assert_eq!(port.stats().rx_dropped, 1);
+    }
+
+    #[test]
+    fn a_tee_captures_chains_whole() {
+        let (port, peer) = pair(3);
+        let mut port = Tee::new(port.chaining(100), Capture::new(Vec::new(), 100).unwrap());
+        let mut pool = pool();
+        let mut burst = Burst::new();
+        let packet: Vec<u8> = (0..4000).map(|at| (at / 16) as u8).collect();
+        peer.inject(&packet);
+        port.rx_burst(&mut pool, &mut burst);
+        assert_eq!(port.tx_burst(&mut pool, &mut burst), 1);
+        port.service(&mut pool);
+        pool.assert_conserved(0, 0);
+        assert!(peer.take().unwrap() == packet);
+        let mut captured = Vec::new();
+        assert!(read_pcap(port.into_parts().1.finish().unwrap().as_slice(), &mut captured).is_ok());
+        assert!(captured == [packet.clone(), packet]);
     }
 
     #[test]

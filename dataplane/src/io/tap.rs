@@ -14,19 +14,23 @@
 #![allow(unsafe_code, reason = "ioctls that configure a network device")]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use arrayvec::ArrayVec;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
 
-use super::{Burst, FramePool, Port, PortStats};
+use super::{Burst, Frame, FramePool, LARGEST_PACKET, MOST_FRAMES, PacketMemory, Port, PortStats};
 
 const DEVICE: &str = "/dev/net/tun";
 
 /// An Ethernet header: the kernel refuses anything shorter.
 const SHORTEST: usize = 14;
+
+/// An MTU any frame has room for.
+const ONE_FRAME: u16 = 1500;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
@@ -59,6 +63,8 @@ pub struct TapPort {
     /// The one that receives.
     reads: bool,
     mac: [u8; 6],
+    /// Where the end of a packet is read that one frame has no room for; empty: none is so large.
+    overflow: Box<[u8]>,
     too_large: u64,
     refused: u64,
 }
@@ -85,7 +91,9 @@ pub fn open(name: &str, ports: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevice
     request.set_up(control.as_fd()).map_err(setup("bringing it up"))?;
     let index = rustix::net::netdevice::name_to_index(&control, name)
         .map_err(|error| setup("reading its index")(error.into()))?;
-    let end = |reads, queue| TapPort { queue, reads, mac, too_large: 0, refused: 0 };
+    // Frames have 1,792 bytes of room at least.
+    let overflow = |reads| if reads && mtu > ONE_FRAME { vec![0; LARGEST_PACKET] } else { Vec::new() };
+    let end = |reads, queue| TapPort { queue, reads, mac, overflow: overflow(reads).into(), too_large: 0, refused: 0 };
     let writers = (1..ports).map(|_| Ok(end(false, queue.try_clone().map_err(setup("sharing its queue"))?)));
     let mut ports = writers.collect::<Result<Vec<_>, TapError>>()?;
     ports.insert(0, end(true, queue));
@@ -165,12 +173,13 @@ enum Written {
 }
 
 impl TapPort {
-    fn write(&self, packet: &[u8]) -> Written {
-        if packet.len() < SHORTEST {
+    fn write(&self, memory: &PacketMemory, frame: &Frame) -> Written {
+        if frame.len() < SHORTEST {
             return Written::Refused;
         }
+        let parts: ArrayVec<IoSlice<'_>, MOST_FRAMES> = memory.parts(frame).map(IoSlice::new).collect();
         loop {
-            return match rustix::io::write(&self.queue, packet) {
+            return match rustix::io::writev(&self.queue, &parts) {
                 Ok(_) => Written::Taken,
                 Err(Errno::INTR) => continue,
                 Err(Errno::INVAL) => Written::Refused,
@@ -190,17 +199,22 @@ impl Port for TapPort {
         while !out.is_full() {
             let Some(mut frame) = pool.take() else { break };
             pool.memory().set_len(&mut frame, room);
-            let Ok(len) = rustix::io::read(&self.queue, pool.memory().bytes_mut(&mut frame)) else {
+            let first = IoSliceMut::new(pool.memory().bytes_mut(&mut frame));
+            let Ok(len) = rustix::io::readv(&self.queue, &mut [first, IoSliceMut::new(&mut self.overflow)]) else {
                 pool.give(frame);
                 break;
             };
             // A packet that fills the room to the last byte was cut: the MTU leaves some.
-            if (SHORTEST..room).contains(&len) {
-                pool.memory().set_len(&mut frame, len);
-                out.push(frame);
-            } else {
+            if len < SHORTEST || len >= room + self.overflow.len() {
                 self.too_large += 1;
                 pool.give(frame);
+                continue;
+            }
+            pool.memory().set_len(&mut frame, len.min(room));
+            let rest = self.overflow.get(..len.saturating_sub(room)).unwrap_or_default();
+            match pool.extend(frame, rest) {
+                Some(frame) => out.push(frame),
+                None => self.too_large += 1,
             }
         }
         out.len() - before
@@ -214,7 +228,7 @@ impl Port for TapPort {
             if packet.first().is_some_and(|first| first & 1 == 0) && packet.len() >= SHORTEST {
                 packet[..6].copy_from_slice(&self.mac);
             }
-            match self.write(packet) {
+            match self.write(pool.memory(), frame) {
                 Written::Taken => {}
                 Written::Refused => self.refused += 1,
                 Written::Full => break,

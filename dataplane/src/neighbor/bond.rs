@@ -9,6 +9,8 @@ use penstock_configs::file::PortConfig;
 
 use super::netlink::{NetlinkError, Requests};
 use super::view::{KernelView, Kind};
+use crate::io::LARGEST_MTU;
+use crate::io::xsk::kernel_scatters;
 
 /// Why an interface cannot be a port.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,12 @@ pub enum PortError {
          (`ip link set {name} mtu {most}`)"
     )]
     Mtu { name: String, mtu: u32, frame_size: u32, most: u32, remedy: &'static str },
+    #[error(
+        "port {name}: its MTU is {mtu}, and the box takes {LARGEST_MTU} at most: lower it (`ip link set {name} mtu {LARGEST_MTU}`)"
+    )]
+    Beyond { name: String, mtu: u32 },
+    #[error("this kernel has no AF_XDP, or no permission for it was given (CAP_NET_RAW): {0}")]
+    AfXdp(std::io::Error),
     #[error("the kernel's links cannot be read: {0}")]
     Netlink(#[from] NetlinkError),
 }
@@ -40,20 +48,31 @@ const HEADROOM: u32 = 256;
 /// Ethernet header and two tags.
 const LINK_HEADERS: u32 = 14 + 8;
 
+/// What there is to serve.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The ports, bonds replaced by their members.
+    pub ports: Vec<PortConfig>,
+    /// Packets of one of them may be larger than a frame.
+    pub jumbo: bool,
+}
+
 /// The ports to serve, bonds replaced by their members.
 ///
 /// # Errors
 /// An interface that cannot be one, and what to name instead.
-pub fn resolve(ports: &[PortConfig], frame_size: u32) -> Result<Vec<PortConfig>, PortError> {
+pub fn resolve(ports: &[PortConfig], frame_size: u32) -> Result<Resolved, PortError> {
     let view = KernelView::read_links(&mut Requests::open()?)?;
-    resolve_in(&view, ports, frame_size)
+    resolve_in(&view, ports, frame_size, || kernel_scatters().map_err(PortError::AfXdp))
 }
 
+/// [`resolve`] on a kernel that has packets in several frames if `scatters` says so, which is asked if it matters.
 pub(super) fn resolve_in(
     view: &KernelView,
     ports: &[PortConfig],
     frame_size: u32,
-) -> Result<Vec<PortConfig>, PortError> {
+    scatters: impl FnOnce() -> Result<bool, PortError>,
+) -> Result<Resolved, PortError> {
     let mut resolved = Vec::with_capacity(ports.len());
     for port in ports {
         let Some((index, link)) = view.link_named(&port.interface) else {
@@ -89,8 +108,8 @@ pub(super) fn resolve_in(
             return Err(PortError::Twice { port: port.interface.clone(), bond: bond.to_owned() });
         }
     }
-    resolved.iter().try_for_each(|port| check_mtu(view, &port.interface, frame_size))?;
-    Ok(resolved)
+    let jumbo = check_mtus(view, &resolved, frame_size, scatters)?;
+    Ok(Resolved { ports: resolved, jumbo })
 }
 
 fn check_mode(bond: &str, mode: &BondMode) -> Result<(), PortError> {
@@ -110,14 +129,28 @@ pub fn largest_mtu(frame_size: u32) -> u32 {
     frame_size.saturating_sub(HEADROOM + LINK_HEADERS)
 }
 
-/// A packet lies in one frame: what is larger would be dropped by the kernel, uncounted by name.
-fn check_mtu(view: &KernelView, name: &str, frame_size: u32) -> Result<(), PortError> {
+/// Whether a port has packets larger than a frame. On a kernel that cannot have them in several frames it is refused:
+/// they would be dropped there, uncounted by name.
+fn check_mtus(
+    view: &KernelView,
+    ports: &[PortConfig],
+    frame_size: u32,
+    scatters: impl FnOnce() -> Result<bool, PortError>,
+) -> Result<bool, PortError> {
     let most = largest_mtu(frame_size);
-    let Some((_, link)) = view.link_named(name).filter(|(_, link)| link.mtu > most) else { return Ok(()) };
-    let remedy = if link.mtu <= 4096 - HEADROOM - LINK_HEADERS {
-        "write workers.frame_size = 4096, or lower the MTU"
+    let mtus = || ports.iter().filter_map(|port| view.link_named(&port.interface)).map(|(_, link)| link);
+    if let Some(link) = mtus().find(|link| link.mtu > LARGEST_MTU) {
+        return Err(PortError::Beyond { name: link.name.clone(), mtu: link.mtu });
+    }
+    let Some(link) = mtus().find(|link| link.mtu > most) else { return Ok(false) };
+    if scatters()? {
+        return Ok(true);
+    }
+    let remedy = if link.mtu <= largest_mtu(4096) {
+        "write workers.frame_size = 4096, or use Linux 6.6 or newer, or lower the MTU"
     } else {
-        "lower the MTU; workers.frame_size = 4096 holds 3818"
+        "this kernel has no packets in several frames (multi-buffer AF_XDP): use Linux 6.6 or newer, or lower the MTU; \
+         workers.frame_size = 4096 holds 3818"
     };
-    Err(PortError::Mtu { name: name.to_owned(), mtu: link.mtu, frame_size, most, remedy })
+    Err(PortError::Mtu { name: link.name.clone(), mtu: link.mtu, frame_size, most, remedy })
 }

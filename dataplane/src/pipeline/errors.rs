@@ -18,6 +18,10 @@ const LEAST_MTU_V6: u32 = 1280;
 /// What IPv4 asks of every link (RFC 791 section 3.2).
 const LEAST_MTU_V4: u32 = 68;
 
+/// Bytes of an ICMP error, from its header on, that are read or changed at most, in any that a router would send: the
+/// headers it quotes, with IPv4's options, or a few of IPv6's, and TCP's up to the checksum.
+const QUOTED: usize = 8 + 40 + 8 * 8 + 20;
+
 impl Pipeline {
     /// An ICMP error that may be about a packet the box translated: see [`crate::icmp`].
     #[inline(never)]
@@ -31,6 +35,9 @@ impl Pipeline {
         let bytes = memory.bytes_mut(frame);
         let outer = F::tuple(bytes, packet);
         let local = F::tables(&self.view.tables).locals.get(&outer.dst).copied();
+        if bytes.len() < usize::from(packet.end).min(usize::from(packet.l4) + QUOTED) {
+            return Verdict::Drop(DropReason::HeadersSplit);
+        }
         let Some(quoted) = icmp::quoted(bytes, packet) else { return self.unmatched(local, packet) };
         let about = F::tuple(bytes, &quoted);
         // An error goes to whoever sent what it is about.
@@ -180,6 +187,9 @@ impl Pipeline {
             self.stats.generated.add(1);
             return Verdict::Drop(reason);
         }
+        // Of a packet in several frames the first one's part is quoted.
+        let here = memory.bytes(frame).len() as u16;
+        let packet = &Packet { end: packet.end.min(here), ..*packet };
         let Some(len) = wire::icmp::error_about(memory.room_mut(frame), packet, kind) else {
             return Verdict::Drop(reason);
         };

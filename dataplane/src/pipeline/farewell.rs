@@ -124,6 +124,11 @@ impl Pipeline {
         let record = side.flows.record(entry.record);
         let word = record.word().filter(|word| word.state == State::Expired)?;
         let hop = self.known_hop::<F>(entry).ok()?;
+        let hop = match (hop.tags, self.hops.get(record.hop)) {
+            // Packets to this hop keep the tags they come in: the client's, of which none has come here.
+            (None, Some(client)) if !client.tags.is_empty() => hop.in_tags(client.tags),
+            _ => hop,
+        };
         let Rewrite { src, dst, src_port, dst_port } = side.translation(entry, word);
         let (seq, ack) = match entry.direction {
             Direction::Forward => (record.seen.node_expects, record.seen.client_expects),

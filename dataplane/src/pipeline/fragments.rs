@@ -1,8 +1,8 @@
 //! Fragments on the packet path: gathered, held until the first one has come, translated like it. The
 //! scheme is [`crate::fragment`]'s.
 
-use super::Pipeline;
 use super::side::{self, Sided};
+use super::{Pipeline, parse};
 use crate::clock::Now;
 use crate::flow::Direction;
 use crate::fragment::{self, Added, Datagrams, Fate, Piece, TIMEOUT_NS, Waiting, set_identification};
@@ -158,7 +158,7 @@ impl Pipeline {
         let came_with = wire::sctp::checksum(bytes, usize::from(packet.l4));
         let hash = F::side(self).flows.hash(&tuple);
         let verdict = self.transit::<F>(memory, frame, whole, hash, None, from, handed, now);
-        let fate = match (verdict, fragment_in(memory.bytes(frame))) {
+        let fate = match (verdict, fragment_in(memory, frame)) {
             (Verdict::Tx(_), Some(sent)) => {
                 let identification = self.identifications.take(if F::V6 { 32 } else { 16 });
                 let bytes = memory.bytes_mut(frame);
@@ -371,7 +371,7 @@ impl Pipeline {
 
     fn follow_held(&mut self, memory: &PacketMemory, frame: &mut Frame, fate: Fate, from: PortId, now: Now) -> Verdict {
         // It was parsed when it came, and nobody has touched it since.
-        match wire::parse(memory.bytes(frame)) {
+        match parse(memory, frame) {
             Ok(Parsed::Ip(packet)) if packet.v6 => self.follow::<V6>(memory, frame, &packet, fate, from, now),
             Ok(Parsed::Ip(packet)) => self.follow::<V4>(memory, frame, &packet, fate, from, now),
             _ => Verdict::Drop(DropReason::FragmentMalformed),
@@ -416,8 +416,8 @@ fn sctp_begins(bytes: &[u8], packet: &Packet) -> Result<Packet, DropReason> {
 }
 
 /// The headers of a frame that holds a fragment: tags may have moved them.
-fn fragment_in(bytes: &[u8]) -> Option<Packet> {
-    match wire::parse(bytes) {
+fn fragment_in(memory: &PacketMemory, frame: &Frame) -> Option<Packet> {
+    match parse(memory, frame) {
         Ok(Parsed::Ip(packet)) if packet.transport == Transport::Fragment => Some(packet),
         _ => None,
     }

@@ -20,9 +20,16 @@ impl Pipeline {
 
 #[inline(never)]
 fn leave_in_tags(memory: &PacketMemory, frame: &mut Frame, to: Tags, hop: &Hop) -> Verdict {
-    let len = frame.len();
-    match tags::retag(memory.room_mut(frame), len, to) {
-        Some(len) if memory.resize(frame, len) => Verdict::Tx(hop.port),
-        _ => Verdict::Drop(DropReason::TooBig),
+    let len = memory.bytes(frame).len();
+    if let Some(len) = tags::retag(memory.room_mut(frame), len, to) {
+        memory.resize_first(frame, len);
+        return Verdict::Tx(hop.port);
     }
+    // The frame is full to its end: what comes before the tags moves into its headroom.
+    let more = tags::growth(memory.bytes(frame), to);
+    if !memory.grow_front(frame, more) {
+        return Verdict::Drop(DropReason::TooBig);
+    }
+    tags::retag_in_front(memory.bytes_mut(frame), more, to);
+    Verdict::Tx(hop.port)
 }

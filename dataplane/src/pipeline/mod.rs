@@ -145,7 +145,7 @@ impl Pipeline {
             if V4::is_plain(bytes) {
                 hashes[at] = self.v4.begin(bytes, &V4::headers(bytes));
             } else {
-                (stages[at], hashes[at]) = self.begin(bytes);
+                (stages[at], hashes[at]) = self.begin(bytes, frame.len());
             }
             if let Some(behind) = at.checked_sub(AHEAD) {
                 likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
@@ -185,18 +185,28 @@ impl Pipeline {
         self.v6.ports.end_burst();
     }
 
-    /// First stage of what is not plain IPv4: headers and hash; the index line is on its way.
+    /// First stage of what is not plain IPv4: headers and hash; the index line is on its way. Of `whole` bytes of
+    /// packet `bytes` are those of its first frame.
     #[inline(always)]
-    fn begin(&self, bytes: &[u8]) -> (Stage, u64) {
+    fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
         if V6::is_plain(bytes) {
             return (Stage::Plain6, self.v6.begin(bytes, &V6::headers(bytes)));
         }
-        self.begin_other(bytes)
+        self.begin_other(bytes, whole)
     }
 
     #[inline(never)]
-    fn begin_other(&self, bytes: &[u8]) -> (Stage, u64) {
-        let stage = match wire::parse(bytes) {
+    fn begin_other(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
+        // A packet in several frames is no less plain than one in a single one.
+        if bytes.len() < whole {
+            if V4::is_plain_part(bytes, whole) {
+                return (Stage::Plain4, self.v4.begin(bytes, &V4::headers(bytes)));
+            }
+            if V6::is_plain_part(bytes, whole) {
+                return (Stage::Plain6, self.v6.begin(bytes, &V6::headers(bytes)));
+            }
+        }
+        let stage = match wire::parse_part(bytes, whole) {
             Ok(Parsed::Ip(packet)) => match packet.transport {
                 Transport::Tcp | Transport::Udp | Transport::Sctp => {
                     let hash = if packet.v6 { self.v6.begin(bytes, &packet) } else { self.v4.begin(bytes, &packet) };
@@ -267,7 +277,7 @@ impl Pipeline {
         {
             return Verdict::Tx(port);
         }
-        match wire::parse(memory.bytes(frame)) {
+        match parse(memory, frame) {
             Ok(Parsed::Ip(packet)) => self.transit::<F>(memory, frame, packet, hash, likely, from, handed, now),
             Ok(_) => Verdict::Kernel,
             Err(reason) => Verdict::Drop(reason),
@@ -465,6 +475,10 @@ impl Pipeline {
         let ours = |addr| {
             if port.is_kernel { view.tables.local(addr).is_some() } else { view.claimed.contains(&(from.0, addr)) }
         };
+        if frame.is_chain() {
+            // Such packets are a few dozen bytes long.
+            return Verdict::Drop(DropReason::NeighborIgnored);
+        }
         let len = frame.len();
         match responder::answer(memory.room_mut(frame), len, port.mac, ours) {
             Answer::Reply(len) => {
@@ -537,6 +551,12 @@ impl Pipeline {
     pub fn flows_v6(&self) -> &FlowTable<V6> {
         &self.v6.flows
     }
+}
+
+/// The headers of the packet in a frame.
+#[inline]
+fn parse(memory: &PacketMemory, frame: &Frame) -> Result<Parsed, DropReason> {
+    wire::parse_part(memory.bytes(frame), frame.len())
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@
 //! **Fragments.** The checksum is over the whole packet, so the first fragment, which bears it, waits until the
 //! last has told how long the packet is; only then is it translated, and the others behind it.
 
-use super::Pipeline;
 use super::segment::commit;
 use super::side::{Side, Sided};
+use super::{Pipeline, parse};
 use crate::clock::Now;
 use crate::flow::{Direction, Entry, State, Word};
 use crate::fragment::{self, Fate, Piece};
@@ -26,7 +26,9 @@ pub(super) fn follow<F: Family>(
     packet: &Packet,
     entry: Entry,
 ) -> Result<(Word, Word), DropReason> {
-    let sctp = bytes.get_mut(usize::from(packet.l4)..usize::from(packet.end)).unwrap_or_default();
+    // All it says before its data is in the packet's first frame: `wire::sctp::check`.
+    let end = bytes.len().min(packet.end.into());
+    let sctp = bytes.get_mut(usize::from(packet.l4)..end).unwrap_or_default();
     let chunks = wire::sctp::read(sctp);
     if chunks.has(INIT) || chunks.has(INIT_ACK) {
         wire::sctp::hide_addresses(sctp);
@@ -73,8 +75,9 @@ impl Pipeline {
         from: PortId,
         now: Now,
     ) -> Verdict {
+        let parsed = parse(memory, frame);
         let bytes = memory.bytes(frame);
-        let Ok(Parsed::Ip(packet)) = wire::parse(bytes) else { return Verdict::Drop(DropReason::FragmentMalformed) };
+        let Ok(Parsed::Ip(packet)) = parsed else { return Verdict::Drop(DropReason::FragmentMalformed) };
         let Ok(piece) = Piece::read(bytes, &packet) else { return Verdict::Drop(DropReason::FragmentMalformed) };
         let Tuple { src, dst, .. } = F::tuple(bytes, &packet);
         let key = fragment::key(src, dst, piece.identification, packet.protocol);

@@ -8,7 +8,7 @@ use super::{ClassCounters, SnatSteer, SteerCounters, SteerError, Steering};
 
 /// Raise with every change of a map's key, value, size or meaning: pins of another layout are
 /// replaced, never adopted.
-pub(super) const LAYOUT: u32 = 2;
+pub(super) const LAYOUT: u32 = 3;
 
 /// Entries per table that can be wanted. The maps hold twice as many, so that a change can add
 /// everything new before it deletes anything old.
@@ -24,7 +24,7 @@ pub(super) const BUCKETS: usize = 2 * ADDRESSES;
 const SLICE_SHIFT: u32 = 24;
 
 const CLASSES: usize = 5;
-pub(super) const COUNTERS: usize = 4 + 2 * CLASSES;
+pub(super) const COUNTERS: usize = 5 + 2 * CLASSES;
 
 pub(super) type Key4 = [u8; 4];
 pub(super) type Key6 = [u8; 16];
@@ -182,11 +182,12 @@ fn backend6(address: Ipv6Addr, port: u16, protocol: u8) -> Backend6 {
 
 /// One CPU's counters added to the sum.
 pub(super) fn add_counters(sum: &mut SteerCounters, cpu: &[u64; COUNTERS]) {
-    let [passed, unserved, malformed, policed, classes @ ..] = cpu;
+    let [passed, unserved, malformed, policed, split, classes @ ..] = cpu;
     sum.passed += passed;
     sum.unserved += unserved;
     sum.malformed += malformed;
     sum.policed += policed;
+    sum.split += split;
     let (redirected, no_socket) = classes.split_at(CLASSES);
     add_class(&mut sum.redirected, redirected);
     add_class(&mut sum.no_socket, no_socket);
@@ -298,8 +299,8 @@ mod tests {
         add_counters(&mut sum, &cpu);
         add_counters(&mut sum, &cpu);
         assert_eq!((sum.passed, sum.unserved, sum.malformed), (2, 4, 6));
-        assert_eq!(sum.policed, 8);
-        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (10, 18));
-        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (20, 28));
+        assert_eq!((sum.policed, sum.split), (8, 10));
+        assert_eq!((sum.redirected.vip, sum.redirected.neighbor), (12, 20));
+        assert_eq!((sum.no_socket.vip, sum.no_socket.neighbor), (22, 30));
     }
 }

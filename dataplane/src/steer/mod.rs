@@ -15,7 +15,10 @@
 //! Queues from `queues` on pass everything to the kernel.
 //!
 //! **MTU.** Without `frags` a packet must fit one buffer: the driver refuses the program above about 3500
-//! (veth: 3506, of the peer). With [`Options::frags`] any MTU goes, if the sockets are bound with XDP_USE_SG.
+//! (veth: 3506, of the peer). With [`Options::frags`] any MTU goes, if the sockets are bound with XDP_USE_SG. The
+//! program sees a packet's first buffer only, and relies on headers only where they are in it: veth and most drivers
+//! fill it. Where it is short, the headers of plain packets are copied out (`bpf/split.h`), and what cannot be
+//! decided by them passes to the kernel, counted ([`SteerCounters::split`]).
 
 mod bpffs;
 mod error;
@@ -214,9 +217,28 @@ impl Steer {
         frame: &[u8],
         repeat: u32,
     ) -> Result<(Decision, Duration), SteerError> {
+        self.test_run_with(interface, frame, None, repeat)
+    }
+
+    /// [`Self::test_run`] of a packet in several buffers, with `first` bytes in the first (a kernel of 6.18).
+    pub fn test_run_split(&mut self, interface: usize, frame: &[u8], first: u32) -> Result<Decision, SteerError> {
+        // struct xdp_md: data, data_end, and four that stay zero.
+        let [a, b, c, d] = first.to_ne_bytes();
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&[a, b, c, d]);
+        self.test_run_with(interface, frame, Some(&context), 1).map(|(decision, _)| decision)
+    }
+
+    fn test_run_with(
+        &mut self,
+        interface: usize,
+        frame: &[u8],
+        ctx_in: Option<&[u8]>,
+        repeat: u32,
+    ) -> Result<(Decision, Duration), SteerError> {
         let port = self.port_mut(interface)?;
         let name = port.interface.name.clone();
-        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
+        let options = TestRunOptions { data_in: Some(frame), ctx_in, repeat, ..TestRunOptions::default() };
         let run = port.program.xdp()?.test_run(options).map_err(|error| SteerError::Load {
             name,
             reason: describe(&error),

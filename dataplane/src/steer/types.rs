@@ -80,6 +80,8 @@ pub struct SteerCounters {
     pub malformed: u64,
     /// Dropped: to a VIP beyond [`Steering::new_per_vip`], and of no established flow.
     pub policed: u64,
+    /// To the kernel: in several buffers, the first of which has too little of the headers to tell whose it is.
+    pub split: u64,
     pub redirected: ClassCounters,
     /// Ours, but no process had a socket on the queue: dropped.
     pub no_socket: ClassCounters,

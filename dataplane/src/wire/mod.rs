@@ -14,7 +14,7 @@ pub mod sctp;
 pub mod tags;
 
 pub use family::{Family, Tuple, V4, V6};
-pub use parse::{Packet, Parsed, Transport, parse};
+pub use parse::{Packet, Parsed, Transport, parse, parse_part};
 pub use plain::Plain;
 pub use rewrite::{Rewrite, rewrite};
 pub use tags::Tags;

@@ -68,15 +68,25 @@ const MAX_EXTENSION_HEADERS: usize = 8;
 /// The drop reason that names what is malformed.
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Parsed, DropReason> {
+    parse_part(frame, frame.len())
+}
+
+/// [`parse`] of a packet of `whole` bytes, of which `frame` has the first: all headers must be in it, with TCP's
+/// options and what an SCTP packet says before its data.
+///
+/// # Errors
+/// As [`parse`]; and `HeadersSplit`.
+#[inline]
+pub fn parse_part(frame: &[u8], whole: usize) -> Result<Parsed, DropReason> {
     let mut ethertype_at = 12;
     for _ in 0..=MAX_TAGS {
         if frame.len() < ethertype_at + 2 {
-            return Err(DropReason::TruncatedEthernet);
+            return Err(missing(ethertype_at + 2, whole, DropReason::TruncatedEthernet));
         }
         let l3 = ethertype_at + 2;
         match be16(frame, ethertype_at) {
-            ETHERTYPE_IPV4 => return ipv4(frame, l3),
-            ETHERTYPE_IPV6 => return ipv6(frame, l3),
+            ETHERTYPE_IPV4 => return ipv4(frame, whole, l3),
+            ETHERTYPE_IPV6 => return ipv6(frame, whole, l3),
             ETHERTYPE_ARP => return Ok(Parsed::Arp),
             tpid if VLAN_TPIDS.contains(&tpid) => ethertype_at += 4,
             _ => return Ok(Parsed::Foreign),
@@ -93,19 +103,20 @@ pub fn l3_offset(frame: &[u8]) -> usize {
 }
 
 #[inline]
-fn ipv4(frame: &[u8], l3: usize) -> Result<Parsed, DropReason> {
+fn ipv4(frame: &[u8], whole: usize, l3: usize) -> Result<Parsed, DropReason> {
     let Some(header) = frame.get(l3..).and_then(|rest| rest.first_chunk::<20>()) else {
-        return Err(DropReason::TruncatedIp);
+        return Err(missing(l3 + 20, whole, DropReason::TruncatedIp));
     };
     if header[0] >> 4 != 4 {
         return Err(DropReason::BadIpVersion);
     }
     let header_len = usize::from(header[0] & 0x0f) * 4;
     if header_len < 20 || l3 + header_len > frame.len() {
-        return Err(DropReason::BadHeaderLength);
+        let split = header_len >= 20 && l3 + header_len <= whole;
+        return Err(if split { DropReason::HeadersSplit } else { DropReason::BadHeaderLength });
     }
     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if total < header_len || l3 + total > frame.len() {
+    if total < header_len || l3 + total > whole {
         return Err(DropReason::BadTotalLength);
     }
     // More-fragments flag or a fragment offset.
@@ -114,15 +125,15 @@ fn ipv4(frame: &[u8], l3: usize) -> Result<Parsed, DropReason> {
 }
 
 #[inline]
-fn ipv6(frame: &[u8], l3: usize) -> Result<Parsed, DropReason> {
+fn ipv6(frame: &[u8], whole: usize, l3: usize) -> Result<Parsed, DropReason> {
     let Some(header) = frame.get(l3..).and_then(|rest| rest.first_chunk::<40>()) else {
-        return Err(DropReason::TruncatedIp);
+        return Err(missing(l3 + 40, whole, DropReason::TruncatedIp));
     };
     if header[0] >> 4 != 6 {
         return Err(DropReason::BadIpVersion);
     }
     let end = l3 + 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if end > frame.len() {
+    if end > whole {
         return Err(DropReason::BadTotalLength);
     }
     let mut next = header[6];
@@ -166,8 +177,17 @@ fn byte_before(frame: &[u8], at: usize, end: usize) -> Result<u8, DropReason> {
     if at >= end {
         return Err(DropReason::BadExtensionHeaders);
     }
-    frame.get(at).copied().ok_or(DropReason::BadExtensionHeaders)
+    frame.get(at).copied().ok_or(DropReason::HeadersSplit)
 }
+
+/// What is wrong where a header that ends at `end` is not in the first part of a packet.
+#[cold]
+fn missing(end: usize, whole: usize, reason: DropReason) -> DropReason {
+    if end <= whole { DropReason::HeadersSplit } else { reason }
+}
+
+/// Longer than any transport header that is read of a fragment: TCP's with all its options.
+const TRANSPORT_HEADER: usize = 60;
 
 #[inline]
 fn transport(
@@ -180,7 +200,7 @@ fn transport(
     fragment: bool,
 ) -> Result<Parsed, DropReason> {
     let mut packet = Packet {
-        // A frame is at most a few KiB long: its offsets fit.
+        // A packet is at most 64 KiB long: its offsets fit.
         l3: l3 as u16,
         l4: l4 as u16,
         end: end as u16,
@@ -190,15 +210,20 @@ fn transport(
         tcp_flags: 0,
     };
     let len = end - l4;
+    let here = frame.get(l4..end.min(frame.len())).unwrap_or_default();
     match protocol {
+        _ if fragment && here.len() < len.min(TRANSPORT_HEADER) => return Err(DropReason::HeadersSplit),
         _ if fragment => packet.transport = Transport::Fragment,
         PROTO_TCP => {
-            let Some(header) = frame.get(l4..end).and_then(|rest| rest.first_chunk::<20>()) else {
-                return Err(DropReason::TruncatedTransport);
+            let Some(header) = here.first_chunk::<20>() else {
+                return Err(missing(20, len, DropReason::TruncatedTransport));
             };
             let data = usize::from(header[12] >> 4) * 4;
             if data < 20 || data > len {
                 return Err(DropReason::BadTcpOffset);
+            }
+            if data > here.len() {
+                return Err(DropReason::HeadersSplit);
             }
             packet.tcp_flags = header[13];
             check_tcp_flags(packet.tcp_flags)?;
@@ -206,8 +231,8 @@ fn transport(
             packet.transport = Transport::Tcp;
         }
         PROTO_UDP => {
-            let Some(header) = frame.get(l4..end).and_then(|rest| rest.first_chunk::<8>()) else {
-                return Err(DropReason::TruncatedTransport);
+            let Some(header) = here.first_chunk::<8>() else {
+                return Err(missing(8, len, DropReason::TruncatedTransport));
             };
             let udp_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
             if udp_len < 8 || udp_len > len {
@@ -217,18 +242,18 @@ fn transport(
             packet.transport = Transport::Udp;
         }
         PROTO_SCTP => {
-            packet.tcp_flags = sctp::check(frame.get(l4..end).unwrap_or_default())?;
+            packet.tcp_flags = sctp::check(here, len)?;
             packet.transport = Transport::Sctp;
         }
-        PROTO_ICMP if !v6 => packet.transport = icmp(len)?,
-        PROTO_ICMPV6 if v6 => packet.transport = icmp(len)?,
+        PROTO_ICMP if !v6 => packet.transport = icmp(here.len(), len)?,
+        PROTO_ICMPV6 if v6 => packet.transport = icmp(here.len(), len)?,
         _ => {}
     }
     Ok(Parsed::Ip(packet))
 }
 
-fn icmp(len: usize) -> Result<Transport, DropReason> {
-    if len < 8 { Err(DropReason::TruncatedTransport) } else { Ok(Transport::Icmp) }
+fn icmp(here: usize, len: usize) -> Result<Transport, DropReason> {
+    if here < 8 { Err(missing(8, len, DropReason::TruncatedTransport)) } else { Ok(Transport::Icmp) }
 }
 
 #[inline]

@@ -19,7 +19,13 @@ pub trait Plain: Family {
     const HEADERS: usize = Self::L4 + TCP_HEADER;
 
     /// Whether the frame holds a plain packet.
-    fn is_plain(frame: &[u8]) -> bool;
+    #[inline(always)]
+    fn is_plain(frame: &[u8]) -> bool {
+        Self::is_plain_part(frame, frame.len())
+    }
+
+    /// Whether a packet of `whole` bytes is plain, of which `frame` has the first.
+    fn is_plain_part(frame: &[u8], whole: usize) -> bool;
 
     /// Bytes of IP packet, of a plain packet.
     fn ip_len(headers: &[u8]) -> usize;
@@ -52,7 +58,7 @@ impl Plain for V4 {
     const L4: usize = L3 + 20;
 
     #[inline(always)]
-    fn is_plain(frame: &[u8]) -> bool {
+    fn is_plain_part(frame: &[u8], whole: usize) -> bool {
         let Some(headers) = frame.get(..Self::HEADERS) else { return false };
         // EtherType, version and header length; fragment fields, TTL, protocol.
         let start = be32(headers, 12) >> 8;
@@ -61,7 +67,7 @@ impl Plain for V4 {
         start == u32::from(ETHERTYPE_IPV4) << 8 | 0x45
             && middle & 0x3fff_00ff == u32::from(PROTO_TCP)
             && middle & 0xff00 > 0x0100
-            && L3 + total <= frame.len()
+            && L3 + total <= whole
             && total >= 20 + TCP_HEADER
             && is_plain_tcp(headers, Self::L4, total - 20)
     }
@@ -76,7 +82,7 @@ impl Plain for V6 {
     const L4: usize = L3 + 40;
 
     #[inline(always)]
-    fn is_plain(frame: &[u8]) -> bool {
+    fn is_plain_part(frame: &[u8], whole: usize) -> bool {
         let Some(headers) = frame.get(..Self::HEADERS) else { return false };
         let start = be32(headers, 12) >> 12;
         let next_and_hops = be16(headers, L3 + 6);
@@ -84,7 +90,7 @@ impl Plain for V6 {
         start == u32::from(ETHERTYPE_IPV6) << 4 | 6
             && next_and_hops >> 8 == u16::from(PROTO_TCP)
             && next_and_hops & 0xff > 1
-            && L3 + total <= frame.len()
+            && L3 + total <= whole
             && total >= 40 + TCP_HEADER
             && is_plain_tcp(headers, Self::L4, total - 40)
     }

@@ -62,19 +62,20 @@ impl Chunks {
     }
 }
 
-/// Checks a whole packet from its SCTP header on, and says whether it [`OPENS`] an association.
+/// Checks a packet of `whole` bytes from its SCTP header on, of which its first are at hand, and says whether it
+/// [`OPENS`] an association.
 ///
 /// # Errors
-/// `TruncatedTransport`, `PortZero`, `BadSctpChunk`.
-pub fn check(packet: &[u8]) -> Result<u8, DropReason> {
+/// `TruncatedTransport`, `PortZero`, `BadSctpChunk`, `HeadersSplit`.
+pub fn check(packet: &[u8], whole: usize) -> Result<u8, DropReason> {
     if packet.len() < HEADER {
-        return Err(DropReason::TruncatedTransport);
+        return Err(if whole < HEADER { DropReason::TruncatedTransport } else { DropReason::HeadersSplit });
     }
     if be16(packet, 0) == 0 || be16(packet, 2) == 0 {
         return Err(DropReason::PortZero);
     }
-    let chunks = walk(packet)?;
-    if chunks.seen == 0 && packet.len() < HEADER + CHUNK_HEADER {
+    let chunks = walk(packet, whole)?;
+    if chunks.seen == 0 && whole < HEADER + CHUNK_HEADER {
         return Err(DropReason::BadSctpChunk);
     }
     // Section 8.5: tag 0 goes with INIT, and with nothing else.
@@ -87,19 +88,23 @@ pub fn check(packet: &[u8]) -> Result<u8, DropReason> {
 /// What a packet, or the first fragment of one, says; from its SCTP header on.
 #[must_use]
 pub fn read(packet: &[u8]) -> Chunks {
-    match walk(packet) {
+    match walk(packet, packet.len()) {
         Ok(chunks) => chunks,
         // A fragment cuts a chunk short; the tag is there.
         Err(_) => Chunks { tag: be32(packet, 4), ..Chunks::default() },
     }
 }
 
-fn walk(packet: &[u8]) -> Result<Chunks, DropReason> {
+/// All chunks before the data must be at hand: what they say counts, and what INIT says is changed.
+fn walk(packet: &[u8], whole: usize) -> Result<Chunks, DropReason> {
     let mut chunks = Chunks { tag: be32(packet, 4), ..Chunks::default() };
     let mut at = HEADER;
     for _ in 0..MAX_CHUNKS {
-        if at + CHUNK_HEADER > packet.len() {
+        if at + CHUNK_HEADER > whole {
             break;
+        }
+        if at + CHUNK_HEADER > packet.len() {
+            return Err(DropReason::HeadersSplit);
         }
         let [kind, flags] = bytes_at(packet, at);
         let len = usize::from(be16(packet, at + 2));
@@ -107,15 +112,18 @@ fn walk(packet: &[u8]) -> Result<Chunks, DropReason> {
             chunks.seen |= 1;
             break;
         }
-        if len < CHUNK_HEADER || at + len > packet.len() {
+        if len < CHUNK_HEADER || at + len > whole {
             return Err(DropReason::BadSctpChunk);
+        }
+        if at + len > packet.len() {
+            return Err(DropReason::HeadersSplit);
         }
         let next = at + len.next_multiple_of(4);
         match kind {
             INIT | INIT_ACK => {
                 chunks.initiate_tag = be32(packet, at + 4);
                 // Section 3.3.2: alone in its packet; section 3.3.3: a tag of 0 is none.
-                let alone = at == HEADER && next >= packet.len();
+                let alone = at == HEADER && next >= whole;
                 if !alone || len < INIT_HEADER || chunks.initiate_tag == 0 {
                     return Err(DropReason::BadSctpChunk);
                 }

@@ -1,6 +1,6 @@
 //! VLAN tags (IEEE 802.1Q): read off a frame, and exchanged for others in place.
 
-use super::{be16, bytes_at, put};
+use super::{be16, put};
 
 const TPIDS: [u16; 2] = [0x8100, 0x88a8];
 /// Where the first tag, or the EtherType, stands: behind the addresses.
@@ -61,23 +61,46 @@ pub fn retag(room: &mut [u8], len: usize, to: Tags) -> Option<usize> {
     if from == to {
         return Some(len);
     }
-    let mut priorities = [0; 2];
-    for at in 0..from.count() {
-        // An inner tag that had none before gets that of the tag it was pushed under.
-        priorities[at..].fill(be16(room, TAGS_AT + TAG * at + 2) & PRIORITY);
-    }
+    let priorities = priorities(room, from);
     let (old, new) = (TAGS_AT + TAG * from.count(), TAGS_AT + TAG * to.count());
     let new_len = len - old + new;
     if new_len > room.len() {
         return None;
     }
     room.copy_within(old..len, new);
+    write(room, to, priorities);
+    Some(new_len)
+}
+
+/// Bytes by which tags longer than a frame's own make it longer.
+#[must_use]
+pub fn growth(frame: &[u8], to: Tags) -> usize {
+    TAG * to.count().saturating_sub(Tags::of(frame).count())
+}
+
+/// [`retag`] where the frame cannot grow behind: the first `more` bytes ([`growth`]) are free.
+pub fn retag_in_front(bytes: &mut [u8], more: usize, to: Tags) {
+    let Some(frame) = bytes.get(more..) else { return };
+    let from = Tags::of(frame);
+    let priorities = priorities(frame, from);
+    bytes.copy_within(more..more + TAGS_AT, 0);
+    write(bytes, to, priorities);
+}
+
+fn priorities(frame: &[u8], tags: Tags) -> [u16; 2] {
+    let mut priorities = [0; 2];
+    for at in 0..tags.count() {
+        // An inner tag that had none before gets that of the tag it was pushed under.
+        priorities[at..].fill(be16(frame, TAGS_AT + TAG * at + 2) & PRIORITY);
+    }
+    priorities
+}
+
+fn write(frame: &mut [u8], to: Tags, priorities: [u16; 2]) {
     for (at, (tag, priority)) in to.0.iter().zip(priorities).take(to.count()).enumerate() {
         let tag = tag | u32::from(priority);
-        put(room, TAGS_AT + TAG * at, tag.to_be_bytes());
+        put(frame, TAGS_AT + TAG * at, tag.to_be_bytes());
     }
-    debug_assert_eq!(bytes_at::<2>(room, new), bytes_at::<2>(&room[new..], 0));
-    Some(new_len)
 }
 
 #[cfg(test)]

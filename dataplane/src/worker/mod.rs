@@ -14,7 +14,7 @@ use crate::handoff::{Exchange, Note, Parcel};
 use crate::io::{BURST, Burst, Frame, FramePool, Port};
 use crate::pipeline::{Pipeline, Released};
 use crate::publish::Mailbox;
-use crate::stats::WorkerStats;
+use crate::stats::{SocketCounters, WorkerStats};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use egress::Egress;
 pub use idle::IdlePolicy;
@@ -45,6 +45,8 @@ pub struct Worker<P: Port, K: Port> {
     egress: Egress,
     idle: IdlePolicy,
     turn: u32,
+    /// Frames that the largest packet another worker can hand over takes.
+    parcel_frames: usize,
 }
 
 /// What a worker is made of.
@@ -65,7 +67,23 @@ impl<P: Port, K: Port> Worker<P, K> {
         pipeline.meet(exchange.peers());
         let egress = Egress::new(&sockets.iter().map(|socket| socket.id).collect::<Vec<_>>());
         let stats = Arc::clone(pipeline.stats());
-        Self { id: pipeline.worker(), sockets, kernel, pool, pipeline, exchange, mailbox, stats, egress, idle, turn: 0 }
+        stats.sockets.get_or_init(|| sockets.iter().map(|_| SocketCounters::default()).collect());
+        let one = exchange.room() <= pool.memory().frame_size() as usize;
+        let parcel_frames = if one { 1 } else { exchange.room().div_ceil(pool.memory().room()) };
+        Self {
+            id: pipeline.worker(),
+            sockets,
+            kernel,
+            pool,
+            pipeline,
+            exchange,
+            mailbox,
+            stats,
+            egress,
+            idle,
+            turn: 0,
+            parcel_frames,
+        }
     }
 
     /// Turns until `stop`; then leaves nothing in flight behind.
@@ -162,9 +180,9 @@ impl<P: Port, K: Port> Worker<P, K> {
             let mut burst = Burst::new();
             let mut port = PortId(0);
             let mut note = Note::Flow;
-            // Without a free frame they wait where they are, and the ring pushes back.
+            // Without free frames they wait where they are, and the ring pushes back.
             for _ in 0..BURST {
-                if self.pool.free_count() == 0 {
+                if self.pool.free_count() < self.parcel_frames {
                     break;
                 }
                 let Some(parcel) = self.exchange.receive(from, self.id) else { break };
@@ -180,7 +198,7 @@ impl<P: Port, K: Port> Worker<P, K> {
                     self.settle_handed(port, note, std::mem::take(&mut burst), now);
                 }
                 (port, note) = (parcel.port, parcel.note);
-                match self.pool.take_with(parcel.bytes()) {
+                match self.pool.take_packet(parcel.bytes()) {
                     Some(frame) => burst.push(frame),
                     None => self.stats.count_drop(DropReason::NoFrame),
                 }
@@ -214,6 +232,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     fn settle(&mut self, from: PortId, handed: bool, mut burst: Burst, now: Now) {
         let mut verdicts = ArrayVec::new();
         self.pipeline.burst(self.pool.memory(), from, handed, &mut burst, &mut verdicts, now);
+        self.pool.collect();
         let mut rung = None;
         for (frame, verdict) in burst.into_iter().zip(verdicts) {
             self.conclude(from, frame, verdict, &mut rung);
@@ -253,7 +272,9 @@ impl<P: Port, K: Port> Worker<P, K> {
     }
 
     fn hand_over(&mut self, to: WorkerId, note: Note, from: PortId, frame: Frame, rung: &mut Option<WorkerId>) {
-        if self.exchange.send(self.id, to, from, note, self.pool.memory().bytes(&frame)) {
+        let memory = self.pool.memory();
+        let copy = |room: &mut [u8]| _ = memory.copy_out(&frame, room);
+        if self.exchange.send_with(self.id, to, from, note, frame.len(), copy) {
             self.stats.handoff_out.add(1);
             if let Some(other) = rung.replace(to).filter(|other| *other != to) {
                 self.exchange.bell(other).ring();
@@ -269,6 +290,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     fn release(&mut self, rung: &mut Option<WorkerId>, now: Now) {
         while let Some(Released { frame, from, verdict }) = self.pipeline.release(self.pool.memory(), now) {
             self.stats.held.sub(1);
+            self.pool.collect();
             self.conclude(from, frame, verdict, rung);
         }
     }
@@ -279,15 +301,12 @@ impl<P: Port, K: Port> Worker<P, K> {
         if !self.turn.is_multiple_of(256) && !self.idle.is_idle() {
             return;
         }
-        let mut held = self.egress.len() + self.pipeline.frames_held();
-        for socket in &self.sockets {
+        let mut held = self.egress.len() + self.pipeline.frames_held() + self.pool.chained();
+        let counters = self.stats.sockets.get().map_or(&[][..], Vec::as_slice);
+        for (at, socket) in self.sockets.iter().enumerate() {
             held += socket.port.frames_held();
-            if let Some(counters) = self.stats.ports.get(usize::from(socket.id.0)) {
-                let stats = socket.port.stats();
-                counters.socket_rx_dropped.set(stats.rx_dropped);
-                counters.socket_rx_ring_full.set(stats.rx_ring_full);
-                counters.socket_fill_empty.set(stats.rx_fill_empty);
-                counters.socket_tx_invalid.set(stats.tx_invalid);
+            if let Some(counters) = counters.get(at) {
+                counters.set(&socket.port.stats());
             }
         }
         held += self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
@@ -301,7 +320,7 @@ impl<P: Port, K: Port> Worker<P, K> {
     pub fn frames_accounted(&self) -> usize {
         let ports: usize = self.sockets.iter().map(|socket| socket.port.frames_held()).sum();
         let kernel = self.kernel.as_ref().map_or(0, |kernel| kernel.port.frames_held());
-        self.pool.free_count() + self.egress.len() + self.pipeline.frames_held() + ports + kernel
+        self.pool.free_count() + self.pool.chained() + self.egress.len() + self.pipeline.frames_held() + ports + kernel
     }
 
     #[must_use]

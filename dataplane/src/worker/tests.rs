@@ -44,11 +44,19 @@ struct Ends {
     /// As the nodes see each client: one source, one node, for ever.
     tuples: HashMap<u32, (SocketAddr, SocketAddr)>,
     time: u32,
+    /// Bytes of data behind its client's number, times one to four.
+    data: usize,
 }
 
 impl Ends {
     fn new(clients: u32, seed: u64) -> Self {
-        Self { random: Random(seed), progress: vec![(0, 0); clients as usize], tuples: HashMap::new(), time: 100 }
+        Self {
+            random: Random(seed),
+            progress: vec![(0, 0); clients as usize],
+            tuples: HashMap::new(),
+            time: 100,
+            data: 0,
+        }
     }
 
     fn done(&self) -> bool {
@@ -73,7 +81,8 @@ impl Ends {
                 continue;
             }
             self.progress[n].1 = self.time;
-            let payload = [(n as u32).to_be_bytes(), trips.to_be_bytes()].concat();
+            let mut payload = [(n as u32).to_be_bytes(), trips.to_be_bytes()].concat();
+            payload.resize(8 + self.data * (1 + n % 4), n as u8);
             let flags = if trips == 0 { TCP_SYN } else { TCP_ACK };
             let packet = Pkt::tcp(&client(n as u32), VIP, flags).payload(&payload);
             farm.fronts[self.random.below(queues)].inject(&packet.bytes());
@@ -116,9 +125,13 @@ fn homes(farm: &Farm, n: u32) -> Vec<usize> {
 }
 
 fn run(workers: u16, faults: Faults, seed: u64) -> Farm {
+    run_with(plan(), &FarmConfig { workers, faults, seed, ..FarmConfig::default() }, 0)
+}
+
+fn run_with(plan: Plan, config: &FarmConfig, data: usize) -> Farm {
     const CLIENTS: u32 = 300;
-    let mut farm = Farm::new(plan(), &FarmConfig { workers, faults, seed, ..FarmConfig::default() });
-    let mut ends = Ends::new(CLIENTS, seed);
+    let mut farm = Farm::new(plan, config);
+    let mut ends = Ends { data, ..Ends::new(CLIENTS, config.seed) };
     let mut rounds = 0;
     while !ends.done() {
         ends.act(&farm);
@@ -158,6 +171,49 @@ fn and_through_ports_with_faults() {
     for (workers, seed) in [(1, 11), (2, 12), (2, 13), (4, 14), (4, 15)] {
         run(workers, faults, seed);
     }
+}
+
+/// Packets of up to 8,800 bytes in frames of 2,048, handed over, sent twice, late and not at all: whole or not, and no
+/// frame lost. Every packet is checked by its checksum, over all of it.
+#[test]
+fn and_in_several_frames() {
+    let plan = || Plan { mtu: 9000, ..plan() };
+    let faults = Faults { corrupt: 0, ..Faults::rough() };
+    for (workers, faults, seed, first) in
+        [(1, Faults::default(), 21, 1792), (2, Faults::default(), 22, 200), (2, faults, 23, 1792), (3, faults, 24, 300)]
+    {
+        let config = FarmConfig { workers, faults, seed, frames: 4096, first: Some(first), ..FarmConfig::default() };
+        let farm = run_with(plan(), &config, 2_180);
+        assert_eq!(farm.sum(|stats| stats.drops[DropReason::NoFrame as usize].get()), 0);
+        assert_eq!(farm.sum(|stats| stats.handoff_out.get()), farm.sum(|stats| stats.handoff_in.get()));
+        // By the end all is given back.
+        for mut worker in farm.workers {
+            worker.flush();
+            worker.sockets.iter_mut().for_each(|socket| {
+                socket.port.set_faults(Faults::default());
+                socket.port.service(&mut worker.pool);
+            });
+            assert_eq!(worker.frames_accounted(), worker.pool.frame_count());
+        }
+    }
+}
+
+/// A lack of frames and full rings: packets are dropped by name, and the books balance.
+#[test]
+fn chains_are_dropped_by_name_too() {
+    let config = FarmConfig { workers: 2, frames: 48, ring: 8, first: Some(1792), ..FarmConfig::default() };
+    let mut farm = Farm::new(Plan { mtu: 9000, ..plan() }, &config);
+    for n in 0..500 {
+        let packet = Pkt::syn(&client(n), if n % 3 == 0 { "203.0.113.99:443" } else { VIP }).payload(&[7; 8000]);
+        farm.fronts[(n % 2) as usize].inject(&packet.bytes());
+        farm.round();
+        if n % 100 > 80 {
+            farm.backs.iter().for_each(|peer| drop(peer.take_all()));
+            farm.kernels.iter().for_each(|peer| drop(peer.take_all()));
+        }
+    }
+    let count = |reason: DropReason| farm.sum(|stats| stats.drops[reason as usize].get());
+    assert!(count(DropReason::KernelPathFull) > 0 && farm.sum(|stats| stats.tx.get()) > 50, "{:?}", farm.stats);
 }
 
 #[test]

@@ -118,9 +118,10 @@ pub(crate) struct Redirect {
 }
 
 impl Redirect {
-    pub(crate) fn attach(interface: &str, mode: XdpMode) -> Self {
+    pub(crate) fn attach(interface: &str, mode: XdpMode, jumbo: bool) -> Self {
         let mut bpf = Ebpf::load(OBJECT.get_or_init(object)).expect("load");
-        let program: &mut Xdp = bpf.program_mut("redirect_all").expect("program").try_into().expect("xdp");
+        let name = if jumbo { "redirect_jumbo" } else { "redirect_all" };
+        let program: &mut Xdp = bpf.program_mut(name).expect("program").try_into().expect("xdp");
         program.load().expect("verifier");
         program.attach(interface, mode).expect("attach");
         Self { bpf }

@@ -23,4 +23,9 @@ __attribute__((section("xdp"), used)) int redirect_all(struct xdp_md *ctx)
     return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
 }
 
+__attribute__((section("xdp.frags"), used)) int redirect_jumbo(struct xdp_md *ctx)
+{
+    return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+}
+
 char _license[] __attribute__((section("license"), used)) = "GPL";

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
-use penstock_perf::kube_scale::{self, ScaleArgs};
+use penstock_perf::kube_scale;
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
 use penstock_perf::scale::{self, ScaleArgs};
 use penstock_perf::traffic::{self, command::LoadArgs};
@@ -31,7 +31,7 @@ enum Command {
     /// Send packets through a box at a rate, and say what became of each
     Load(LoadArgs),
     /// Measure control over a large cluster: its own time, an edit's way, memory, rest
-    Kubernetes(ScaleArgs),
+    Kubernetes(kube_scale::ScaleArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered

@@ -22,16 +22,26 @@ pub(super) fn check(machine: &Machine) -> Vec<Finding> {
     ]
 }
 
-fn kernel(machine: &Machine) -> Finding {
-    let release = machine.read("/proc/sys/kernel/osrelease").unwrap_or_default();
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
+
+/// The first kernel with AF_XDP packets in several frames (`XDP_USE_SG`).
+pub(super) const SCATTERS: (u32, u32) = (6, 6);
+
+/// Major and minor of the kernel's version; zeros where it can not be read.
+pub(super) fn kernel_version(machine: &Machine) -> (u32, u32) {
+    let release = machine.read(RELEASE).unwrap_or_default();
     let numbers: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
-    let version = (numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(0));
-    match version {
+    (numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(0))
+}
+
+fn kernel(machine: &Machine) -> Finding {
+    let release = machine.read(RELEASE).unwrap_or_default();
+    match kernel_version(machine) {
         (0, _) => Finding::warn("kernel", "its version can not be read", "5.16 or newer is needed"),
         // NTF_EXT_MANAGED neighbours: 5.16. One UMEM over several devices: 5.10.
         version if version < (5, 16) => Finding::bad("kernel", release, "5.16 or newer is needed; Debian 12 has 6.1"),
-        version if version < (6, 6) => {
-            Finding::warn("kernel", release, "frames larger than 4 KiB (jumbo MTU) need 6.6; all else works")
+        version if version < SCATTERS => {
+            Finding::warn("kernel", release, "an MTU beyond one frame (3818 of 4096) needs 6.6; all else works")
         }
         _ => Finding::good("kernel", release),
     }

@@ -9,6 +9,8 @@ use super::machine::Machine;
 const HEADROOM: u32 = 256;
 /// Ethernet with two VLAN tags.
 const LINK_HEADERS: u32 = 14 + 8;
+/// The dataplane's `io::LARGEST_MTU`.
+const LARGEST_MTU: u32 = 9216;
 
 /// Drivers with native XDP and zero-copy AF_XDP in Debian 12's kernel and newer.
 const ZERO_COPY: &[&str] = &["i40e", "ice", "ixgbe", "igc", "igb", "mlx5_core", "stmmac", "gve", "virtio_net"];
@@ -149,14 +151,35 @@ fn mtu(machine: &Machine, name: &str, base: &str, workers: &WorkersConfig) -> Fi
     if mtu + LINK_HEADERS <= room {
         return Finding::good(name, format!("MTU {mtu} fits frames of {} bytes", workers.frame_size));
     }
+    if mtu > LARGEST_MTU {
+        return Finding::bad(
+            name,
+            format!("MTU {mtu} is beyond the largest the box takes, {LARGEST_MTU}"),
+            format!("ip link set {name} mtu {LARGEST_MTU}, on the nodes and the router too"),
+        );
+    }
+    let frames = (mtu + LINK_HEADERS).div_ceil(room);
+    let several = format!("MTU {mtu}: packets in up to {frames} frames of {} bytes (multi-buffer)", workers.frame_size);
+    match super::host::kernel_version(machine) {
+        (0, _) => return Finding::warn(name, several, "Linux 6.6 or newer; this kernel's version can not be read"),
+        version if version >= super::host::SCATTERS => return Finding::good(name, several),
+        _ => {}
+    }
     let remedy = if workers.frame_size < 4096 && mtu + LINK_HEADERS <= 4096 - HEADROOM {
-        "set workers.frame_size = 4096".to_owned()
+        "set workers.frame_size = 4096, or use Linux 6.6 or newer".to_owned()
     } else {
-        format!("ip link set {name} mtu {}, on the nodes and the router too", 4096 - HEADROOM - LINK_HEADERS)
+        format!(
+            "Linux 6.6 or newer; or ip link set {name} mtu {}, on the nodes and the router too",
+            4096 - HEADROOM - LINK_HEADERS
+        )
     };
     Finding::bad(
         name,
-        format!("MTU {mtu} does not fit: a frame of {} holds packets of {}", workers.frame_size, room - LINK_HEADERS),
+        format!(
+            "MTU {mtu} does not fit: a frame of {} holds packets of {}, and this kernel has no packets in several",
+            workers.frame_size,
+            room - LINK_HEADERS
+        ),
         remedy,
     )
 }
@@ -248,11 +271,37 @@ mod tests {
         let workers = WorkersConfig { count: Some(2), ..WorkersConfig::default() };
         let findings = grades(root.path(), &port(r#"{"interface": "v0", "queues": 4}"#), &workers);
         assert!(has(&findings, Grade::Bad, "has 2 receive queues"), "{findings:?}");
-        assert!(has(&findings, Grade::Bad, "MTU 9000"), "{findings:?}");
+        assert!(has(&findings, Grade::Warn, "MTU 9000"), "the kernel is unknown: {findings:?}");
         let findings = grades(root.path(), &port(r#"{"interface": "v0", "queues": 1}"#), &workers);
         assert!(has(&findings, Grade::Bad, "can not feed 2 workers"), "{findings:?}");
         let findings = grades(root.path(), &port(r#"{"interface": "nope"}"#), &workers);
         assert_eq!(findings, [(Grade::Bad, "no such interface".to_owned())]);
+    }
+
+    #[test]
+    fn jumbo_frames_are_a_matter_of_the_kernel() {
+        let root = tempfile::tempdir().expect("a directory");
+        let kernel = root.path().join("proc/sys/kernel");
+        fs::create_dir_all(&kernel).expect("made");
+        let said = |release: &str, mtu, frame_size| {
+            fs::write(kernel.join("osrelease"), release).expect("written");
+            veth(root.path(), 1, mtu);
+            let workers = WorkersConfig { frame_size, ..WorkersConfig::default() };
+            let findings = grades(root.path(), &port(r#"{"interface": "v0"}"#), &workers);
+            findings.into_iter().find(|(_, text)| text.starts_with("MTU")).expect("a word on the MTU")
+        };
+        for (release, mtu, frame_size, grade, words) in [
+            ("6.18.1", 9000, 2048, Grade::Good, "up to 6 frames of 2048"),
+            ("6.6.0-amd64", 9000, 4096, Grade::Good, "up to 3 frames of 4096"),
+            ("6.5.9", 9000, 4096, Grade::Bad, "holds packets of 3818"),
+            ("6.1.0-30-amd64", 1771, 2048, Grade::Bad, "holds packets of 1770"),
+            ("6.1.0-30-amd64", 3818, 4096, Grade::Good, "fits frames of 4096"),
+            ("6.18.1", 9217, 4096, Grade::Bad, "9216"),
+        ] {
+            let (found, text) = said(release, mtu, frame_size);
+            assert_eq!(found, grade, "{release}, {mtu}: {text}");
+            assert!(text.contains(words), "{text}");
+        }
     }
 
     #[test]

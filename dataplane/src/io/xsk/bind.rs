@@ -51,11 +51,12 @@ fn try_bind(worker: &WorkerUmem, interface: &str, queue: u32, config: &XskConfig
         ZeroCopy::Require => BindFlags::XDP_ZEROCOPY,
         ZeroCopy::Auto => BindFlags::empty(),
     };
+    let scatter = if config.scatter { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
     let socket_config = SocketConfig::builder()
         .rx_queue_size(ring)
         .tx_queue_size(ring)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(mode | scatter | BindFlags::XDP_USE_NEED_WAKEUP)
         .build();
     let name: Interface = interface.parse().map_err(io::Error::other)?;
     // SAFETY: `new` wants program loading inhibited where a UMEM's (interface, queue) is bound twice: it
@@ -92,7 +93,7 @@ fn explain(
         Some(libc::EINVAL) => XskError::NoQueue { interface, queue },
         Some(libc::EOPNOTSUPP) if shares_zero_copy => XskError::MixedZeroCopy { interface, queue },
         Some(libc::EOPNOTSUPP) if config.zero_copy == ZeroCopy::Require => {
-            XskError::ZeroCopyUnsupported { interface, queue }
+            XskError::ZeroCopyUnsupported { interface, queue, scatter: config.scatter }
         }
         _ => XskError::Socket { interface, queue, what: "binding an AF_XDP socket", source },
     }

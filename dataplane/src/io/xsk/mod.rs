@@ -15,6 +15,8 @@
 //! | a consumed completion loses its lengths | only the frame's number is read from it |
 //! | `FrameDesc` is `Copy` | it never leaves this room; outside there are [`Frame`](super::Frame)s |
 //! | the kernel's descriptors | `custody`: a frame comes back only from the ring it was given to |
+//! | a packet in several descriptors (`XDP_USE_SG`) is whole only with its last | `gather` keeps what a ring's end has cut for the next burst; `transmit` offers all of a packet's or none |
+//! | the kernel takes `XDP_USE_SG` from the first socket of a UMEM only | [`XskConfig::scatter`] is one for all ports of a worker |
 //! | the kernel drops an invalid transmit descriptor without completing it: its frame would be lost | `tx_burst` refuses what the kernel would (shorter than an Ethernet header) |
 //! | after a close the queue stays busy for some 20 ms | [`XskPort::open`] retries for a second |
 //! | each mapped ring keeps its socket open | an [`XskPort`] owns all four and drops them together |
@@ -22,6 +24,7 @@
 //! | sockets on one UMEM are all zero-copy or all copying | [`open_worker`] falls back for all of them |
 
 mod bind;
+mod chains;
 mod custody;
 mod socket;
 mod sockopt;
@@ -33,6 +36,7 @@ use std::time::Duration;
 use penstock_configs::file::ZeroCopy;
 
 pub use socket::{Counters, XskPort};
+pub use sockopt::kernel_scatters;
 pub use umem::{UmemConfig, UmemReport, WorkerUmem};
 
 use super::FramePool;
@@ -45,6 +49,9 @@ pub struct XskConfig {
     pub generic: bool,
     /// Packets per kernel busy-poll call; 0: no busy polling.
     pub busy_poll_budget: u16,
+    /// Packets may come and go in several frames (multi-buffer, `XDP_USE_SG`). The kernel has one answer for all
+    /// sockets of a UMEM, that of the first.
+    pub scatter: bool,
 }
 
 /// What came of opening a socket.
@@ -108,10 +115,10 @@ pub enum XskError {
     )]
     NoQueue { interface: String, queue: u32 },
     #[error(
-        "port {interface} queue {queue}: zero_copy = \"require\", but the driver has no zero-copy AF_XDP for this queue; \
-         use zero_copy = \"auto\" to run in copy mode"
+        "port {interface} queue {queue}: zero_copy = \"require\", but the driver has no zero-copy AF_XDP for this queue{}; \
+         use zero_copy = \"auto\" to run in copy mode", if *scatter { ", or none for packets of several frames (a port's MTU is beyond one)" } else { "" }
     )]
-    ZeroCopyUnsupported { interface: String, queue: u32 },
+    ZeroCopyUnsupported { interface: String, queue: u32, scatter: bool },
     #[error(
         "port {interface} queue {queue}: zero_copy = \"require\", but its XDP program is attached in generic mode, which copies"
     )]

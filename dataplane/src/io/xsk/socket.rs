@@ -12,6 +12,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
 use super::bind::{Rings, bind};
+use super::chains::Gathering;
 use super::custody::{Bad, Custody};
 use super::umem::{Membership, WorkerUmem, fill_target, reserve};
 use super::{Report, XskConfig, XskError, sockopt};
@@ -23,7 +24,7 @@ use crate::io::{BURST, Burst, FramePool, Port, PortStats};
 const KICKS: u32 = 4;
 
 /// An Ethernet header: the kernel drops anything shorter, and never completes it.
-const SHORTEST: usize = 14;
+pub(super) const SHORTEST: usize = 14;
 
 /// What the socket has been through, beside the kernel's statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,31 +37,38 @@ pub struct Counters {
     pub kicks: u64,
     /// Wake-ups that failed: the link is down or the interface is gone.
     pub kick_errors: u64,
+    /// Packets received in several frames.
+    pub chains: u64,
+    /// Packets larger than any the box takes, and dropped for it.
+    pub oversize: u64,
 }
 
 /// An AF_XDP socket on one queue of an interface.
 ///
 /// Dropping it closes all four rings. The frames the kernel had then are lost to the pool: drop the pool too.
 pub struct XskPort {
-    rx: RxQueue,
-    tx: TxQueue,
+    pub(super) rx: RxQueue,
+    pub(super) tx: TxQueue,
     fill: FillQueue,
     comp: CompQueue,
-    umem: Umem,
-    descs: Arc<[FrameDesc]>,
+    pub(super) umem: Umem,
+    pub(super) descs: Arc<[FrameDesc]>,
     siblings: Membership,
-    custody: Custody,
+    pub(super) custody: Custody,
     /// The packet memory the descriptors are of.
     memory: u16,
     ring_size: usize,
     fill_ring: usize,
     /// The kernel may have frames in the transmit ring that it will not send unasked.
-    kick_owed: bool,
+    pub(super) kick_owed: bool,
     /// The last wake-up failed: the link is down.
     link_down: bool,
     busy_poll: bool,
-    counters: Counters,
-    scratch: Box<[FrameDesc; BURST]>,
+    /// Bound for packets in several frames.
+    scatter: bool,
+    pub(super) gathering: Gathering,
+    pub(super) counters: Counters,
+    pub(super) scratch: Box<[FrameDesc; BURST]>,
 }
 
 impl XskPort {
@@ -81,6 +89,7 @@ impl XskPort {
         let (rings, retried) = bind(worker, interface, queue, config)?;
         let waited = if retried { started.elapsed() } else { Duration::ZERO };
         let mut port = Self::new(worker, rings);
+        port.scatter = config.scatter;
         let report = port.settle(worker, interface, queue, config, waited)?;
         Ok((port, report))
     }
@@ -101,6 +110,8 @@ impl XskPort {
             kick_owed: false,
             link_down: false,
             busy_poll: false,
+            scatter: false,
+            gathering: Gathering::default(),
             counters: Counters::default(),
             scratch: Box::new([FrameDesc::default(); BURST]),
         }
@@ -119,7 +130,8 @@ impl XskPort {
         let mut warnings = Vec::new();
         let zero_copy = sockopt::is_zero_copy(self.as_fd()).map_err(|error| named("reading XDP_OPTIONS", error))?;
         if config.zero_copy == ZeroCopy::Require && !zero_copy {
-            return Err(XskError::ZeroCopyUnsupported { interface: interface.into(), queue });
+            let scatter = config.scatter;
+            return Err(XskError::ZeroCopyUnsupported { interface: interface.into(), queue, scatter });
         }
         if config.zero_copy == ZeroCopy::Off && zero_copy {
             warnings.push("zero-copy all the same, as the worker's first port".to_owned());
@@ -292,7 +304,7 @@ impl XskPort {
 }
 
 /// Gives a recovered frame back to the pool. Returns 1, to count.
-fn salvage(bad: Bad, pool: &mut FramePool) -> u64 {
+pub(super) fn salvage(bad: Bad, pool: &mut FramePool) -> u64 {
     if let Bad::Recovered(frame) = bad {
         pool.give(frame);
     }
@@ -302,6 +314,9 @@ fn salvage(bad: Bad, pool: &mut FramePool) -> u64 {
 impl Port for XskPort {
     fn rx_burst(&mut self, pool: &mut FramePool, out: &mut Burst) -> usize {
         self.check(pool);
+        if self.scatter {
+            return self.gather(pool, out);
+        }
         let room = out.remaining_capacity();
         // SAFETY: `consume` wants descriptors of this UMEM: it reads none of them, only overwrites them
         // with what the kernel received, which `custody` checks.
@@ -322,6 +337,9 @@ impl Port for XskPort {
 
     fn tx_burst(&mut self, pool: &mut FramePool, frames: &mut Burst) -> usize {
         self.check(pool);
+        if self.scatter {
+            return self.transmit(pool, frames);
+        }
         let dropped = self.weed(pool, frames);
         let want = frames.len();
         // All or nothing: never offer more than there are slots.
@@ -352,7 +370,7 @@ impl Port for XskPort {
     }
 
     fn frames_held(&self) -> usize {
-        self.custody.receiving() + self.custody.transmitting()
+        self.custody.receiving() + self.custody.transmitting() + self.gathering.held()
     }
 
     fn tx_pending(&self) -> bool {
@@ -374,6 +392,8 @@ impl Port for XskPort {
             tx_invalid: kernel.tx_invalid_descs() + self.counters.too_short,
             bad_descriptors: self.counters.bad_descriptors,
             kick_errors: self.counters.kick_errors,
+            rx_chains: self.counters.chains,
+            rx_oversize: self.counters.oversize,
         }
     }
 }

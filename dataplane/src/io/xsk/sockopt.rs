@@ -2,7 +2,10 @@
 #![allow(unsafe_code, reason = "getsockopt and setsockopt with options rustix does not know")]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Bind flag of linux/if_xdp.h.
+const XDP_USE_SG: u16 = 1 << 4;
 
 /// Microseconds the kernel may poll the queue in one call; it ends earlier, at the packet budget.
 const BUSY_POLL_MICROS: libc::c_int = 20;
@@ -13,6 +16,33 @@ fn set(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: libc:
     // address, which it does not keep.
     let result = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the kernel knows packets in several frames (`XDP_USE_SG`, Linux 6.6): asked of it by a socket for no
+/// device, whose flags it looks at first.
+///
+/// # Errors
+/// There is no AF_XDP here, or no permission for it.
+pub fn kernel_scatters() -> io::Result<bool> {
+    // SAFETY: `socket` takes three numbers and returns a descriptor or -1.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `from_raw_fd` wants an open descriptor that nobody else owns: it was just made.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: XDP_USE_SG,
+        sxdp_ifindex: 0,
+        sxdp_queue_id: 0,
+        sxdp_shared_umem_fd: 0,
+    };
+    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_xdp>()).unwrap_or_default();
+    // SAFETY: `bind` wants an open descriptor and `len` readable bytes at the address, which it does not keep.
+    let result = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
+    // No interface has index 0. An older kernel says EINVAL of a flag it does not know.
+    Ok(result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL))
 }
 
 /// Whether the kernel bound the socket in zero-copy mode.

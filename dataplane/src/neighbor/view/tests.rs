@@ -174,8 +174,8 @@ fn port(interface: &str) -> PortConfig {
 
 fn resolved(view: &KernelView, ports: &[&str]) -> Result<Vec<String>, String> {
     let ports: Vec<PortConfig> = ports.iter().map(|name| port(name)).collect();
-    match bond::resolve_in(view, &ports, 2048) {
-        Ok(ports) => Ok(ports.into_iter().map(|port| port.interface).collect()),
+    match bond::resolve_in(view, &ports, 2048, || Ok(false)) {
+        Ok(resolved) => Ok(resolved.ports.into_iter().map(|port| port.interface).collect()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -184,7 +184,7 @@ fn resolved(view: &KernelView, ports: &[&str]) -> Result<Vec<String>, String> {
 fn a_bond_is_served_on_its_members() {
     let view = bonded(BondMode::Ieee8023Ad, BondPortState::Active);
     assert_eq!(resolved(&view, &["bond0", "eth7"]).unwrap(), ["eth0", "eth1", "eth7"]);
-    let members = bond::resolve_in(&view, &[port("bond0")], 2048).unwrap();
+    let members = bond::resolve_in(&view, &[port("bond0")], 2048, || Ok(false)).unwrap().ports;
     assert!(members.iter().all(|member| member.mss_clamp == Some(1400)), "the port's settings are the members'");
     // By the members' own names it is the same box.
     assert_eq!(resolved(&view, &["eth0", "eth1"]).unwrap(), ["eth0", "eth1"]);
@@ -219,7 +219,32 @@ fn what_cannot_be_a_port_is_refused_with_what_can() {
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
     assert_eq!(resolved(&view, &["veth0", "eth6", "largest"]).unwrap(), ["veth0", "eth6", "largest"]);
-    assert!(bond::resolve_in(&view, &[port("jumbo")], 4096).is_err());
+}
+
+#[test]
+fn mtus_beyond_a_frame_need_a_kernel_with_packets_in_several() {
+    let mut view = KernelView::default();
+    for (index, mtu) in [(1, 1500), (2, 1770), (3, 1771), (4, 3818), (5, 3819), (6, 9000), (7, 9216), (8, 9217)] {
+        view.apply(&link(index, &format!("mtu{mtu}"), vec![LinkAttribute::Mtu(mtu)]));
+    }
+    let jumbo = |names: &[&str], frame_size, scatters| {
+        let ports: Vec<PortConfig> = names.iter().map(|name| port(name)).collect();
+        let resolved = bond::resolve_in(&view, &ports, frame_size, || Ok(scatters));
+        resolved.map(|resolved| resolved.jumbo).map_err(|error| error.to_string())
+    };
+    for scatters in [false, true] {
+        assert_eq!(jumbo(&["mtu1500", "mtu1770"], 2048, scatters), Ok(false));
+        assert_eq!(jumbo(&["mtu1500", "mtu3818"], 4096, scatters), Ok(false));
+        let error = jumbo(&["mtu1500", "mtu9217"], 4096, scatters).unwrap_err();
+        assert!(error.contains("mtu9217") && error.contains("9216 at most"), "{error}");
+    }
+    for (name, frame_size) in [("mtu1771", 2048), ("mtu3819", 4096), ("mtu9000", 2048), ("mtu9216", 4096)] {
+        assert_eq!(jumbo(&["mtu1500", name], frame_size, true), Ok(true));
+        let error = jumbo(&["mtu1500", name], frame_size, false).unwrap_err();
+        assert!(error.contains(name) && error.contains("Linux 6.6"), "{error}");
+        assert!(error.contains(&format!("has {} at most", frame_size - 278)), "{error}");
+    }
+    assert!(jumbo(&["mtu1771"], 2048, false).unwrap_err().contains("frame_size = 4096"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::clock::Now;
 use crate::handoff::Exchange;
 use crate::io::fault::{FaultPort, Faults};
 use crate::io::mem::{MemPeer, MemPort, pair};
-use crate::io::{FramePool, PacketMemory};
+use crate::io::{FramePool, LARGEST_PACKET, PacketMemory};
 use crate::persist::Store;
 use crate::pipeline::{Pipeline, PipelineConfig};
 use crate::publish::Mailbox;
@@ -26,6 +26,8 @@ pub struct FarmConfig {
     pub frames: u32,
     /// Packets each way per port.
     pub ring: usize,
+    /// Packets larger than a frame come in several, the first with so many bytes of them.
+    pub first: Option<usize>,
     pub faults: Faults,
     pub seed: u64,
     /// Whether there is a TAP.
@@ -40,6 +42,7 @@ impl Default for FarmConfig {
             workers: 1,
             frames: 512,
             ring: 256,
+            first: None,
             faults: Faults::default(),
             seed: 1,
             kernel: true,
@@ -66,7 +69,8 @@ pub struct Farm {
 
 impl Farm {
     pub fn new(plan: Plan, config: &FarmConfig) -> Self {
-        let exchange = Arc::new(Exchange::new(config.workers, 2048).expect("descriptors"));
+        let room = if config.first.is_some() { LARGEST_PACKET } else { 2048 };
+        let exchange = Arc::new(Exchange::new(config.workers, room).expect("descriptors"));
         let mut farm = Self {
             workers: Vec::new(),
             fronts: Vec::new(),
@@ -93,7 +97,10 @@ impl Farm {
         let stats = Arc::new(WorkerStats::new(3, pipeline.max_services));
         let mailbox = Arc::new(Mailbox::new(Arc::clone(exchange.bell(pipeline.worker))));
         let socket = |id: crate::verdict::PortId, peers: &mut Vec<MemPeer>| {
-            let (port, peer) = pair(config.ring);
+            let (mut port, peer) = pair(config.ring);
+            if let Some(first) = config.first {
+                port = port.chaining(first);
+            }
             peers.push(peer);
             let seed = config.seed.wrapping_mul(31) + u64::from(worker) * 2 + u64::from(id.0);
             Attached { id, port: FaultPort::new(port, config.faults, seed) }

@@ -40,6 +40,8 @@ pub struct Rig {
     pub pipeline: Pipeline,
     pub pool: FramePool,
     pub now: Now,
+    /// Bytes a packet has in its first frame; the rest goes into others.
+    pub first: usize,
     /// What the box said of its own accord during sweeps.
     pub said: Vec<Out>,
     views: u64,
@@ -93,9 +95,24 @@ impl Rig {
         let (v4, v6) = pipeline.snats_in_use();
         compiler.seed_snats(&v4, &v6);
         let pool = FramePool::new(PacketMemory::heap(512, 2048, 256));
-        let mut rig = Self { plan, compiler, pipeline, pool, now: Now::from_secs(1000), said: Vec::new(), views: 0 };
+        let mut rig = Self {
+            plan,
+            compiler,
+            pipeline,
+            pool,
+            now: Now::from_secs(1000),
+            first: usize::MAX,
+            said: Vec::new(),
+            views: 0,
+        };
         rig.apply();
         rig
+    }
+
+    /// Packets come in frames of this size from now on, which hold `first` bytes of them before they go on in others.
+    pub fn in_frames(mut self, size: u32, first: usize) -> Self {
+        self.pool = FramePool::new(PacketMemory::heap(512, size, 256));
+        Self { first, ..self }
     }
 
     /// Compiles the plan as it is now and runs on it.
@@ -165,8 +182,7 @@ impl Rig {
     #[track_caller]
     pub fn burst(&mut self, from: PortId, packets: &[&[u8]], handed: bool) -> Vec<Out> {
         let (dropped, generated) = (self.pipeline.stats().dropped(), self.pipeline.stats().generated.get());
-        let mut frames: Burst =
-            packets.iter().map(|packet| self.pool.take_with(packet).expect("a free frame with room")).collect();
+        let mut frames: Burst = packets.iter().map(|packet| self.frame(packet)).collect();
         let mut verdicts = ArrayVec::new();
         self.pipeline.burst(self.pool.memory(), from, handed, &mut frames, &mut verdicts, self.now);
         assert_eq!(verdicts.len(), frames.len(), "one verdict per frame");
@@ -174,16 +190,23 @@ impl Rig {
         let (now_dropped, now_generated) = (self.pipeline.stats().dropped(), self.pipeline.stats().generated.get());
         // A generated packet takes the frame of the one it is about, which counts as dropped.
         assert_eq!(now_dropped - dropped, drops + (now_generated - generated), "{verdicts:?}");
-        let memory = self.pool.memory();
-        let outs: Vec<Out> = frames
-            .iter()
-            .zip(verdicts)
-            .map(|(frame, verdict)| Out { verdict, bytes: memory.bytes(frame).to_vec() })
-            .collect();
+        self.pool.collect();
+        let outs: Vec<Out> =
+            frames.iter().zip(verdicts).map(|(frame, verdict)| Out { verdict, bytes: self.read(frame) }).collect();
         for (frame, out) in frames.into_iter().zip(&outs) {
             self.finish(frame, out);
         }
         outs
+    }
+
+    fn frame(&mut self, packet: &[u8]) -> Frame {
+        let split = packet.len() > self.first;
+        let frame = if split { self.pool.take_split(packet, self.first) } else { self.pool.take_packet(packet) };
+        frame.expect("free frames with room")
+    }
+
+    fn read(&self, frame: &Frame) -> Vec<u8> {
+        self.pool.memory().parts(frame).flatten().copied().collect()
     }
 
     fn finish(&mut self, frame: Frame, out: &Out) {
@@ -197,7 +220,8 @@ impl Rig {
     pub fn released(&mut self) -> Vec<(PortId, Out)> {
         let mut outs = Vec::new();
         while let Some(Released { frame, from, verdict }) = self.pipeline.release(self.pool.memory(), self.now) {
-            let out = Out { verdict, bytes: self.pool.memory().bytes(&frame).to_vec() };
+            self.pool.collect();
+            let out = Out { verdict, bytes: self.read(&frame) };
             self.finish(frame, &out);
             outs.push((from, out));
         }

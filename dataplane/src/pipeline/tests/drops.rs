@@ -99,6 +99,7 @@ fn headers() -> Vec<Case> {
             })
             .collect(),
         ),
+        Case { reason: R::HeadersSplit, rig: rig().in_frames(2048, 53), packets: vec![v4().bytes(), v6().bytes()] },
         case(R::BadTcpOffset, vec![mangled(&v4(), 46, &[0x40]), mangled(&v4(), 46, &[0xf0])]),
         case(R::BadUdpLength, vec![mangled(&udp(), 38, &[0, 7]), mangled(&udp(), 38, &[0, 13])]),
         case(R::BadTcpFlags, vec![mangled(&v4(), 47, &[0]), mangled(&v4(), 47, &[0x03]), mangled(&v4(), 47, &[0x06])]),

@@ -1,6 +1,7 @@
 //! The pipeline by tables: packet in, verdict and packet out.
 
 mod access;
+mod chains;
 mod change;
 mod drops;
 mod errors;

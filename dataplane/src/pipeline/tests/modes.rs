@@ -362,15 +362,17 @@ fn a_client_that_changes_its_vlan_gets_replies_there() {
 }
 
 #[test]
-fn no_room_for_a_tag_is_a_named_drop() {
+fn a_tag_finds_room_in_a_full_frame() {
     let mut plan = plan();
     plan.node_tags = Some(vlan(20));
     plan.mtu = 2000;
     let mut rig = Rig::new(plan);
     let fits = |len: usize| Pkt::udp(CLIENT, TO_DNS).payload(&vec![7; len - 42]).bytes();
     // Frames have 1792 bytes of room here.
-    rig.front(&fits(1788)).to_node();
-    rig.front(&fits(1789)).dropped(DropReason::TooBig);
+    for len in [1788, 1789, 1792] {
+        let seen = rig.front(&fits(len)).to_node();
+        assert_eq!((seen.vlans, seen.payload), (vec![20], vec![7; len - 42]));
+    }
     rig.conserved();
 }
 

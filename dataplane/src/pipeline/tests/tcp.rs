@@ -6,7 +6,7 @@ use super::*;
 use crate::flow::State;
 use crate::pipeline::testkit::{BACK, FRONT};
 use crate::verdict::DropReason;
-use crate::wire::TCP_RST;
+use crate::wire::{TCP_RST, Tags};
 
 const FIN: u8 = TCP_FIN | TCP_ACK;
 const BOTH: [(&str, &str); 2] = [(CLIENT, TO_WEB), (CLIENT6, TO_WEB6)];
@@ -206,6 +206,29 @@ fn both_ends_are_told_when_an_idle_connection_ends() {
         assert_eq!(to_node.dmac, conn.at_node.dmac);
         assert_eq!((rig.pipeline.stats().idle_resets.get(), rig.pipeline.stats().generated.get()), (1, 2));
         rig.check();
+    }
+}
+
+/// Where the box is no member of the VLANs it sees, the node's frames are tagged like the client's; and so must be
+/// what the box says itself.
+#[test]
+fn what_is_said_at_the_end_is_in_the_tags_of_the_connection() {
+    let to_nodes = Some(Tags::NONE.with(0x8100, 20));
+    for (vlans, node_tags, at_node) in [
+        (vec![], None, vec![]),
+        (vec![7], None, vec![7]),
+        (vec![8, 7], None, vec![8, 7]),
+        (vec![7], to_nodes, vec![20]),
+    ] {
+        let mut rig = told();
+        rig.change(|plan| plan.node_tags = node_tags);
+        let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+        let tagged = conn.request(TCP_ACK).with(|pkt| pkt.vlans.clone_from(&vlans));
+        assert_eq!(rig.front(&tagged.bytes()).to_node().vlans, at_node);
+        rig.wait(100);
+        rig.sweep();
+        let [to_client, to_node] = &rig.said[..] else { panic!("{} packets", rig.said.len()) };
+        assert_eq!((to_client.to_client().vlans, to_node.to_node().vlans), (vlans, at_node));
     }
 }
 

@@ -4,6 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Of a packet that is all at hand.
+fn check(packet: &[u8]) -> Result<u8, DropReason> {
+    super::check(packet, packet.len())
+}
+
 #[test]
 fn rfc_3720_appendix_b_4() {
     let ascending: Vec<u8> = (0..32).collect();
