@@ -3,6 +3,8 @@
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
+use penstock_perf::compare::command::{self as compare, CompareArgs};
+use penstock_perf::compare::forwarder::{self, ForwarderArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
 use penstock_perf::traffic::{self, command::LoadArgs};
@@ -26,6 +28,11 @@ enum Command {
     Pipeline(PipelineArgs),
     /// Send packets through a box at a rate, and say what became of each
     Load(LoadArgs),
+    /// The same traffic through Penstock, a bare AF_XDP forwarder, the kernel, nftables, HAProxy and others, in turn
+    Compare(CompareArgs),
+    /// The bare AF_XDP forwarder of `compare`
+    #[command(hide = true)]
+    Forward(ForwarderArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -108,6 +115,8 @@ fn run(command: Command) -> Result<()> {
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
         Command::Pipeline(args) => pipeline_bench::command(&args),
         Command::Load(args) => traffic::command::command(&args),
+        Command::Compare(args) => compare::command(&args),
+        Command::Forward(args) => forwarder::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }
