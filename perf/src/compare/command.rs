@@ -10,6 +10,7 @@ use super::cases::{Case, Effort};
 use super::cpu::foreign_load;
 use super::peers::{self, Peer};
 use super::report::Report;
+use super::table::in_brief;
 use crate::privilege;
 
 /// The same traffic through Penstock and others, in turn.
@@ -118,7 +119,7 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
                 done += 1;
                 let outcome = case.measure(**peer, effort);
                 let said = match &outcome {
-                    Ok(sample) => Report::in_brief(sample),
+                    Ok(sample) => in_brief(sample),
                     Err(error) => format!("FAILED: {error:#}"),
                 };
                 let elapsed = started.elapsed().as_secs();

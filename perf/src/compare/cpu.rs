@@ -5,9 +5,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+use crate::lab::Netns;
 
 /// Of /proc/stat's: USER_HZ, 100 on every architecture Linux has left.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -29,6 +34,16 @@ fn parse_busy(stat: &str) -> Option<f64> {
     let ticks: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
     let busy = [0, 1, 2, 5, 6].iter().map(|&index| ticks.get(index)).sum::<Option<f64>>()?;
     Some(busy / TICKS_PER_SECOND)
+}
+
+/// Processes that live in a namespace.
+///
+/// # Errors
+/// /proc or the namespace can't be read.
+pub fn processes_in(ns: &Netns) -> io::Result<BTreeSet<u32>> {
+    let inode = fs::metadata(Path::new("/run/netns").join(ns.name()))?.ino();
+    let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    Ok(pids.filter(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| meta.ino() == inode)).collect())
 }
 
 /// The time these processes have used in user and kernel mode, in seconds.

@@ -17,7 +17,7 @@
 //! | [`forwarder`] | the bare AF_XDP forwarder |
 //! | [`generator`], [`sink`], [`servers`] | the ends of the traffic |
 //! | [`cpu`], [`process`] | processor time; programs |
-//! | [`report`] | medians, ratios, targets |
+//! | [`report`], [`goals`], [`table`] | medians, ratios, targets; for people |
 //! | [`mod@command`] | the command line and the order of things |
 
 pub mod cases;
@@ -25,8 +25,10 @@ pub mod command;
 pub mod cpu;
 pub mod forwarder;
 pub mod generator;
+pub mod goals;
 pub mod peers;
 pub mod process;
 pub mod report;
 pub mod servers;
 pub mod sink;
+pub mod table;

@@ -1,13 +1,14 @@
-//! The figures as a table, against the targets, and as data for others (JSON, charts).
+//! The figures of all rounds: medians, what the box adds, ratios against the targets; as data for others (JSON, charts).
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::cases::{Case, Effort, Metric, Sample};
+use super::goals::{BOX_CONN, BOX_PACKET, Column, GOALS, Goal};
 use super::peers::Peer;
+use super::table;
 
 /// Everything measured, and with what.
 #[derive(Debug, Clone, Serialize)]
@@ -54,6 +55,13 @@ pub struct Figure {
 }
 
 impl Figure {
+    /// The round furthest from the median, as a share of it.
+    #[must_use]
+    pub fn spread(&self) -> f64 {
+        let furthest = (self.highest - self.median).max(self.median - self.lowest);
+        if self.median == 0.0 { 0.0 } else { (furthest / self.median).abs() }
+    }
+
     fn of(rounds: Vec<f64>) -> Option<Self> {
         let mut sorted = rounds.clone();
         sorted.sort_by(f64::total_cmp);
@@ -87,42 +95,6 @@ pub struct Report {
     failures: Vec<(&'static str, String)>,
 }
 
-/// A ratio to look at: a metric of one peer by that of another.
-struct Goal {
-    what: &'static str,
-    of: (&'static str, Column),
-    to: (&'static str, Column),
-    wanted: f64,
-    at_least: bool,
-}
-
-/// A column of the table: measured, or what a box adds to what was measured without one.
-#[derive(Debug, Clone, Copy)]
-enum Column {
-    Of(Metric),
-    Added(Metric),
-}
-
-const BOX_PACKET: Column = Column::Added(Metric::PpsCpu);
-const BOX_CONN: Column = Column::Added(Metric::ConnCpu);
-
-#[rustfmt::skip]
-const GOALS: [Goal; 13] = [
-    Goal { what: "packets/s, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::Pps)), to: ("bare", Column::Of(Metric::Pps)), wanted: 0.90, at_least: true },
-    Goal { what: "packets/s, bare forwarder to testpmd", of: ("bare", Column::Of(Metric::Pps)), to: ("testpmd", Column::Of(Metric::Pps)), wanted: 0.95, at_least: true },
-    Goal { what: "packets/s, Penstock to kernel forwarding without NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("kernel", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "packets/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("nftables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "packets/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("iptables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "packets/s, Penstock to quilkin", of: ("penstock", Column::Of(Metric::Pps)), to: ("quilkin", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "connections/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("nftables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
-    Goal { what: "connections/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("iptables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
-    Goal { what: "connections/s, Penstock to HAProxy", of: ("penstock", Column::Of(Metric::Conn)), to: ("haproxy", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
-    Goal { what: "connections/s, Penstock to nginx", of: ("penstock", Column::Of(Metric::Conn)), to: ("nginx", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
-    Goal { what: "the box's CPU per connection, Penstock to HAProxy", of: ("penstock", BOX_CONN), to: ("haproxy", BOX_CONN), wanted: 1.0 / 3.0, at_least: false },
-    Goal { what: "p99 of HTTP requests, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::ConnP99)), to: ("nftables", Column::Of(Metric::ConnP99)), wanted: 1.0, at_least: false },
-    Goal { what: "p99 at half load, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::HalfP99)), to: ("bare", Column::Of(Metric::HalfP99)), wanted: 1.2, at_least: false },
-];
-
 impl Report {
     #[must_use]
     pub fn new(
@@ -154,14 +126,6 @@ impl Report {
     #[must_use]
     pub fn has_figures(&self) -> bool {
         !self.samples.is_empty()
-    }
-
-    /// A measurement in a few words, for progress lines.
-    #[must_use]
-    pub fn in_brief(sample: &Sample) -> String {
-        let words: Vec<String> =
-            sample.iter().map(|(metric, value)| format!("{} {}", metric.short(), number(*value))).collect();
-        words.join(", ")
     }
 
     /// A column's value in one round.
@@ -227,138 +191,22 @@ impl Report {
     /// All of it, for people.
     #[must_use]
     pub fn text(&self) -> String {
-        text(&self.summary(), &self.cases)
-    }
-}
-
-/// Writing to a String can't fail: results of `write!` are dropped.
-fn text(summary: &Summary, cases: &[Case]) -> String {
-    let Summary { cpu, cores, kernel, seconds, rounds, flows, .. } = summary;
-    let mut text =
-        format!("\n{cpu}, {cores} cores, Linux {kernel}; {rounds} rounds of {seconds} s, {flows} UDP flows\n");
-    if let Some(load) = summary.foreign_load {
-        let _ = writeln!(
-            text,
-            "NOTE: other work took {:.0} % of the machine before the start: rates and CPU figures are noise, ratios less so",
-            load * 100.0
-        );
-    }
-    for case in cases {
-        let columns = case.columns();
-        let _ = write!(text, "\n{:<11}", case.to_string());
-        for (heading, _) in &columns {
-            let _ = write!(text, "{heading:>24}");
-        }
-        text.push('\n');
-        for peer in &summary.peers {
-            line(&mut text, peer, *case, &columns);
-        }
-    }
-    let _ = writeln!(text, "\ntargets");
-    for target in &summary.targets {
-        let Some(ratio) = &target.ratio else { continue };
-        let met = if target.met == Some(true) { "met" } else { "MISSED" };
-        let sign = if target.at_least { ">=" } else { "<=" };
-        let spread = format!("[{:.2} .. {:.2}]", ratio.lowest, ratio.highest);
-        let _ = writeln!(
-            text,
-            "  {:<58} {:>6.2} {spread:<16} {sign} {:.2}  {met}",
-            target.what, ratio.median, target.wanted
-        );
-    }
-    let _ = writeln!(text, "\nwhat each is, and cannot do");
-    for peer in &summary.peers {
-        let _ = writeln!(text, "  {:<10} {}\n  {:<10} cannot: {}", peer.name, peer.what, "", peer.cannot);
-    }
-    for peer in &summary.peers {
-        for failure in &peer.failures {
-            let _ = writeln!(text, "FAILED: {} {failure}", peer.name);
-        }
-    }
-    text
-}
-
-fn line(text: &mut String, peer: &PeerFigures, case: Case, columns: &[(&str, Cell)]) {
-    let _ = write!(text, "{:<11}", peer.name);
-    if let Some(why) = &peer.missing {
-        let _ = writeln!(text, "  not available: {why}");
-        return;
-    }
-    if let Some(why) = peer.unfit.get(&case.to_string()) {
-        let _ = writeln!(text, "  - ({why})");
-        return;
-    }
-    for (_, cell) in columns {
-        let figure = match cell {
-            Cell::Of(metric) => peer.figures.get(metric),
-            Cell::BoxPacket => peer.box_ns_per_packet.as_ref(),
-            Cell::BoxConn => peer.box_us_per_connection.as_ref(),
-        };
-        let shown = figure.map_or("-".to_owned(), |figure| {
-            format!("{} [{}..{}]", number(figure.median), number(figure.lowest), number(figure.highest))
-        });
-        let _ = write!(text, "{shown:>24}");
-    }
-    text.push('\n');
-}
-
-/// What a column of a case's table shows.
-enum Cell {
-    Of(Metric),
-    BoxPacket,
-    BoxConn,
-}
-
-impl Case {
-    fn columns(self) -> Vec<(&'static str, Cell)> {
-        match self {
-            Self::Pps => vec![
-                ("packets/s", Cell::Of(Metric::Pps)),
-                ("not carried, share", Cell::Of(Metric::PpsLost)),
-                ("machine ns/packet", Cell::Of(Metric::PpsCpu)),
-                ("of it the box's", Cell::BoxPacket),
-            ],
-            Self::Conn => vec![
-                ("connections/s", Cell::Of(Metric::Conn)),
-                ("p50 ms", Cell::Of(Metric::ConnP50)),
-                ("p99 ms", Cell::Of(Metric::ConnP99)),
-                ("failed", Cell::Of(Metric::ConnFailed)),
-                ("machine us/connection", Cell::Of(Metric::ConnCpu)),
-                ("of it the box's", Cell::BoxConn),
-            ],
-            Self::Bulk => vec![
-                ("1 stream Gbit/s", Cell::Of(Metric::BulkOne)),
-                ("16 streams", Cell::Of(Metric::BulkMany)),
-                ("1, offloads on", Cell::Of(Metric::BulkOneOffloads)),
-                ("16, offloads on", Cell::Of(Metric::BulkManyOffloads)),
-            ],
-            Self::Latency => vec![
-                ("maximum, answers/s", Cell::Of(Metric::LatencyMax)),
-                ("p50 us at 50 %", Cell::Of(Metric::HalfP50)),
-                ("p99 us at 50 %", Cell::Of(Metric::HalfP99)),
-                ("p50 us at 90 %", Cell::Of(Metric::NinetyP50)),
-                ("p99 us at 90 %", Cell::Of(Metric::NinetyP99)),
-                ("lost at 90 %, share", Cell::Of(Metric::NinetyLost)),
-            ],
-            Self::Memory => vec![
-                ("before, MB", Cell::Of(Metric::IdleMegabytes)),
-                ("grown by, MB", Cell::Of(Metric::FlowMegabytes)),
-                ("bytes/flow", Cell::Of(Metric::FlowBytes)),
-            ],
-        }
+        table::text(&self.summary(), &self.cases)
     }
 }
 
 impl Metric {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 23] = [
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
+        Self::PpsProcess,
         Self::Conn,
         Self::ConnP50,
         Self::ConnP99,
         Self::ConnFailed,
         Self::ConnCpu,
+        Self::ConnProcess,
         Self::BulkOne,
         Self::BulkMany,
         Self::BulkOneOffloads,
@@ -373,61 +221,71 @@ impl Metric {
         Self::FlowMegabytes,
         Self::IdleMegabytes,
     ];
-
-    fn short(self) -> &'static str {
-        match self {
-            Self::Pps => "packets/s",
-            Self::PpsLost => "lost",
-            Self::PpsCpu => "machine ns",
-            Self::Conn => "connections/s",
-            Self::ConnP50 | Self::HalfP50 => "p50",
-            Self::ConnP99 | Self::HalfP99 => "p99",
-            Self::ConnFailed => "failed",
-            Self::ConnCpu => "machine us",
-            Self::BulkOne => "Gbit/s",
-            Self::BulkMany => "many",
-            Self::BulkOneOffloads => "offloads",
-            Self::BulkManyOffloads => "many",
-            Self::LatencyMax => "most",
-            Self::NinetyP50 => "at 90 % p50",
-            Self::NinetyP99 => "p99",
-            Self::NinetyLost => "lost",
-            Self::FlowBytes => "bytes/flow",
-            Self::FlowMegabytes => "grown MB",
-            Self::IdleMegabytes => "before MB",
-        }
-    }
-}
-
-/// Three digits that matter, thousands apart.
-fn number(value: f64) -> String {
-    let magnitude = value.abs();
-    if magnitude >= 10_000.0 {
-        grouped(value)
-    } else if magnitude >= 100.0 {
-        format!("{value:.0}")
-    } else if magnitude >= 10.0 {
-        format!("{value:.1}")
-    } else if magnitude == 0.0 {
-        "0".to_owned()
-    } else {
-        format!("{value:.2}")
-    }
-}
-
-/// 1,234,567
-fn grouped(value: f64) -> String {
-    let mut digits = format!("{:.0}", value.abs());
-    let mut at = digits.len();
-    while at > 3 {
-        at -= 3;
-        digits.insert(at, ',');
-    }
-    if value < 0.0 { format!("-{digits}") } else { digits }
 }
 
 fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     name.map_or_else(|| "unknown CPU".into(), |(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::compare::peers;
+
+    fn report(rounds: &[[(&'static str, f64, f64); 3]]) -> Report {
+        let effort = Effort { duration: Duration::from_secs(1), flows: 64, memory_flows: 64 };
+        let mut report = Report::new(&peers::all(), &[Case::Pps, Case::Conn], &effort, rounds.len(), None);
+        for (round, peers) in (1..).zip(rounds) {
+            for (peer, rate, cpu) in peers {
+                report.add(round, peer, Ok(Sample::from([(Metric::Pps, *rate), (Metric::PpsCpu, *cpu)])));
+            }
+        }
+        report
+    }
+
+    fn peer<'a>(summary: &'a Summary, name: &str) -> &'a PeerFigures {
+        summary.peers.iter().find(|peer| peer.name == name).expect("a peer")
+    }
+
+    #[test]
+    fn a_ratio_is_of_one_round() {
+        // A machine that halves its speed in the second round changes no ratio.
+        let summary = report(&[
+            [("direct", 4e6, 200.0), ("bare", 2e6, 500.0), ("penstock", 1.8e6, 550.0)],
+            [("direct", 2e6, 400.0), ("bare", 1e6, 1000.0), ("penstock", 0.95e6, 1100.0)],
+            [("direct", 4e6, 200.0), ("bare", 2e6, 500.0), ("penstock", 1.6e6, 600.0)],
+        ])
+        .summary();
+        let target = summary.targets.iter().find(|target| target.what.contains("bare forwarder")).expect("a target");
+        let ratio = target.ratio.as_ref().expect("a ratio");
+        assert_eq!((ratio.lowest, ratio.median, ratio.highest), (0.8, 0.9, 0.95));
+        assert_eq!(target.met, Some(true));
+        let added = peer(&summary, "penstock").box_ns_per_packet.as_ref().expect("a figure");
+        assert_eq!(added.rounds, [350.0, 700.0, 400.0]);
+        assert!(peer(&summary, "direct").box_ns_per_packet.is_none());
+    }
+
+    #[test]
+    fn what_failed_is_no_figure() {
+        let mut report = report(&[[("direct", 4e6, 200.0), ("kernel", 1e6, 500.0), ("bare", 2e6, 500.0)]]);
+        report.add(1, "penstock", Err(anyhow::anyhow!("it does not start")));
+        let summary = report.summary();
+        assert!(peer(&summary, "penstock").figures.is_empty());
+        assert_eq!(summary.targets.iter().filter(|target| target.met.is_some()).count(), 0);
+        let text = report.text();
+        assert!(text.contains("FAILED: penstock round 1: it does not start"), "{text}");
+        serde_json::to_string(&summary).expect("figures by name");
+    }
+
+    #[test]
+    fn a_median_of_an_even_number_is_between() {
+        let figure = Figure::of(vec![3.0, 1.0, 2.0, 10.0]).expect("figures");
+        assert_eq!((figure.lowest, figure.median, figure.highest), (1.0, 2.5, 10.0));
+        assert_eq!(figure.spread(), 3.0);
+        assert_eq!(Figure::of(Vec::new()), None);
+    }
 }

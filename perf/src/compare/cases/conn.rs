@@ -5,16 +5,17 @@
 use anyhow::{Result, ensure};
 
 use super::{Effort, Metric, Sample, Stage, wrk};
-use crate::compare::cpu::busy_seconds;
+use crate::compare::cpu::{busy_seconds, process_seconds, processes_in};
 
 const CLIENTS: usize = 64;
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let url = format!("http://{}/", stage.running.target);
     let client = &stage.lab.clients[0].ns;
-    let before = busy_seconds()?;
+    let processes = processes_in(&stage.lab.the_box)?;
+    let (before, own_before) = (busy_seconds()?, process_seconds(&processes));
     let outcome = wrk::run(client, &url, CLIENTS, true, effort.duration)?;
-    let busy = busy_seconds()? - before;
+    let (busy, own) = (busy_seconds()? - before, process_seconds(&processes) - own_before);
     ensure!(outcome.requests > 0.0, "no request was answered: {outcome:?}");
     Ok(Sample::from([
         (Metric::Conn, outcome.requests / outcome.seconds),
@@ -22,5 +23,6 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
         (Metric::ConnP99, outcome.p99_ms),
         (Metric::ConnFailed, outcome.failed),
         (Metric::ConnCpu, busy / outcome.requests * 1e6),
+        (Metric::ConnProcess, own / outcome.requests * 1e6),
     ]))
 }

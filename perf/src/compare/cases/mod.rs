@@ -62,6 +62,8 @@ pub enum Metric {
     PpsLost,
     /// Busy time of the whole machine per packet that arrived, ns.
     PpsCpu,
+    /// Time of the box's processes per packet, ns; what softirqs that interrupted them took is in it.
+    PpsProcess,
     /// Connections per second.
     Conn,
     ConnP50,
@@ -69,6 +71,8 @@ pub enum Metric {
     ConnFailed,
     /// Busy time of the whole machine per connection, us.
     ConnCpu,
+    /// As [`Self::PpsProcess`], per connection, us.
+    ConnProcess,
     /// Gbit/s of one TCP stream, MTU-sized packets.
     BulkOne,
     BulkMany,
@@ -161,6 +165,11 @@ impl Stage {
                 .with_context(|| format!("{}: traffic does not go through it, nothing is measured", peer.name()))?;
         }
         Ok(stage)
+    }
+
+    /// A sink's answers enter the box as frames; a veth takes those only with NAPI on, which XDP or GRO bring.
+    fn answer_in_the_kernel(&self) -> Result<()> {
+        self.lab.the_box.sh("ethtool -K nodes0 gro on").map(drop)
     }
 
     /// Kernel stacks exchange something through the peer.

@@ -1,12 +1,13 @@
 //! Packets per second: the generator flat out on one core, the box on the other, a sink in the node's kernel. What
 //! arrived is counted in the middle of the run, when flows and neighbours are known.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use super::{Effort, Metric, Sample, Stage};
-use crate::compare::cpu::busy_seconds;
+use crate::compare::cpu::{busy_seconds, process_seconds, processes_in};
 use crate::compare::generator::{self, Run};
 use crate::compare::sink::{Arrived, Sink, Sinking};
 
@@ -17,14 +18,15 @@ const STRAYS: f64 = 0.001;
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let outlet = &stage.running.outlet;
+    let processes = processes_in(&stage.lab.the_box)?;
     let sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Drop)?;
     let run = Run { flows: effort.flows, rate: None, duration: effort.duration + 2 * WARM_UP };
     let sending = generator::start(stage, vec![run])?;
     std::thread::sleep(WARM_UP);
-    let from = Reading::take(&sink)?;
+    let from = Reading::take(&sink, &processes)?;
     std::thread::sleep(effort.duration);
     ensure!(!sending.is_over(), "the generator ended early: {:?}", sending.finish().err());
-    let to = Reading::take(&sink)?;
+    let to = Reading::take(&sink, &processes)?;
     let sent = sending.finish()?;
     let arrived = to.arrived.since(from.arrived);
     ensure!(arrived.right > 0, "no packet arrived at {}", outlet.address);
@@ -41,6 +43,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
         (Metric::Pps, rate),
         (Metric::PpsLost, (1.0 - rate / offered).max(0.0)),
         (Metric::PpsCpu, (to.busy - from.busy) * 1e9 / arrived.right as f64),
+        (Metric::PpsProcess, (to.own - from.own) * 1e9 / arrived.right as f64),
     ]))
 }
 
@@ -48,10 +51,16 @@ struct Reading {
     at: Instant,
     arrived: Arrived,
     busy: f64,
+    own: f64,
 }
 
 impl Reading {
-    fn take(sink: &Sink) -> Result<Self> {
-        Ok(Self { at: Instant::now(), arrived: sink.arrived()?, busy: busy_seconds()? })
+    fn take(sink: &Sink, processes: &BTreeSet<u32>) -> Result<Self> {
+        Ok(Self {
+            at: Instant::now(),
+            arrived: sink.arrived()?,
+            busy: busy_seconds()?,
+            own: process_seconds(processes),
+        })
     }
 }

@@ -46,7 +46,7 @@ impl Peer for Haproxy {
         // A port of the box's per connection to a node.
         lab.the_box.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
         let mut config = format!(
-            "global\n  nbthread {}\n  maxconn 20000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  \
+            "global\n  nbthread {}\n  maxconn 8000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  \
              timeout server 60s\nfrontend web\n  bind {} backlog 4096\n  default_backend nodes\nbackend nodes\n  balance roundrobin\n",
             setup.workers(),
             vip()

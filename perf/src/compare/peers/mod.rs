@@ -139,6 +139,7 @@ pub fn all() -> Vec<&'static dyn Peer> {
         &penstock::Penstock,
         &testpmd::Testpmd,
         &kernel::Kernel,
+        &kernel::SteeredKernel,
         &nftables::Nftables,
         &iptables::Iptables,
         &ipvs::Ipvs,

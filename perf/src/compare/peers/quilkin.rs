@@ -46,10 +46,13 @@ impl Peer for Quilkin {
         program().is_none().then(remedy)
     }
 
-    fn start(&self, lab: &Lab, _: &Setup) -> Result<Running> {
+    fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
         own_vip(lab)?;
         let mut command = Command::new(program().context("quilkin is not built")?);
-        command.args(["--no-admin", "proxy", "--port", &vip().port().to_string(), "--to", &node(lab, 0).to_string()]);
+        command.args(["--log-format", "plain", "--admin.enabled", "false", "--service.udp"]);
+        command.args(["--service.udp.port", &vip().port().to_string()]);
+        command.args(["--service.udp.workers", &setup.workers().to_string()]);
+        command.args(["--provider.static.endpoints", &node(lab, 0).to_string()]);
         let mut process = Process::start(lab, &lab.the_box, "quilkin", &mut command)?;
         let wanted = format!(":{:04X} ", vip().port());
         process.wait_until("listening", || {
