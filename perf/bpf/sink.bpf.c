@@ -9,6 +9,7 @@
 #define SEC(name) __attribute__((section(name), used))
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
+static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC_redirect;
 
 /* What is right: written by perf/src/compare/sink.rs, in this order. */
 struct wanted {
@@ -88,7 +89,8 @@ int sink(struct xdp_md *ctx)
 	port = packet->source_port;
 	packet->source_port = packet->dest_port;
 	packet->dest_port = port;
-	return XDP_TX;
+	/* Not XDP_TX: a veth wakes its peer for that only where the peer has an XDP program too. */
+	return bpf_redirect(ctx->ingress_ifindex, 0);
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";
