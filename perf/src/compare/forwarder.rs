@@ -20,8 +20,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// UDP and TCP to the socket of their queue, the rest (ARP) to the kernel.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/load.bpf.o"));
 
-/// As an adaptive worker.
-const SPIN_NS: u64 = 50_000;
 const NAP: Duration = Duration::from_millis(50);
 
 /// Forwards between two interfaces of the namespace it runs in, until it is killed.
@@ -48,6 +46,9 @@ pub struct ForwarderArgs {
     /// Never sleep
     #[arg(long)]
     spin: bool,
+    /// Else sleep after so many microseconds without a packet, as an adaptive worker does
+    #[arg(long, default_value_t = 50)]
+    idle: u64,
 }
 
 fn mac(text: &str) -> Result<[u8; 6], String> {
@@ -160,7 +161,7 @@ pub fn command(args: &ForwarderArgs) -> Result<()> {
         Side { _program: attach(&args.clients, &clients)?, port: clients, rewrite: towards },
         Side { _program: attach(&args.nodes, &nodes)?, port: nodes, rewrite: back },
     ];
-    forward(&mut sides, &mut opened.pool, args.spin)
+    forward(&mut sides, &mut opened.pool, args)
 }
 
 fn attach(interface: &str, port: &XskPort) -> Result<Ebpf> {
@@ -188,7 +189,7 @@ pub fn mac_in(line: &str) -> Result<[u8; 6]> {
 }
 
 /// The loop itself.
-fn forward(sides: &mut [Side; 2], pool: &mut FramePool, spin: bool) -> ! {
+fn forward(sides: &mut [Side; 2], pool: &mut FramePool, args: &ForwarderArgs) -> ! {
     sides.iter_mut().for_each(|side| side.port.service(pool));
     let mut idle_since = None;
     loop {
@@ -212,13 +213,13 @@ fn forward(sides: &mut [Side; 2], pool: &mut FramePool, spin: bool) -> ! {
             burst.into_iter().for_each(|frame| pool.give(frame));
         }
         sides.iter_mut().for_each(|side| side.port.service(pool));
-        if worked || spin {
+        if worked || args.spin {
             idle_since = None;
             continue;
         }
         let now = Now::read();
         let since = *idle_since.get_or_insert(now);
-        if now.ns.saturating_sub(since.ns) > SPIN_NS && !sides.iter().any(|side| side.port.tx_pending()) {
+        if now.ns.saturating_sub(since.ns) > args.idle * 1_000 && !sides.iter().any(|side| side.port.tx_pending()) {
             sleep(sides);
         }
     }

@@ -18,8 +18,8 @@ pub enum Column {
     Added(Metric),
 }
 
-pub const BOX_PACKET: Column = Column::Added(Metric::PpsCpu);
-pub const BOX_CONN: Column = Column::Added(Metric::ConnCpu);
+pub const BOX_PACKET: Column = Column::Added(Metric::PpsLab);
+pub const BOX_CONN: Column = Column::Added(Metric::ConnLab);
 
 #[rustfmt::skip]
 pub const GOALS: [Goal; 13] = [

@@ -200,13 +200,13 @@ impl Metric {
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
-        Self::PpsProcess,
+        Self::PpsLab,
         Self::Conn,
         Self::ConnP50,
         Self::ConnP99,
         Self::ConnFailed,
         Self::ConnCpu,
-        Self::ConnProcess,
+        Self::ConnLab,
         Self::BulkOne,
         Self::BulkMany,
         Self::BulkOneOffloads,
@@ -241,7 +241,7 @@ mod tests {
         let mut report = Report::new(&peers::all(), &[Case::Pps, Case::Conn], &effort, rounds.len(), None);
         for (round, peers) in (1..).zip(rounds) {
             for (peer, rate, cpu) in peers {
-                report.add(round, peer, Ok(Sample::from([(Metric::Pps, *rate), (Metric::PpsCpu, *cpu)])));
+                report.add(round, peer, Ok(Sample::from([(Metric::Pps, *rate), (Metric::PpsLab, *cpu)])));
             }
         }
         report

@@ -13,7 +13,7 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
     if let Some(load) = summary.foreign_load {
         let _ = writeln!(
             text,
-            "NOTE: other work took {:.0} % of the machine before the start: rates and CPU figures are noise, ratios less so",
+            "NOTE: other work took {:.0} % of the machine before the start: rates and the machine's times are noise, ratios and the lab's times less so",
             load * 100.0
         );
     }
@@ -89,8 +89,8 @@ impl Case {
                 ("packets/s", Cell::Of(Metric::Pps)),
                 ("lost, share", Cell::Of(Metric::PpsLost)),
                 ("machine ns/packet", Cell::Of(Metric::PpsCpu)),
+                ("lab's ns/packet", Cell::Of(Metric::PpsLab)),
                 ("of it the box's", Cell::BoxPacket),
-                ("its processes'", Cell::Of(Metric::PpsProcess)),
             ],
             Self::Conn => vec![
                 ("connections/s", Cell::Of(Metric::Conn)),
@@ -98,8 +98,8 @@ impl Case {
                 ("p99 ms", Cell::Of(Metric::ConnP99)),
                 ("failed", Cell::Of(Metric::ConnFailed)),
                 ("machine us/conn", Cell::Of(Metric::ConnCpu)),
+                ("lab's us/conn", Cell::Of(Metric::ConnLab)),
                 ("of it the box's", Cell::BoxConn),
-                ("its processes'", Cell::Of(Metric::ConnProcess)),
             ],
             Self::Bulk => vec![
                 ("1 stream Gbit/s", Cell::Of(Metric::BulkOne)),
@@ -131,13 +131,13 @@ impl Metric {
             Self::Pps => "packets/s",
             Self::PpsLost => "lost",
             Self::PpsCpu => "machine ns",
-            Self::PpsProcess => "box's processes ns",
+            Self::PpsLab => "lab's ns",
             Self::Conn => "connections/s",
             Self::ConnP50 | Self::HalfP50 => "p50",
             Self::ConnP99 | Self::HalfP99 => "p99",
             Self::ConnFailed => "failed",
             Self::ConnCpu => "machine us",
-            Self::ConnProcess => "box's processes us",
+            Self::ConnLab => "lab's us",
             Self::BulkOne => "Gbit/s",
             Self::BulkMany => "many",
             Self::BulkOneOffloads => "offloads",

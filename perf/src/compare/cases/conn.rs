@@ -5,17 +5,17 @@
 use anyhow::{Result, ensure};
 
 use super::{Effort, Metric, Sample, Stage, wrk};
-use crate::compare::cpu::{busy_seconds, process_seconds, processes_in};
+use crate::compare::cpu::{LabClock, busy_seconds};
 
 const CLIENTS: usize = 64;
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let url = format!("http://{}/", stage.running.target);
     let client = &stage.lab.clients[0].ns;
-    let processes = processes_in(&stage.lab.the_box)?;
-    let (before, own_before) = (busy_seconds()?, process_seconds(&processes));
+    let clock = LabClock::new(&stage.lab)?;
+    let (before, lab_before) = (busy_seconds()?, clock.seconds());
     let outcome = wrk::run(client, &url, CLIENTS, true, effort.duration)?;
-    let (busy, own) = (busy_seconds()? - before, process_seconds(&processes) - own_before);
+    let (busy, lab) = (busy_seconds()? - before, clock.seconds() - lab_before);
     ensure!(outcome.requests > 0.0, "no request was answered: {outcome:?}");
     Ok(Sample::from([
         (Metric::Conn, outcome.requests / outcome.seconds),
@@ -23,6 +23,6 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
         (Metric::ConnP99, outcome.p99_ms),
         (Metric::ConnFailed, outcome.failed),
         (Metric::ConnCpu, busy / outcome.requests * 1e6),
-        (Metric::ConnProcess, own / outcome.requests * 1e6),
+        (Metric::ConnLab, lab / outcome.requests * 1e6),
     ]))
 }

@@ -1,13 +1,12 @@
 //! Packets per second: the generator flat out on one core, the box on the other, a sink in the node's kernel. What
 //! arrived is counted in the middle of the run, when flows and neighbours are known.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use super::{Effort, Metric, Sample, Stage};
-use crate::compare::cpu::{busy_seconds, process_seconds, processes_in};
+use crate::compare::cpu::{LabClock, busy_seconds};
 use crate::compare::generator::{self, Run};
 use crate::compare::sink::{Arrived, Sink, Sinking};
 
@@ -18,15 +17,15 @@ const STRAYS: f64 = 0.001;
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let outlet = &stage.running.outlet;
-    let processes = processes_in(&stage.lab.the_box)?;
+    let clock = LabClock::new(&stage.lab)?;
     let sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Drop)?;
     let run = Run { flows: effort.flows, rate: None, duration: effort.duration + 2 * WARM_UP };
     let sending = generator::start(stage, vec![run])?;
     std::thread::sleep(WARM_UP);
-    let from = Reading::take(&sink, &processes)?;
+    let from = Reading::take(&sink, &clock)?;
     std::thread::sleep(effort.duration);
     ensure!(!sending.is_over(), "the generator ended early: {:?}", sending.finish().err());
-    let to = Reading::take(&sink, &processes)?;
+    let to = Reading::take(&sink, &clock)?;
     let sent = sending.finish()?;
     let arrived = to.arrived.since(from.arrived);
     ensure!(arrived.right > 0, "no packet arrived at {}", outlet.address);
@@ -43,7 +42,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
         (Metric::Pps, rate),
         (Metric::PpsLost, (1.0 - rate / offered).max(0.0)),
         (Metric::PpsCpu, (to.busy - from.busy) * 1e9 / arrived.right as f64),
-        (Metric::PpsProcess, (to.own - from.own) * 1e9 / arrived.right as f64),
+        (Metric::PpsLab, (to.lab - from.lab) * 1e9 / arrived.right as f64),
     ]))
 }
 
@@ -51,16 +50,11 @@ struct Reading {
     at: Instant,
     arrived: Arrived,
     busy: f64,
-    own: f64,
+    lab: f64,
 }
 
 impl Reading {
-    fn take(sink: &Sink, processes: &BTreeSet<u32>) -> Result<Self> {
-        Ok(Self {
-            at: Instant::now(),
-            arrived: sink.arrived()?,
-            busy: busy_seconds()?,
-            own: process_seconds(processes),
-        })
+    fn take(sink: &Sink, clock: &LabClock) -> Result<Self> {
+        Ok(Self { at: Instant::now(), arrived: sink.arrived()?, busy: busy_seconds()?, lab: clock.seconds() })
     }
 }
