@@ -1,6 +1,6 @@
 //! The generator of packet measurements: `traffic`'s AF_XDP sender on the client host, on a core of its own.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,9 +18,13 @@ use crate::traffic::track::Outcome;
 /// The first generated client, RFC 2544's own network.
 const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
+const FLOWS_PER_CLIENT: u32 = 1_000;
+
 /// A load to send.
 #[derive(Debug, Clone, Copy)]
 pub struct Run {
+    /// The first of its flows: a multiple of 1,000, which is what a client address has.
+    pub first: u32,
     pub flows: u32,
     /// Packets per second; `None`: flat out.
     pub rate: Option<f64>,
@@ -28,7 +32,10 @@ pub struct Run {
 }
 
 /// A sender at work.
-pub struct Sending(JoinHandle<std::io::Result<Result<Vec<(Sent, Outcome)>>>>);
+pub struct Sending(JoinHandle<std::io::Result<Result<Books>>>);
+
+/// Of each run, in their order.
+pub type Books = Vec<(Sent, Outcome)>;
 
 /// Sends 64-byte UDP to the peer, one load after the other, on a thread of the client's.
 ///
@@ -44,7 +51,7 @@ pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
     let route = Route {
         src_mac: mac_of(client, "eth0")?,
         dst_mac: mac_of(&stage.lab.the_box, gateway)?,
-        first_client: FIRST_CLIENT.into(),
+        first_client: client_of(0),
         vip: (*target.ip()).into(),
         vip_port: target.port(),
     };
@@ -54,7 +61,7 @@ pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
         let mut end = Endpoint::open("eth0", 1)?;
         let sent = runs.iter().map(|run| {
             let mut load = Load {
-                maker: Maker::new(route, Mix::fixed(64)),
+                maker: Maker::new(Route { first_client: client_of(run.first), ..route }, Mix::fixed(64)),
                 draw: Draw::new(Popularity::Uniform, run.flows, 1),
                 flows: run.flows,
                 rate: run.rate,
@@ -68,6 +75,11 @@ pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
     Ok(Sending(client.thread("generator", work)?))
 }
 
+/// The client of a flow, as `traffic::packet::Maker` numbers them.
+fn client_of(flow: u32) -> IpAddr {
+    IpAddr::V4((u32::from(FIRST_CLIENT) + flow / FLOWS_PER_CLIENT).into())
+}
+
 impl Sending {
     /// Whether it has ended, by itself or by a failure.
     #[must_use]
@@ -79,7 +91,7 @@ impl Sending {
     ///
     /// # Errors
     /// It could not send.
-    pub fn finish(self) -> Result<Vec<(Sent, Outcome)>> {
+    pub fn finish(self) -> Result<Books> {
         self.0.join().ok().context("the generator panicked")??
     }
 }

@@ -196,7 +196,7 @@ impl Report {
 }
 
 impl Metric {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
@@ -218,6 +218,7 @@ impl Metric {
         Self::NinetyP99,
         Self::NinetyLost,
         Self::FlowBytes,
+        Self::FlowAllTold,
         Self::FlowMegabytes,
         Self::IdleMegabytes,
     ];

@@ -119,6 +119,7 @@ impl Case {
                 ("before, MB", Cell::Of(Metric::IdleMegabytes)),
                 ("grown by, MB", Cell::Of(Metric::FlowMegabytes)),
                 ("bytes/flow", Cell::Of(Metric::FlowBytes)),
+                ("all told", Cell::Of(Metric::FlowAllTold)),
             ],
         }
     }
@@ -147,6 +148,7 @@ impl Metric {
             Self::NinetyP99 => "p99",
             Self::NinetyLost => "lost",
             Self::FlowBytes => "bytes/flow",
+            Self::FlowAllTold => "all told",
             Self::FlowMegabytes => "grown MB",
             Self::IdleMegabytes => "before MB",
         }

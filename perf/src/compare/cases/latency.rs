@@ -17,11 +17,11 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     stage.answer_in_the_kernel()?;
     let outlet = &stage.running.outlet;
     let _sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Answer)?;
-    let flat_out = |duration| Run { flows: effort.flows, rate: None, duration };
+    let flat_out = |duration| Run { first: 0, flows: effort.flows, rate: None, duration };
     let flat = generator::start(stage, vec![flat_out(WARM_UP), flat_out(effort.duration / 2)])?.finish()?;
     let most = flat.last().map_or(0.0, |(sent, outcome)| outcome.received as f64 / sent.seconds);
     ensure!(most > 0.0, "no packet was answered");
-    let at = |share: f64| Run { flows: effort.flows, rate: Some(most * share), duration: effort.duration };
+    let at = |share: f64| Run { first: 0, flows: effort.flows, rate: Some(most * share), duration: effort.duration };
     let paced = generator::start(stage, vec![at(0.5), at(0.9)])?.finish()?;
     let [half, ninety] = &paced[..] else { anyhow::bail!("two runs were asked for") };
     answered("half", half)?;

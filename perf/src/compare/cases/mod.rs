@@ -90,6 +90,8 @@ pub enum Metric {
     NinetyLost,
     /// Bytes the box's memory grew by, per flow.
     FlowBytes,
+    /// Bytes per flow, with what the box occupied before.
+    FlowAllTold,
     /// The same in all, megabytes, and what it occupied before any flow.
     FlowMegabytes,
     IdleMegabytes,

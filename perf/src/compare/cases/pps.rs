@@ -19,7 +19,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let outlet = &stage.running.outlet;
     let clock = LabClock::new(&stage.lab)?;
     let sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Drop)?;
-    let run = Run { flows: effort.flows, rate: None, duration: effort.duration + 2 * WARM_UP };
+    let run = Run { first: 0, flows: effort.flows, rate: None, duration: effort.duration + 2 * WARM_UP };
     let sending = generator::start(stage, vec![run])?;
     std::thread::sleep(WARM_UP);
     let from = Reading::take(&sink, &clock)?;

@@ -32,9 +32,7 @@ impl Peer for Penstock {
     fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
         let mut config = config::base(lab, 1);
         config.services = config::web_services();
-        // Room for every flow, also where nobody answers and it stays half open.
-        let room = (setup.flows.next_power_of_two() * 2).max(1 << 18);
-        config.limits = Limits { flows_ipv4: room, embryonic: room, flows_ipv6: 1 << 12, ..config.limits };
+        config.limits = limits(setup);
         config.timeouts.udp_one_way = 300;
         if setup.pinned {
             config.workers.poll = PollMode::Busy;
@@ -49,5 +47,15 @@ impl Peer for Penstock {
         let dataplane = Dataplane::start(lab, &config)?;
         wait_for_addresses(lab, &config).with_context(|| dataplane.log_tail())?;
         Ok(Running { dataplane: Some(dataplane), ..Running::at_vip(lab) })
+    }
+}
+
+/// Room for every flow, also while it is half open; in the memory case no more than it takes.
+fn limits(setup: &Setup) -> Limits {
+    let flows = setup.flows.next_power_of_two();
+    let limits = Limits { flows_ipv6: 1 << 12, ..Limits::default() };
+    match setup.case {
+        Case::Memory => Limits { flows_ipv4: flows, ..limits },
+        _ => Limits { flows_ipv4: (flows * 2).max(1 << 18), embryonic: (flows * 2).max(1 << 18), ..limits },
     }
 }
