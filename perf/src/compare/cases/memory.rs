@@ -22,6 +22,10 @@ const KNOWN: f64 = 0.9;
 /// Flows that are new at a time: fewer than boxes have room for half-open ones.
 const AT_A_TIME: u32 = 100_000;
 const TIMES: usize = 3;
+/// How long the slabs may take to come to rest, in steps, and what may change in a step at rest.
+const REST_STEPS: u32 = 40;
+const REST_STEP: Duration = Duration::from_millis(500);
+const STILL: u64 = 1 << 20;
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
@@ -30,7 +34,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     stage.answer_in_the_kernel()?;
     let outlet = &stage.running.outlet;
     let _sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Answer)?;
-    let (idle, known_before) = (Occupied::now(stage)?, known(stage)?);
+    let (idle, known_before) = (Occupied::at_rest(stage)?, known(stage)?);
     let duration = |flows: u32| Duration::from_secs_f64(f64::from(flows) / RATE);
     let group = |first| {
         let flows = AT_A_TIME.min(flows - first);
@@ -66,6 +70,20 @@ struct Occupied {
 }
 
 impl Occupied {
+    /// Once the kernel has freed what labs before this one left in its slabs.
+    fn at_rest(stage: &Stage) -> Result<Self> {
+        let mut last = Self::now(stage)?;
+        for _ in 0..REST_STEPS {
+            std::thread::sleep(REST_STEP);
+            let now = Self::now(stage)?;
+            if now.slabs.abs_diff(last.slabs) < STILL {
+                return Ok(now);
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+
     fn now(stage: &Stage) -> Result<Self> {
         let processes = resident_bytes(&processes_in(&stage.lab.the_box)?);
         let memory = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
