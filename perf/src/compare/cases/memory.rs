@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,6 +26,7 @@ const TIMES: usize = 3;
 const REST_STEPS: u32 = 40;
 const REST_STEP: Duration = Duration::from_millis(500);
 const STILL: u64 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(120);
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
@@ -34,6 +35,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     stage.answer_in_the_kernel()?;
     let outlet = &stage.running.outlet;
     let _sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Answer)?;
+    wait_for_earlier_labs(flows)?;
     let (idle, known_before) = (Occupied::at_rest(stage)?, known(stage)?);
     let duration = |flows: u32| Duration::from_secs_f64(f64::from(flows) / RATE);
     let group = |first| {
@@ -62,6 +64,23 @@ fn known(stage: &Stage) -> Result<u64> {
     }
     let count = stage.lab.the_box.sh("cat /proc/sys/net/netfilter/nf_conntrack_count")?;
     count.trim().parse().context("nf_conntrack_count")
+}
+
+/// The kernel frees a namespace's connections some time after the namespace: slabs that shrink meanwhile would hide
+/// what grows.
+fn wait_for_earlier_labs(flows: u32) -> Result<()> {
+    let left = || {
+        let slabs = fs::read_to_string("/proc/slabinfo").ok()?;
+        let line = slabs.lines().find_map(|line| line.strip_prefix("nf_conntrack "))?;
+        line.split_whitespace().next()?.parse::<u32>().ok()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    // A kernel without connection tracking has none to wait for.
+    while left().is_some_and(|left| left > flows / 20) {
+        ensure!(Instant::now() < deadline, "connections of an earlier lab are still tracked after {PATIENCE:?}");
+        std::thread::sleep(REST_STEP);
+    }
+    Ok(())
 }
 
 struct Occupied {
