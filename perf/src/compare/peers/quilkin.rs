@@ -42,7 +42,9 @@ impl Peer for Quilkin {
     }
 
     fn missing(&self) -> Option<String> {
-        let remedy = || format!("not built (cargo install quilkin --locked --root {ROOT})");
+        // One of its dependencies (gxhash) does not compile without AES instructions asked for.
+        let remedy =
+            || format!("not built (RUSTFLAGS=\"-C target-feature=+aes\" cargo install quilkin --locked --root {ROOT})");
         program().is_none().then(remedy)
     }
 
