@@ -109,7 +109,6 @@ fn choose(names: &[String]) -> Result<Vec<&'static dyn Peer>> {
 fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case], effort: &Effort, rounds: usize) {
     let started = Instant::now();
     let here: Vec<_> = chosen.iter().filter(|peer| peer.missing().is_none()).collect();
-    // What a case weighs in measurements' time: latency has three parts, bulk four.
     let fit = |case: Case| here.iter().filter(move |peer| peer.unfit(case).is_none());
     let total = rounds * cases.iter().map(|case| fit(*case).count()).sum::<usize>();
     let mut done = 0;
