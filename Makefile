@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-keep build test lint bench clean packages
+.PHONY: help demo demo-keep build test lint bench compare clean packages
 
 # Root's tools (tc, ethtool, nft) are in sbin, which a user's PATH may lack.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -35,6 +35,10 @@ lint: packages ## format and lints only
 bench: build ## the packet path over memory: nanoseconds, instructions and ratios against the last committed ones
 	@.ci/packages valgrind
 	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case 'hit nat,new nat4,worker' --instructions perf/baseline.json
+
+compare: build ## the same traffic through Penstock, the kernel, nftables, HAProxy and others; ARGS=--quick: two minutes
+	@.ci/packages iptables haproxy wrk nginx libnginx-mod-stream:/usr/lib/nginx/modules/ngx_stream_module.so dpdk-dev:dpdk-testpmd
+	@$(AS_ROOT) $(RELEASE)/penstock-perf compare $(ARGS)
 
 clean: ## remove what was built, and labs a killed process left
 	@[ ! -x $(RELEASE)/penstock-perf ] || $(AS_ROOT) $(RELEASE)/penstock-perf lab list

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    for program in ["tags", "load"] {
+    for program in ["tags", "load", "sink"] {
         compile(program);
     }
 }

@@ -4,6 +4,7 @@
 pub mod apiserver;
 pub mod cli;
 pub mod clients;
+pub mod compare;
 pub mod config;
 pub mod dataplane;
 pub mod demo;

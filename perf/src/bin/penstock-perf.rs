@@ -3,6 +3,8 @@
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use penstock_perf::cli::{self, LabArgs};
+use penstock_perf::compare::command::{self as compare, CompareArgs};
+use penstock_perf::compare::forwarder::{self, ForwarderArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::kube_scale;
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
@@ -32,6 +34,11 @@ enum Command {
     Load(LoadArgs),
     /// Measure control over a large cluster: its own time, an edit's way, memory, rest
     Kubernetes(kube_scale::ScaleArgs),
+    /// The same traffic through Penstock, a bare AF_XDP forwarder, the kernel, nftables, HAProxy and others, in turn
+    Compare(CompareArgs),
+    /// The bare AF_XDP forwarder of `compare`
+    #[command(hide = true)]
+    Forward(ForwarderArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -116,6 +123,8 @@ fn run(command: Command) -> Result<()> {
         Command::Scale(args) => scale::command(&args),
         Command::Load(args) => traffic::command::command(&args),
         Command::Kubernetes(args) => kube_scale::command(&args),
+        Command::Compare(args) => compare::command(&args),
+        Command::Forward(args) => forwarder::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

@@ -1,0 +1,48 @@
+//! Latency: the node's kernel sends every packet back at once; the generator, on a core of its own, keeps the books,
+//! counting from when a packet was due. First the peer's own maximum, flat out; then half of it and nine tenths.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{Effort, Metric, Sample, Stage};
+use crate::compare::generator::{self, Run};
+use crate::compare::sink::{Sink, Sinking};
+use crate::traffic::load::Sent;
+use crate::traffic::track::Outcome;
+
+const WARM_UP: Duration = Duration::from_millis(300);
+
+pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
+    stage.answer_in_the_kernel()?;
+    let outlet = &stage.running.outlet;
+    let _sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Answer)?;
+    let flat_out = |duration| Run { first: 0, flows: effort.flows, rate: None, duration };
+    let flat = generator::start(stage, vec![flat_out(WARM_UP), flat_out(effort.duration / 2)])?.finish()?;
+    let most = flat.last().map_or(0.0, |(sent, outcome)| outcome.received as f64 / sent.seconds);
+    ensure!(most > 0.0, "no packet was answered");
+    let at = |share: f64| Run { first: 0, flows: effort.flows, rate: Some(most * share), duration: effort.duration };
+    let paced = generator::start(stage, vec![at(0.5), at(0.9)])?.finish()?;
+    let [half, ninety] = &paced[..] else { anyhow::bail!("two runs were asked for") };
+    answered("half", half)?;
+    let lost = ninety.1.lost as f64 / (ninety.1.sent as f64).max(1.0);
+    Ok(Sample::from([
+        (Metric::LatencyMax, most),
+        (Metric::HalfP50, half.1.latency_us.p50),
+        (Metric::HalfP99, half.1.latency_us.p99),
+        (Metric::NinetyP50, ninety.1.latency_us.p50),
+        (Metric::NinetyP99, ninety.1.latency_us.p99),
+        (Metric::NinetyLost, lost),
+    ]))
+}
+
+/// At half its maximum a peer that works loses next to nothing.
+fn answered(what: &str, (sent, outcome): &(Sent, Outcome)) -> Result<()> {
+    ensure!(
+        outcome.received * 10 > outcome.sent * 9,
+        "at {what} of its maximum {} of {} packets were answered ({sent:?})",
+        outcome.received,
+        outcome.sent
+    );
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! `penstock-perf compare`: rounds of measurements, and the report.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use super::cases::{Case, Effort};
+use super::cpu::foreign_load;
+use super::peers::{self, Peer};
+use super::report::Report;
+use super::table::in_brief;
+use crate::privilege;
+
+/// The same traffic through Penstock and others, in turn.
+#[derive(Debug, Clone, Args)]
+pub struct CompareArgs {
+    /// Only these, by name; default: all that are here
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// What to measure
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Case::Pps, Case::Conn, Case::Bulk, Case::Latency, Case::Memory])]
+    cases: Vec<Case>,
+    /// Times each is measured
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Of each measurement
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// UDP flows; the memory case has 1,000,000 unless told otherwise
+    #[arg(long)]
+    flows: Option<u32>,
+    /// About two minutes: packets and connections of the peers that matter most
+    #[arg(long, conflicts_with_all = ["peers", "cases", "rounds", "seconds"])]
+    quick: bool,
+    /// Also write the figures here, every round's
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// List peers and what is here
+    #[arg(long)]
+    list: bool,
+}
+
+const QUICK: [&str; 6] = ["direct", "bare", "penstock", "kernel", "nftables", "haproxy"];
+const FLOWS: u32 = 4096;
+const MEMORY_FLOWS: u32 = 1_000_000;
+
+/// # Errors
+/// No lab can be made here, an unknown peer, or not one measurement succeeded.
+pub fn command(args: &CompareArgs) -> Result<()> {
+    let args = if args.quick { &quick(args) } else { args };
+    let chosen = choose(&args.peers)?;
+    if args.list {
+        for peer in chosen {
+            println!(
+                "{:<10} {}{}",
+                peer.name(),
+                peer.what(),
+                peer.missing().map_or(String::new(), |why| format!("  NOT HERE: {why}"))
+            );
+        }
+        return Ok(());
+    }
+    if let Some(reason) = privilege::missing() {
+        bail!("{reason}");
+    }
+    ensure!(args.seconds >= 1.0, "less than a second says nothing: --seconds {}", args.seconds);
+    ensure!(crate::config::cores() >= 2, "generator and box want a core each");
+    let effort = Effort {
+        duration: Duration::from_secs_f64(args.seconds),
+        flows: args.flows.unwrap_or(FLOWS),
+        memory_flows: args.flows.unwrap_or(MEMORY_FLOWS),
+    };
+    let mut report = Report::new(&chosen, &args.cases, &effort, args.rounds, foreign_load()?);
+    measure_all(&mut report, &chosen, &args.cases, &effort, args.rounds);
+    println!("{}", report.text());
+    if let Some(path) = &args.json {
+        let file = std::fs::File::create(path).with_context(|| format!("{}", path.display()))?;
+        serde_json::to_writer_pretty(file, &report.summary())?;
+    }
+    ensure!(report.has_figures(), "not one measurement succeeded");
+    Ok(())
+}
+
+fn quick(args: &CompareArgs) -> CompareArgs {
+    CompareArgs {
+        peers: QUICK.map(str::to_owned).into(),
+        cases: vec![Case::Pps, Case::Conn],
+        rounds: 3,
+        seconds: 2.0,
+        ..args.clone()
+    }
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static dyn Peer>> {
+    let all = peers::all();
+    if names.is_empty() {
+        return Ok(all);
+    }
+    for name in names {
+        let known: Vec<_> = all.iter().map(|peer| peer.name()).collect();
+        ensure!(known.contains(&name.as_str()), "no peer {name:?}; there are {}", known.join(", "));
+    }
+    Ok(all.into_iter().filter(|peer| names.iter().any(|name| name == peer.name())).collect())
+}
+
+/// Round after round, peer after peer. A failure costs its own figure, and is said.
+fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case], effort: &Effort, rounds: usize) {
+    let started = Instant::now();
+    let here: Vec<_> = chosen.iter().filter(|peer| peer.missing().is_none()).collect();
+    let fit = |case: Case| here.iter().filter(move |peer| peer.unfit(case).is_none());
+    let total = rounds * cases.iter().map(|case| fit(*case).count()).sum::<usize>();
+    let mut done = 0;
+    for round in 1..=rounds {
+        for case in cases {
+            for peer in fit(*case) {
+                done += 1;
+                let outcome = case.measure(**peer, effort);
+                let said = match &outcome {
+                    Ok(sample) => in_brief(sample),
+                    Err(error) => format!("FAILED: {error:#}"),
+                };
+                let elapsed = started.elapsed().as_secs();
+                eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<9} {said}", peer.name());
+                report.add(round, peer.name(), outcome);
+            }
+        }
+    }
+}

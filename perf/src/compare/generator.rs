@@ -1,0 +1,97 @@
+//! The generator of packet measurements: `traffic`'s AF_XDP sender on the client host, on a core of its own.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::cases::Stage;
+use super::peers::{GENERATOR_CORE, mac_of};
+use crate::traffic::endpoint::Endpoint;
+use crate::traffic::load::{self, Load, Sent};
+use crate::traffic::mix::Mix;
+use crate::traffic::packet::{Maker, Route};
+use crate::traffic::popularity::{Draw, Popularity};
+use crate::traffic::track::Outcome;
+
+/// The first generated client, RFC 2544's own network.
+const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+const FLOWS_PER_CLIENT: u32 = 1_000;
+
+/// A load to send.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    /// The first of its flows: a multiple of 1,000, which is what a client address has.
+    pub first: u32,
+    pub flows: u32,
+    /// Packets per second; `None`: flat out.
+    pub rate: Option<f64>,
+    pub duration: Duration,
+}
+
+/// A sender at work.
+pub struct Sending(JoinHandle<std::io::Result<Result<Books>>>);
+
+/// Of each run, in their order.
+pub type Books = Vec<(Sent, Outcome)>;
+
+/// Sends 64-byte UDP to the peer, one load after the other, on a thread of the client's.
+///
+/// # Errors
+/// No thread.
+pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
+    let client = &stage.lab.clients[0].ns;
+    let target = stage.running.target;
+    let gateway = match stage.lab.topology() {
+        crate::lab::Topology::TwoArm => "clients0",
+        crate::lab::Topology::OneArm => "lan0",
+    };
+    let route = Route {
+        src_mac: mac_of(client, "eth0")?,
+        dst_mac: mac_of(&stage.lab.the_box, gateway)?,
+        first_client: client_of(0),
+        vip: (*target.ip()).into(),
+        vip_port: target.port(),
+    };
+    let work = move || -> Result<_> {
+        let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: GENERATOR_CORE });
+        ensure!(pinned, "core {GENERATOR_CORE} can't be pinned to");
+        let mut end = Endpoint::open("eth0", 1)?;
+        let sent = runs.iter().map(|run| {
+            let mut load = Load {
+                maker: Maker::new(Route { first_client: client_of(run.first), ..route }, Mix::fixed(64)),
+                draw: Draw::new(Popularity::Uniform, run.flows, 1),
+                flows: run.flows,
+                rate: run.rate,
+                duration: run.duration,
+                vip_port: target.port(),
+            };
+            load::run(&mut end, &mut load)
+        });
+        Ok(sent.collect())
+    };
+    Ok(Sending(client.thread("generator", work)?))
+}
+
+/// The client of a flow, as `traffic::packet::Maker` numbers them.
+fn client_of(flow: u32) -> IpAddr {
+    IpAddr::V4((u32::from(FIRST_CLIENT) + flow / FLOWS_PER_CLIENT).into())
+}
+
+impl Sending {
+    /// Whether it has ended, by itself or by a failure.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// It could not send.
+    pub fn finish(self) -> Result<Books> {
+        self.0.join().ok().context("the generator panicked")??
+    }
+}

@@ -1,0 +1,39 @@
+//! What shall be reached: ratios of two peers' figures in one round.
+
+use super::cases::Metric;
+
+/// A ratio to look at: a metric of one peer by that of another.
+pub struct Goal {
+    pub what: &'static str,
+    pub of: (&'static str, Column),
+    pub to: (&'static str, Column),
+    pub wanted: f64,
+    pub at_least: bool,
+}
+
+/// A column of the table: measured, or what a box adds to what was measured without one.
+#[derive(Debug, Clone, Copy)]
+pub enum Column {
+    Of(Metric),
+    Added(Metric),
+}
+
+pub const BOX_PACKET: Column = Column::Added(Metric::PpsLab);
+pub const BOX_CONN: Column = Column::Added(Metric::ConnLab);
+
+#[rustfmt::skip]
+pub const GOALS: [Goal; 13] = [
+    Goal { what: "packets/s, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::Pps)), to: ("bare", Column::Of(Metric::Pps)), wanted: 0.90, at_least: true },
+    Goal { what: "packets/s, bare forwarder to testpmd", of: ("bare", Column::Of(Metric::Pps)), to: ("testpmd", Column::Of(Metric::Pps)), wanted: 0.95, at_least: true },
+    Goal { what: "packets/s, Penstock to kernel forwarding without NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("kernel", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "packets/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("nftables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "packets/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("iptables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "packets/s, Penstock to quilkin", of: ("penstock", Column::Of(Metric::Pps)), to: ("quilkin", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "connections/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("nftables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
+    Goal { what: "connections/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("iptables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
+    Goal { what: "connections/s, Penstock to HAProxy", of: ("penstock", Column::Of(Metric::Conn)), to: ("haproxy", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
+    Goal { what: "connections/s, Penstock to nginx", of: ("penstock", Column::Of(Metric::Conn)), to: ("nginx", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
+    Goal { what: "the box's CPU per connection, Penstock to HAProxy", of: ("penstock", BOX_CONN), to: ("haproxy", BOX_CONN), wanted: 1.0 / 3.0, at_least: false },
+    Goal { what: "p99 of HTTP requests, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::ConnP99)), to: ("nftables", Column::Of(Metric::ConnP99)), wanted: 1.0, at_least: false },
+    Goal { what: "p99 at half load, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::HalfP99)), to: ("bare", Column::Of(Metric::HalfP99)), wanted: 1.2, at_least: false },
+];

@@ -1,0 +1,292 @@
+//! The figures of all rounds: medians, what the box adds, ratios against the targets; as data for others (JSON, charts).
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::cases::{Case, Effort, Metric, Sample};
+use super::goals::{BOX_CONN, BOX_PACKET, Column, GOALS, Goal};
+use super::peers::Peer;
+use super::table;
+
+/// Everything measured, and with what.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub version: &'static str,
+    pub cpu: String,
+    pub cores: u16,
+    pub kernel: String,
+    pub seconds: f64,
+    pub flows: u32,
+    pub memory_flows: u32,
+    pub rounds: usize,
+    /// The share of the machine that others took before the start, if it was much.
+    pub foreign_load: Option<f64>,
+    pub peers: Vec<PeerFigures>,
+    pub targets: Vec<Target>,
+}
+
+/// One peer's part.
+#[derive(Debug, Clone, Serialize)]
+pub struct PeerFigures {
+    pub name: &'static str,
+    pub what: &'static str,
+    pub cannot: &'static str,
+    /// Why it is not here.
+    pub missing: Option<String>,
+    /// Cases it is not measured in, and why.
+    pub unfit: BTreeMap<String, &'static str>,
+    pub figures: BTreeMap<Metric, Figure>,
+    /// What a box costs beside the traffic itself: ns per packet and us per connection.
+    pub box_ns_per_packet: Option<Figure>,
+    pub box_us_per_connection: Option<Figure>,
+    pub failures: Vec<String>,
+}
+
+/// A median over rounds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figure {
+    pub median: f64,
+    pub lowest: f64,
+    pub highest: f64,
+    /// By round.
+    pub rounds: Vec<f64>,
+}
+
+impl Figure {
+    /// The round furthest from the median, as a share of it.
+    #[must_use]
+    pub fn spread(&self) -> f64 {
+        let furthest = (self.highest - self.median).max(self.median - self.lowest);
+        if self.median == 0.0 { 0.0 } else { (furthest / self.median).abs() }
+    }
+
+    fn of(rounds: Vec<f64>) -> Option<Self> {
+        let mut sorted = rounds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let (lowest, highest) = (*sorted.first()?, *sorted.last()?);
+        let middle = sorted.len() / 2;
+        let median =
+            if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+        Some(Self { median, lowest, highest, rounds })
+    }
+}
+
+/// What shall be reached, and was or not.
+#[derive(Debug, Clone, Serialize)]
+pub struct Target {
+    pub what: &'static str,
+    pub wanted: f64,
+    pub at_least: bool,
+    pub ratio: Option<Figure>,
+    /// `None`: not measured.
+    pub met: Option<bool>,
+}
+
+/// Collects measurements.
+pub struct Report {
+    peers: Vec<&'static dyn Peer>,
+    cases: Vec<Case>,
+    effort: Effort,
+    rounds: usize,
+    foreign_load: Option<f64>,
+    samples: BTreeMap<(&'static str, usize), Sample>,
+    failures: Vec<(&'static str, String)>,
+}
+
+impl Report {
+    #[must_use]
+    pub fn new(
+        peers: &[&'static dyn Peer],
+        cases: &[Case],
+        effort: &Effort,
+        rounds: usize,
+        foreign_load: Option<f64>,
+    ) -> Self {
+        Self {
+            peers: peers.to_vec(),
+            cases: cases.to_vec(),
+            effort: *effort,
+            rounds,
+            foreign_load,
+            samples: BTreeMap::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Takes a measurement in.
+    pub fn add(&mut self, round: usize, peer: &'static str, outcome: Result<Sample>) {
+        match outcome {
+            Ok(mut sample) => self.samples.entry((peer, round)).or_default().append(&mut sample),
+            Err(error) => self.failures.push((peer, format!("round {round}: {error:#}"))),
+        }
+    }
+
+    #[must_use]
+    pub fn has_figures(&self) -> bool {
+        !self.samples.is_empty()
+    }
+
+    /// A column's value in one round.
+    fn value(&self, peer: &'static str, column: Column, round: usize) -> Option<f64> {
+        let of = |peer, metric| self.samples.get(&(peer, round))?.get(&metric).copied();
+        match column {
+            Column::Of(metric) => of(peer, metric),
+            Column::Added(metric) => Some(of(peer, metric)? - of("direct", metric)?),
+        }
+    }
+
+    fn figure(&self, peer: &'static str, column: Column) -> Option<Figure> {
+        Figure::of((1..=self.rounds).filter_map(|round| self.value(peer, column, round)).collect())
+    }
+
+    fn target(&self, goal: &Goal) -> Target {
+        let ratio = |round| {
+            let (of, to) = (self.value(goal.of.0, goal.of.1, round)?, self.value(goal.to.0, goal.to.1, round)?);
+            (to > 0.0).then_some(of / to)
+        };
+        let ratio = Figure::of((1..=self.rounds).filter_map(ratio).collect());
+        let met = ratio
+            .as_ref()
+            .map(|ratio| if goal.at_least { ratio.median >= goal.wanted } else { ratio.median <= goal.wanted });
+        Target { what: goal.what, wanted: goal.wanted, at_least: goal.at_least, ratio, met }
+    }
+
+    fn peer_figures(&self, peer: &'static dyn Peer) -> PeerFigures {
+        let name = peer.name();
+        let added = |column| if name == "direct" { None } else { self.figure(name, column) };
+        let unfit = self.cases.iter().filter_map(|case| Some((case.to_string(), peer.unfit(*case)?)));
+        PeerFigures {
+            name,
+            what: peer.what(),
+            cannot: peer.cannot(),
+            missing: peer.missing(),
+            unfit: unfit.collect(),
+            figures: Metric::ALL.iter().filter_map(|m| Some((*m, self.figure(name, Column::Of(*m))?))).collect(),
+            box_ns_per_packet: added(BOX_PACKET),
+            box_us_per_connection: added(BOX_CONN),
+            failures: self.failures.iter().filter(|(of, _)| *of == name).map(|(_, why)| why.clone()).collect(),
+        }
+    }
+
+    /// All of it, as data.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary {
+            version: env!("CARGO_PKG_VERSION"),
+            cpu: cpu_name(),
+            cores: crate::config::cores(),
+            kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+            seconds: self.effort.duration.as_secs_f64(),
+            flows: self.effort.flows,
+            memory_flows: self.effort.memory_flows,
+            rounds: self.rounds,
+            foreign_load: self.foreign_load,
+            peers: self.peers.iter().map(|peer| self.peer_figures(*peer)).collect(),
+            targets: GOALS.iter().map(|goal| self.target(goal)).collect(),
+        }
+    }
+
+    /// All of it, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        table::text(&self.summary(), &self.cases)
+    }
+}
+
+impl Metric {
+    const ALL: [Self; 24] = [
+        Self::Pps,
+        Self::PpsLost,
+        Self::PpsCpu,
+        Self::PpsLab,
+        Self::Conn,
+        Self::ConnP50,
+        Self::ConnP99,
+        Self::ConnFailed,
+        Self::ConnCpu,
+        Self::ConnLab,
+        Self::BulkOne,
+        Self::BulkMany,
+        Self::BulkOneOffloads,
+        Self::BulkManyOffloads,
+        Self::LatencyMax,
+        Self::HalfP50,
+        Self::HalfP99,
+        Self::NinetyP50,
+        Self::NinetyP99,
+        Self::NinetyLost,
+        Self::FlowBytes,
+        Self::FlowAllTold,
+        Self::FlowMegabytes,
+        Self::IdleMegabytes,
+    ];
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| "unknown CPU".into(), |(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::compare::peers;
+
+    fn report(rounds: &[[(&'static str, f64, f64); 3]]) -> Report {
+        let effort = Effort { duration: Duration::from_secs(1), flows: 64, memory_flows: 64 };
+        let mut report = Report::new(&peers::all(), &[Case::Pps, Case::Conn], &effort, rounds.len(), None);
+        for (round, peers) in (1..).zip(rounds) {
+            for (peer, rate, cpu) in peers {
+                report.add(round, peer, Ok(Sample::from([(Metric::Pps, *rate), (Metric::PpsLab, *cpu)])));
+            }
+        }
+        report
+    }
+
+    fn peer<'a>(summary: &'a Summary, name: &str) -> &'a PeerFigures {
+        summary.peers.iter().find(|peer| peer.name == name).expect("a peer")
+    }
+
+    #[test]
+    fn a_ratio_is_of_one_round() {
+        // A machine that halves its speed in the second round changes no ratio.
+        let summary = report(&[
+            [("direct", 4e6, 200.0), ("bare", 2e6, 500.0), ("penstock", 1.8e6, 550.0)],
+            [("direct", 2e6, 400.0), ("bare", 1e6, 1000.0), ("penstock", 0.95e6, 1100.0)],
+            [("direct", 4e6, 200.0), ("bare", 2e6, 500.0), ("penstock", 1.6e6, 600.0)],
+        ])
+        .summary();
+        let target = summary.targets.iter().find(|target| target.what.contains("bare forwarder")).expect("a target");
+        let ratio = target.ratio.as_ref().expect("a ratio");
+        assert_eq!((ratio.lowest, ratio.median, ratio.highest), (0.8, 0.9, 0.95));
+        assert_eq!(target.met, Some(true));
+        let added = peer(&summary, "penstock").box_ns_per_packet.as_ref().expect("a figure");
+        assert_eq!(added.rounds, [350.0, 700.0, 400.0]);
+        assert!(peer(&summary, "direct").box_ns_per_packet.is_none());
+    }
+
+    #[test]
+    fn what_failed_is_no_figure() {
+        let mut report = report(&[[("direct", 4e6, 200.0), ("kernel", 1e6, 500.0), ("bare", 2e6, 500.0)]]);
+        report.add(1, "penstock", Err(anyhow::anyhow!("it does not start")));
+        let summary = report.summary();
+        assert!(peer(&summary, "penstock").figures.is_empty());
+        assert_eq!(summary.targets.iter().filter(|target| target.met.is_some()).count(), 0);
+        let text = report.text();
+        assert!(text.contains("FAILED: penstock round 1: it does not start"), "{text}");
+        serde_json::to_string(&summary).expect("figures by name");
+    }
+
+    #[test]
+    fn a_median_of_an_even_number_is_between() {
+        let figure = Figure::of(vec![3.0, 1.0, 2.0, 10.0]).expect("figures");
+        assert_eq!((figure.lowest, figure.median, figure.highest), (1.0, 2.5, 10.0));
+        assert_eq!(figure.spread(), 3.0);
+        assert_eq!(Figure::of(Vec::new()), None);
+    }
+}

@@ -1,0 +1,202 @@
+//! The figures for people.
+
+use std::fmt::Write;
+
+use super::cases::{Case, Metric, Sample};
+use super::report::{PeerFigures, Summary};
+
+/// Writing to a String can't fail: results of `write!` are dropped.
+pub fn text(summary: &Summary, cases: &[Case]) -> String {
+    let Summary { cpu, cores, kernel, seconds, rounds, flows, .. } = summary;
+    let mut text =
+        format!("\n{cpu}, {cores} cores, Linux {kernel}; {rounds} rounds of {seconds} s, {flows} UDP flows\n");
+    if let Some(load) = summary.foreign_load {
+        let _ = writeln!(
+            text,
+            "NOTE: other work took {:.0} % of the machine before the start: rates and the machine's times are noise, ratios and the lab's times less so",
+            load * 100.0
+        );
+    }
+    for case in cases {
+        let columns = case.columns();
+        let _ = write!(text, "\n{:<11}", case.to_string());
+        for (heading, _) in &columns {
+            let _ = write!(text, "{heading:>18}");
+        }
+        text.push('\n');
+        for peer in &summary.peers {
+            line(&mut text, peer, *case, &columns);
+        }
+    }
+    let _ = writeln!(text, "\ntargets");
+    for target in &summary.targets {
+        let Some(ratio) = &target.ratio else { continue };
+        let met = if target.met == Some(true) { "met" } else { "MISSED" };
+        let sign = if target.at_least { ">=" } else { "<=" };
+        let spread = format!("[{:.2} .. {:.2}]", ratio.lowest, ratio.highest);
+        let _ = writeln!(
+            text,
+            "  {:<58} {:>6.2} {spread:<16} {sign} {:.2}  {met}",
+            target.what, ratio.median, target.wanted
+        );
+    }
+    let _ = writeln!(text, "\nwhat each is, and cannot do");
+    for peer in &summary.peers {
+        let _ = writeln!(text, "  {:<10} {}\n  {:<10} cannot: {}", peer.name, peer.what, "", peer.cannot);
+    }
+    for peer in &summary.peers {
+        for failure in &peer.failures {
+            let _ = writeln!(text, "FAILED: {} {failure}", peer.name);
+        }
+    }
+    text
+}
+
+fn line(text: &mut String, peer: &PeerFigures, case: Case, columns: &[(&str, Cell)]) {
+    let _ = write!(text, "{:<11}", peer.name);
+    if let Some(why) = &peer.missing {
+        let _ = writeln!(text, "  not available: {why}");
+        return;
+    }
+    if let Some(why) = peer.unfit.get(&case.to_string()) {
+        let _ = writeln!(text, "  - ({why})");
+        return;
+    }
+    for (_, cell) in columns {
+        let figure = match cell {
+            Cell::Of(metric) => peer.figures.get(metric),
+            Cell::BoxPacket => peer.box_ns_per_packet.as_ref(),
+            Cell::BoxConn => peer.box_us_per_connection.as_ref(),
+        };
+        let shown = figure
+            .map_or("-".to_owned(), |figure| format!("{} ±{:.0}%", number(figure.median), figure.spread() * 100.0));
+        let _ = write!(text, "{shown:>18}");
+    }
+    text.push('\n');
+}
+
+/// What a column of a case's table shows.
+enum Cell {
+    Of(Metric),
+    BoxPacket,
+    BoxConn,
+}
+
+impl Case {
+    fn columns(self) -> Vec<(&'static str, Cell)> {
+        match self {
+            Self::Pps => vec![
+                ("packets/s", Cell::Of(Metric::Pps)),
+                ("lost, share", Cell::Of(Metric::PpsLost)),
+                ("machine ns/packet", Cell::Of(Metric::PpsCpu)),
+                ("lab's ns/packet", Cell::Of(Metric::PpsLab)),
+                ("of it the box's", Cell::BoxPacket),
+            ],
+            Self::Conn => vec![
+                ("connections/s", Cell::Of(Metric::Conn)),
+                ("p50 ms", Cell::Of(Metric::ConnP50)),
+                ("p99 ms", Cell::Of(Metric::ConnP99)),
+                ("failed", Cell::Of(Metric::ConnFailed)),
+                ("machine us/conn", Cell::Of(Metric::ConnCpu)),
+                ("lab's us/conn", Cell::Of(Metric::ConnLab)),
+                ("of it the box's", Cell::BoxConn),
+            ],
+            Self::Bulk => vec![
+                ("1 stream Gbit/s", Cell::Of(Metric::BulkOne)),
+                ("16 streams", Cell::Of(Metric::BulkMany)),
+                ("1, offloads on", Cell::Of(Metric::BulkOneOffloads)),
+                ("16, offloads on", Cell::Of(Metric::BulkManyOffloads)),
+            ],
+            Self::Latency => vec![
+                ("most answers/s", Cell::Of(Metric::LatencyMax)),
+                ("p50 us at 50 %", Cell::Of(Metric::HalfP50)),
+                ("p99 us at 50 %", Cell::Of(Metric::HalfP99)),
+                ("p50 us at 90 %", Cell::Of(Metric::NinetyP50)),
+                ("p99 us at 90 %", Cell::Of(Metric::NinetyP99)),
+                ("lost at 90 %", Cell::Of(Metric::NinetyLost)),
+            ],
+            Self::Memory => vec![
+                ("before, MB", Cell::Of(Metric::IdleMegabytes)),
+                ("grown by, MB", Cell::Of(Metric::FlowMegabytes)),
+                ("bytes/flow", Cell::Of(Metric::FlowBytes)),
+                ("all told", Cell::Of(Metric::FlowAllTold)),
+            ],
+        }
+    }
+}
+
+impl Metric {
+    /// For progress lines.
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::Pps => "packets/s",
+            Self::PpsLost => "lost",
+            Self::PpsCpu => "machine ns",
+            Self::PpsLab => "lab's ns",
+            Self::Conn => "connections/s",
+            Self::ConnP50 | Self::HalfP50 => "p50",
+            Self::ConnP99 | Self::HalfP99 => "p99",
+            Self::ConnFailed => "failed",
+            Self::ConnCpu => "machine us",
+            Self::ConnLab => "lab's us",
+            Self::BulkOne => "Gbit/s",
+            Self::BulkMany => "many",
+            Self::BulkOneOffloads => "offloads",
+            Self::BulkManyOffloads => "many",
+            Self::LatencyMax => "most",
+            Self::NinetyP50 => "at 90 % p50",
+            Self::NinetyP99 => "p99",
+            Self::NinetyLost => "lost",
+            Self::FlowBytes => "bytes/flow",
+            Self::FlowAllTold => "all told",
+            Self::FlowMegabytes => "grown MB",
+            Self::IdleMegabytes => "before MB",
+        }
+    }
+}
+
+/// A measurement in a few words, for progress lines.
+#[must_use]
+pub fn in_brief(sample: &Sample) -> String {
+    let words: Vec<String> =
+        sample.iter().map(|(metric, value)| format!("{} {}", metric.short(), number(*value))).collect();
+    words.join(", ")
+}
+
+/// Three digits that matter, thousands apart.
+fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    if magnitude >= 10_000.0 {
+        grouped(value)
+    } else if magnitude >= 100.0 {
+        format!("{value:.0}")
+    } else if magnitude >= 10.0 {
+        format!("{value:.1}")
+    } else if magnitude == 0.0 {
+        "0".to_owned()
+    } else {
+        format!("{value:.2}")
+    }
+}
+
+/// 1,234,567
+fn grouped(value: f64) -> String {
+    let mut digits = format!("{:.0}", value.abs());
+    let mut at = digits.len();
+    while at > 3 {
+        at -= 3;
+        digits.insert(at, ',');
+    }
+    if value < 0.0 { format!("-{digits}") } else { digits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_are_short() {
+        let shown = [0.0, 0.1234, 12.34, 123.4, 9999.0, 1_234_567.8, -20_000.0].map(number);
+        assert_eq!(shown, ["0", "0.12", "12.3", "123", "9999", "1,234,568", "-20,000"]);
+    }
+}
