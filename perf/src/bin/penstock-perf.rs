@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use penstock_perf::churn::{self, command::ChurnArgs};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
@@ -26,6 +27,8 @@ enum Command {
     Pipeline(PipelineArgs),
     /// Send packets through a box at a rate, and say what became of each
     Load(LoadArgs),
+    /// Open and close many small connections through a box, and say whether any failed
+    Churn(ChurnArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -108,6 +111,7 @@ fn run(command: Command) -> Result<()> {
         Command::Lab(LabCommand::Shell { host, lab, command }) => cli::lab_shell(&host, lab.as_deref(), &command),
         Command::Pipeline(args) => pipeline_bench::command(&args),
         Command::Load(args) => traffic::command::command(&args),
+        Command::Churn(args) => churn::command::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

@@ -131,7 +131,7 @@ impl Bench {
 }
 
 /// The link-layer address in a line of `ip -br link`.
-pub(super) fn mac(line: &str) -> Result<[u8; 6]> {
+pub(crate) fn mac(line: &str) -> Result<[u8; 6]> {
     let word = line.split_whitespace().find(|word| word.len() == 17 && word.matches(':').count() == 5);
     let word = word.with_context(|| format!("no link-layer address in {line:?}"))?;
     let mut bytes = [0; 6];

@@ -61,6 +61,7 @@ enum Word {
     Each,
     Most,
     Packets,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a place in the program's struct"))]
     Bytes,
     Latest,
     First,
