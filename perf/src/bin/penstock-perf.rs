@@ -6,7 +6,7 @@ use penstock_perf::churn::{self, command::ChurnArgs};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
-use penstock_perf::traffic::{self, command::LoadArgs};
+use penstock_perf::traffic::{self, command::LoadArgs, hardware_check::HardwareCheckArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
 #[derive(Parser)]
@@ -29,6 +29,8 @@ enum Command {
     Load(LoadArgs),
     /// Open and close many small connections through a box, and say whether any failed
     Churn(ChurnArgs),
+    /// Run what perf/hardware has for real NICs on a lab's interfaces: DPDK testpmd beside our own generators
+    HardwareCheck(HardwareCheckArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -112,6 +114,7 @@ fn run(command: Command) -> Result<()> {
         Command::Pipeline(args) => pipeline_bench::command(&args),
         Command::Load(args) => traffic::command::command(&args),
         Command::Churn(args) => churn::command::command(&args),
+        Command::HardwareCheck(args) => traffic::hardware_check::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

@@ -186,7 +186,10 @@ fn print(args: &ChurnArgs, report: &Report) {
     let nodes = &report.at_the_nodes;
     println!("  wrong node  {:>10}   segments;  {} RSTs seen by nodes", nodes.wrong_node, nodes.resets_seen);
     let soonest = nodes.soonest_reuse_ms.map_or(String::new(), |ms| format!(", the soonest after {ms} ms"));
-    println!("  SNAT ports  {:>10}   used again{soonest}", nodes.ports_reused);
+    println!(
+        "  SNAT ports  {:>10}   used again{soonest}; {} that a node in TIME_WAIT would not take",
+        nodes.ports_reused, nodes.unwelcome
+    );
     if let Some(after) = report.wrapped_after {
         println!("  wrapped     after {after:.1} s, and {:.1} s beyond", report.seconds - after);
     }

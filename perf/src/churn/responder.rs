@@ -16,13 +16,36 @@ use super::tally::NodeTally;
 const ADDRESSES: usize = 4;
 const PORTS: usize = 1 << 16;
 
+/// How long a node that closed first keeps its end of a connection (Linux).
+const TIME_WAIT_MS: u32 = 60_000;
+
+/// What is left of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+struct Last {
+    /// Milliseconds; 0: there was none.
+    opened: u32,
+    closed: u32,
+    /// Behind the client's FIN.
+    seq: u32,
+    stamp: u32,
+}
+
+impl Last {
+    /// Whether a node in TIME_WAIT would answer this SYN as a new one (RFC 6191 section 2, as Linux has it).
+    fn takes(&self, syn: &Segment, now_ms: u32) -> bool {
+        let later = |new: u32, old: u32| (new.wrapping_sub(old) as i32) > 0;
+        let over = self.closed == 0 || now_ms.wrapping_sub(self.closed) >= TIME_WAIT_MS;
+        over || !later(self.stamp, syn.stamp) && (later(syn.seq, self.seq) || later(syn.stamp, self.stamp))
+    }
+}
+
 /// Nodes on one interface.
 pub struct Responder {
     nodes: Vec<IpAddr>,
     port: u16,
     bytes: u32,
-    /// When a node last had a connection from an address's port, in milliseconds.
-    last_opened: Vec<u32>,
+    /// The last connection from each port of each address, by node.
+    last: Vec<Last>,
     pub tally: NodeTally,
 }
 
@@ -30,8 +53,8 @@ impl Responder {
     /// Answers for these addresses on a port; `bytes` is the length of requests and answers.
     #[must_use]
     pub fn new(nodes: Vec<IpAddr>, port: u16, bytes: usize) -> Self {
-        let last_opened = vec![0; nodes.len() * ADDRESSES * PORTS];
-        Self { nodes, port, bytes: bytes as u32, last_opened, tally: NodeTally::default() }
+        let last = vec![Last::default(); nodes.len() * ADDRESSES * PORTS];
+        Self { nodes, port, bytes: bytes as u32, last, tally: NodeTally::default() }
     }
 
     /// Turns a segment into its answer, in place. False: it has none.
@@ -54,16 +77,21 @@ impl Responder {
             (false, _) => (1, 1),
         };
         let (seq, ack, flags, kept) = if segment.has(SYN) {
-            self.opened(node, &segment.ends, now);
+            self.opened(node, &segment, now);
             (cookie(&segment.ends, segment.seq), segment.seq.wrapping_add(1), SYN | ACK, 0)
         } else if segment.ack != cookie(&segment.ends, segment.seq.wrapping_sub(since_syn)).wrapping_add(since_own) {
             self.tally.wrong_node += 1;
             (segment.ack, 0, RST, 0)
         } else if segment.has(FIN) {
-            (segment.ack, segment.seq.wrapping_add(len + 1), FIN | ACK, 0)
+            let behind = segment.seq.wrapping_add(len + 1);
+            self.closed(node, &segment, behind, now);
+            (segment.ack, behind, FIN | ACK, 0)
         } else if len == self.bytes {
             (segment.ack, segment.seq.wrapping_add(len), ACK | PSH, len)
         } else {
+            if len == 0 {
+                self.closed(node, &segment, segment.seq, now);
+            }
             return false;
         };
         let mut body = [0; 1500];
@@ -72,7 +100,7 @@ impl Responder {
         if kept >= MARK {
             body[MARK - 4..MARK].copy_from_slice(&(node as u32).to_be_bytes());
         }
-        let stamp = (now.ns / 1_000_000) as u32;
+        let stamp = millis(now);
         let answer = Segment { ends: turned(segment.ends), seq, ack, flags, stamp, echo: segment.stamp };
         let macs: [u8; 12] = std::array::from_fn(|at| frame[at]);
         let (dst, src) = macs.split_at(6);
@@ -87,23 +115,40 @@ impl Responder {
         self.nodes.iter().position(|node| *node == own.address)
     }
 
-    fn opened(&mut self, node: usize, ends: &Ends, now: Now) {
+    fn opened(&mut self, node: usize, syn: &Segment, now: Now) {
         self.tally.opened += 1;
+        let now_ms = millis(now);
+        let last = self.last_of(node, &syn.ends);
+        let old = std::mem::replace(last, Last { opened: now_ms, ..Last::default() });
+        if old.opened == 0 {
+            return;
+        }
+        let after = u64::from(now_ms.wrapping_sub(old.opened));
+        let tally = &mut self.tally;
+        tally.ports_reused += 1;
+        tally.soonest_reuse_ms = Some(tally.soonest_reuse_ms.map_or(after, |soonest| soonest.min(after)));
+        tally.unwelcome += u64::from(!old.takes(syn, now_ms));
+    }
+
+    /// The client's FIN, and the ACK behind it.
+    fn closed(&mut self, node: usize, segment: &Segment, behind: u32, now: Now) {
+        let last = self.last_of(node, &segment.ends);
+        *last = Last { closed: millis(now).max(1), seq: behind, stamp: segment.stamp, ..*last };
+    }
+
+    fn last_of(&mut self, node: usize, ends: &Ends) -> &mut Last {
         let (peer, _) = sides(ends);
         let low = match peer.address {
             IpAddr::V4(address) => address.octets()[3],
             IpAddr::V6(address) => address.octets()[15],
         };
-        let at = (node * ADDRESSES + usize::from(low) % ADDRESSES) * PORTS + usize::from(peer.port);
-        let now_ms = (now.ns / 1_000_000) as u32;
-        let last = std::mem::replace(&mut self.last_opened[at], now_ms);
-        if last != 0 {
-            let after = u64::from(now_ms.wrapping_sub(last));
-            self.tally.ports_reused += 1;
-            let soonest = self.tally.soonest_reuse_ms.map_or(after, |soonest| soonest.min(after));
-            self.tally.soonest_reuse_ms = Some(soonest);
-        }
+        &mut self.last[(node * ADDRESSES + usize::from(low) % ADDRESSES) * PORTS + usize::from(peer.port)]
     }
+}
+
+/// Never 0.
+fn millis(now: Now) -> u32 {
+    ((now.ns / 1_000_000) as u32).max(1)
 }
 
 /// A node's first sequence number in the connection that a client opened with the number `first`.
@@ -293,6 +338,32 @@ mod tests {
             };
             assert_eq!(failed, wanted);
         }
+    }
+
+    #[test]
+    fn a_port_given_out_again_too_early_is_noticed() {
+        let route = route(false);
+        let syn = |seq, stamp| Segment { ends: ends_of(&route), seq, ack: 0, flags: SYN, stamp, echo: 0 };
+        // Behind the last number: a node in TIME_WAIT takes it, unless its timestamp is older.
+        for (seq, stamp, waited_ms, unwelcome) in [
+            (10_000, 2_000, 5, 0),
+            (10_000, 1_000, 5, 0),
+            (10_000, 999, 5, 1),
+            (500, 2_000, 5, 0),
+            (500, 1_000, 5, 1),
+            (500, 999, 60_000, 0),
+        ] {
+            let mut node = Responder::new(vec![route.vip], 80, BYTES);
+            node.opened(0, &syn(1_000, 990), at(0));
+            node.closed(0, &syn(0, 1_000), 9_000, at(0));
+            node.opened(0, &syn(seq, stamp), at(waited_ms * 1_000_000));
+            assert_eq!((node.tally.ports_reused, node.tally.unwelcome), (1, unwelcome), "{seq} {stamp} {waited_ms}");
+        }
+    }
+
+    fn ends_of(route: &Route) -> Ends {
+        let (IpAddr::V4(client), IpAddr::V4(vip)) = (route.first_client, route.vip) else { panic!("IPv4") };
+        Ends::V4 { src: End { address: client, port: 40_000 }, dst: End { address: vip, port: 80 } }
     }
 
     #[test]

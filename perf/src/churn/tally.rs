@@ -113,6 +113,9 @@ pub struct NodeTally {
     pub resets_seen: u64,
     /// SYNs from an address and port that the same node had a connection with before.
     pub ports_reused: u64,
+    /// Of these, SYNs that a node which had closed first, and still waited, would not have taken as new ones
+    /// (RFC 6191): a connect that would have hung.
+    pub unwelcome: u64,
     /// The shortest time between two of these.
     pub soonest_reuse_ms: Option<u64>,
 }

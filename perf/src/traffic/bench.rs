@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use penstock_configs::file::{ConfigFile, Limits, PollMode, SnatAddress};
 
+use super::books::Books;
 use super::ends::{Ends, How};
 use super::load::{NodeSide, Sent};
 use super::mix::Mix;
@@ -45,6 +46,8 @@ pub struct Measured {
     pub outcome: Outcome,
     /// What the nodes' own rings had no room for: loss that is not the box's.
     pub node_missed: u64,
+    /// Where packets were lost on the way, by name.
+    pub lost_at: Vec<(String, u64)>,
 }
 
 impl Measured {
@@ -52,6 +55,13 @@ impl Measured {
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.outcome.received as f64 / self.sent.seconds
+    }
+
+    /// What was lost and is named nowhere.
+    #[must_use]
+    pub fn unexplained(&self) -> u64 {
+        let named: u64 = self.lost_at.iter().map(|(_, count)| count).sum();
+        self.outcome.lost.saturating_sub(named + self.node_missed + self.sent.missed)
     }
 
     /// Whether a loss may be the lab's own: then the box carries at least this.
@@ -101,7 +111,10 @@ impl Bench {
     /// # Errors
     /// No AF_XDP sockets, or no live frames, on the ends.
     pub fn measure_as(&self, how: How, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
-        self.ends()?.measure(how, spec, rate, duration)
+        let before = Books::read(&self.dataplane, &self.lab)?;
+        let measured = self.ends()?.measure(how, spec, rate, duration)?;
+        let lost_at = Books::read(&self.dataplane, &self.lab)?.since(&before);
+        Ok(Measured { lost_at, ..measured })
     }
 
     /// The client's and the node's interface.

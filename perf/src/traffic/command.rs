@@ -190,7 +190,7 @@ impl LoadArgs {
         }
         let median = &runs[runs.len() / 2];
         let (lowest, highest) = (&runs[0], &runs[runs.len() - 1]);
-        let Measured { sent, outcome, node_missed } = median;
+        let Measured { sent, outcome, node_missed, lost_at } = median;
         println!("{}", self.what());
         if let (Some(found), Some(Percent(percent))) = (found, self.at) {
             println!("  at {percent} % of {:.0} packets/s, the most with at most 0.5 % dropped", found.rate);
@@ -200,6 +200,9 @@ impl LoadArgs {
         println!("  on a wire   {:>12.3} Gbit/s", self.size.wire_bits(median.rate()) / 1e9);
         let share = 100.0 * outcome.lost as f64 / (outcome.sent as f64).max(1.0);
         println!("  lost        {:>12}   {share:.3} %", outcome.lost);
+        for (name, count) in lost_at {
+            println!("    {name:<32} {count:>12}");
+        }
         println!("  duplicates  {:>12}", outcome.duplicates);
         println!("  reordered   {:>12}", outcome.reordered);
         let latency = outcome.latency_us;

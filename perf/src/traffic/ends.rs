@@ -104,7 +104,9 @@ impl Ends {
         })
     }
 
-    fn route(&self, v6: bool) -> Route {
+    /// Where a load comes from and goes to.
+    #[must_use]
+    pub fn route(&self, v6: bool) -> Route {
         let first_client: IpAddr = match v6 {
             false => CLIENTS_V4.into(),
             true => plan::CLIENT_NET.host(2).v6.into(),
@@ -124,6 +126,15 @@ impl Ends {
             Generator::AfXdp => self.by_sockets(maker, spec, rate, duration),
             Generator::Live => self.in_kernel(how, &maker, spec, rate, duration),
         }
+    }
+
+    /// Sends by live frames only: something else counts what arrives.
+    ///
+    /// # Errors
+    /// No live frames here.
+    pub fn send(&self, how: How, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Sent> {
+        let maker = Maker::of(how.transport, self.route(spec.v6), spec.mix.clone());
+        self.generate(how, &maker, spec, rate, duration)
     }
 
     fn by_sockets(&self, maker: Maker, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
@@ -157,7 +168,7 @@ impl Ends {
         let (track, node_missed) = nodes.join().ok().context("the nodes' side panicked")???;
         let (sent, returned) = sender?.context("the nodes' side ended early")?;
         let outcome = if spec.side == NodeSide::Answer { returned } else { track.close(sent.packets) };
-        Ok(Measured { sent, outcome, node_missed })
+        Ok(Measured { sent, outcome, node_missed, lost_at: Vec::new() })
     }
 
     fn in_kernel(
@@ -182,7 +193,7 @@ impl Ends {
         let sent = self.generate(how, maker, spec, rate, duration)?;
         std::thread::sleep(DRAIN);
         let outcome = client.as_ref().unwrap_or(&nodes).arrived()?.close(sent.packets);
-        Ok(Measured { sent, outcome, node_missed: 0 })
+        Ok(Measured { sent, outcome, node_missed: 0, lost_at: Vec::new() })
     }
 
     /// All live generators, each on its core.

@@ -14,14 +14,19 @@
 //! | [`sink`] | the other end in the kernel: counts and drops, or answers |
 //! | [`ends`] | a generator and a sink, whatever is between them |
 //! | [`flood`] | SYNs and datagrams from sources made up |
+//! | [`books`] | where packets were lost, by name |
+//! | [`testpmd`] | DPDK's testpmd at one end, at the other, or in the middle |
 //! | [`mod@bench`] | the lab around them, with a dataplane |
 //! | [`command`] | `penstock-perf load` |
+//! | [`hardware_check`] | `penstock-perf hardware-check` |
 
 pub mod bench;
+pub mod books;
 pub mod command;
 pub mod endpoint;
 pub mod ends;
 pub mod flood;
+pub mod hardware_check;
 pub mod live;
 pub mod load;
 pub mod mix;
@@ -30,4 +35,5 @@ pub mod packet;
 pub mod popularity;
 pub mod search;
 pub mod sink;
+pub mod testpmd;
 pub mod track;
