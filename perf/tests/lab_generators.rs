@@ -30,7 +30,8 @@ fn privileged_live_frames_are_accounted_for() {
         return;
     }
     let bench = Bench::start(1, 1, 1000, |config| config.workers.poll = PollMode::Adaptive).expect("a box");
-    for (v6, transport) in [(false, Transport::Udp), (true, Transport::Udp), (false, Transport::Tcp), (true, Transport::Tcp)]
+    for (v6, transport) in
+        [(false, Transport::Udp), (true, Transport::Udp), (false, Transport::Tcp), (true, Transport::Tcp)]
     {
         bench.open_flows(transport, &spec(v6, NodeSide::Answer, Mix::fixed(64))).expect("flows");
         // At a rate any machine keeps all come back, once, in order.
@@ -79,7 +80,7 @@ fn privileged_connections_churn_without_a_failure() {
     }
 }
 
-/// Thirty times what ports that rest their whole time allow; and every port is given out as a node that waits takes it.
+/// A hundred times and more what ports that rest their whole time allow; and every port is given out as a node that waits takes it.
 #[test]
 fn privileged_snat_ports_wrap_around_under_churn() {
     if !privilege::require("privileged_snat_ports_wrap_around_under_churn") {

@@ -169,14 +169,12 @@ fn cookie(ends: &Ends, first: u32) -> u32 {
 
 fn sides(ends: &Ends) -> (End<IpAddr>, End<IpAddr>) {
     match ends {
-        Ends::V4 { src, dst } => (
-            End { address: src.address.into(), port: src.port },
-            End { address: dst.address.into(), port: dst.port },
-        ),
-        Ends::V6 { src, dst } => (
-            End { address: src.address.into(), port: src.port },
-            End { address: dst.address.into(), port: dst.port },
-        ),
+        Ends::V4 { src, dst } => {
+            (End { address: src.address.into(), port: src.port }, End { address: dst.address.into(), port: dst.port })
+        }
+        Ends::V6 { src, dst } => {
+            (End { address: src.address.into(), port: src.port }, End { address: dst.address.into(), port: dst.port })
+        }
     }
 }
 
@@ -319,7 +317,8 @@ mod tests {
                         && let Ends::V4 { src, dst } = segment.ends
                     {
                         let other = End { address: "10.0.0.12".parse().expect("an address"), ..dst };
-                        Segment { ends: Ends::V4 { src, dst: other }, ..segment }.write(&mut frame, [2; 6], [4; 6], &payload);
+                        Segment { ends: Ends::V4 { src, dst: other }, ..segment }
+                            .write(&mut frame, [2; 6], [4; 6], &payload);
                     }
                 } else if let Ends::V4 { src, dst } = segment.ends {
                     // The box hides which node it was.

@@ -85,4 +85,3 @@ fn sending_dropped(ns: &Netns, dev: &str) -> Result<u64> {
     let column = line.split_whitespace().nth(11);
     column.and_then(|word| word.parse().ok()).with_context(|| format!("/proc/net/dev of {}: {line:?}", ns.name()))
 }
-

@@ -210,6 +210,9 @@ impl LoadArgs {
             "  latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}, from when a packet was due",
             latency.p50, latency.p90, latency.p99, latency.p999, latency.max
         );
+        if self.rate.or(self.at.map(|at| at.0)).is_some() {
+            println!("  on time     {:>12.1} us late at most: the generator's own pace", sent.latest_us);
+        }
         println!("  ends alone  {alone:>12.0} packets/s, with nothing between them");
         self.self_check(alone, median, *node_missed);
         Ok(())

@@ -185,9 +185,7 @@ impl Ends {
         };
         let nodes = attach(&self.sink, &self.sink_interface, self.sink_port, spec.side)?;
         let client = match spec.side {
-            NodeSide::Answer => {
-                Some(attach(&self.sender, &self.sender_interface, VIP_PORT, NodeSide::Count)?)
-            }
+            NodeSide::Answer => Some(attach(&self.sender, &self.sender_interface, VIP_PORT, NodeSide::Count)?),
             NodeSide::Count => None,
         };
         let sent = self.generate(how, maker, spec, rate, duration)?;

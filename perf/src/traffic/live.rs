@@ -15,8 +15,8 @@ use aya::{Ebpf, EbpfLoader};
 use penstock_dataplane::clock::Now;
 
 use super::load::Sent;
-use super::packet::{FIRST_PORT, Maker, Transport, fold, sum};
 use super::pace::BEHIND_NS;
+use super::packet::{FIRST_PORT, Maker, Transport, fold, sum};
 use super::popularity::{Draw, Popularity};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
@@ -78,12 +78,20 @@ impl Live {
     ///
     /// # Errors
     /// The kernel refuses the program or the test run.
-    pub fn open(interface: &str, maker: &Maker, flows: u32, popularity: Popularity, share: Share, seed: u64) -> Result<Self> {
+    pub fn open(
+        interface: &str,
+        maker: &Maker,
+        flows: u32,
+        popularity: Popularity,
+        share: Share,
+        seed: u64,
+    ) -> Result<Self> {
         ensure!(flows >= share.of && share.index < share.of, "each of {} generators needs a flow of its own", share.of);
         let ifindex = index_of(interface)?;
         let mut ebpf = load(maker, flows, popularity, share, ifindex)?;
         if let Some(draws) = draws(popularity, flows, share, seed) {
-            let mut table: Array<_, [u32; CHUNK]> = ebpf.map_mut("drawn").context("generate.bpf.o has no map")?.try_into()?;
+            let mut table: Array<_, [u32; CHUNK]> =
+                ebpf.map_mut("drawn").context("generate.bpf.o has no map")?.try_into()?;
             for (index, chunk) in (0..).zip(draws.chunks_exact(CHUNK)) {
                 let chunk: [u32; CHUNK] = chunk.try_into().context("a chunk")?;
                 table.set(index, chunk, 0)?;
@@ -141,7 +149,6 @@ impl Live {
         Ok(sent(&run, sending_ns, rate))
     }
 
-
     /// Runs the program so many turns; returns the nanoseconds they took set-up and tear-down included.
     fn call(&mut self, turns: u32) -> Result<u64> {
         let program: &Xdp = self.ebpf.program("generate").context("generate.bpf.o has no program")?.try_into()?;
@@ -152,9 +159,9 @@ impl Live {
             ..TestRunOptions::new()
         };
         let before = Now::read().ns;
-        program.test_run(options).context(
-            "BPF_PROG_TEST_RUN with live frames (Linux 5.18 or newer); --generator af-xdp does without",
-        )?;
+        program
+            .test_run(options)
+            .context("BPF_PROG_TEST_RUN with live frames (Linux 5.18 or newer); --generator af-xdp does without")?;
         Ok(Now::read().ns - before)
     }
 
@@ -279,8 +286,7 @@ mod tests {
         let program: &Xdp = live.ebpf.program("generate").expect("a program").try_into().expect("XDP");
         let dirty = vec![0xa5; live.first_frame.len()];
         let mut out = vec![0; 2048];
-        let options =
-            TestRunOptions { data_in: Some(&dirty), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let options = TestRunOptions { data_in: Some(&dirty), data_out: Some(&mut out), ..TestRunOptions::new() };
         let result = program.test_run(options).expect("a test run");
         out.truncate(result.data_size_out as usize);
         (result.return_value, out)
@@ -303,7 +309,8 @@ mod tests {
         for (v6, transport) in [false, true].into_iter().flat_map(|v6| TRANSPORTS.map(|t| (v6, t))) {
             for mix in [Mix::fixed(64), Mix::fixed(1518), Mix::imix()] {
                 let maker = Maker::of(transport, route(v6), mix);
-                let mut live = Live::open("lo", &maker, 2500, Popularity::Uniform, Share::WHOLE, 1).expect("a generator");
+                let mut live =
+                    Live::open("lo", &maker, 2500, Popularity::Uniform, Share::WHOLE, 1).expect("a generator");
                 live.set(ready(0)).expect("a map");
                 for number in 0..2600_u32 {
                     let (verdict, mut packet) = one(&mut live);

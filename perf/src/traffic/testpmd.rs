@@ -170,7 +170,8 @@ fn arguments(job: Job<'_>, interfaces: &[&str], cores: &[usize]) -> Vec<String> 
     let unique = format!("--file-prefix=lab{}{}", std::process::id(), interfaces.join(""));
     all.extend(["--no-pci", "--no-huge", "-m", "256", "--no-shconf"].map(String::from));
     all.extend([unique, "--".into(), format!("--nb-cores={}", cores.len() - 1)]);
-    let fixed = ["--burst=64", "--txd=1024", "--rxd=1024", "--total-num-mbufs=32768", "--no-flush-rx", "--no-lsc-interrupt"];
+    let fixed =
+        ["--burst=64", "--txd=1024", "--rxd=1024", "--total-num-mbufs=32768", "--no-flush-rx", "--no-lsc-interrupt"];
     all.extend(fixed.map(String::from));
     match job {
         Job::Generate { route, frame_len } => {
