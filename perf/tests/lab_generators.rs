@@ -8,7 +8,7 @@ use penstock_perf::churn::client::Habits;
 use penstock_perf::churn::drive::Until;
 use penstock_perf::privilege;
 use penstock_perf::traffic::bench::{Bench, Spec};
-use penstock_perf::traffic::ends::{Generator, How};
+use penstock_perf::traffic::ends::{Generator, How, SinkBy};
 use penstock_perf::traffic::load::NodeSide;
 use penstock_perf::traffic::mix::Mix;
 use penstock_perf::traffic::packet::Transport;
@@ -17,7 +17,7 @@ use penstock_perf::traffic::popularity::Popularity;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn live(transport: Transport) -> How {
-    How { generator: Generator::Live, transport, cores: 1 }
+    How { generator: Generator::Live, transport, ..How::default() }
 }
 
 fn spec(v6: bool, side: NodeSide, mix: Mix) -> Spec {
@@ -43,6 +43,14 @@ fn privileged_live_frames_are_accounted_for() {
             assert_eq!((outcome.received, outcome.duplicates, outcome.reordered), (outcome.sent, 0, 0), "{measured:?}");
             assert!(outcome.latency_us.p50 > 1.0, "{measured:?}");
         }
+    }
+    // Sockets send, the kernel answers and counts.
+    let how = How { sink: SinkBy::Kernel, ..How::default() };
+    for side in [NodeSide::Answer, NodeSide::Count] {
+        let measured = bench.measure_as(how, &spec(true, side, Mix::imix()), Some(1_000.0), SECOND / 2);
+        let measured = measured.expect("a measurement");
+        assert_eq!((measured.outcome.received, measured.outcome.lost), (measured.sent.packets, 0), "{measured:?}");
+        assert!(measured.sent.packets > 100, "{measured:?}");
     }
     // Flat out far more is sent than any box takes: what did not arrive is named, to the packet.
     let spec = spec(false, NodeSide::Count, Mix::fixed(64));

@@ -81,6 +81,8 @@ pub struct Clients {
     /// Tuples used so far.
     started: u64,
     out: VecDeque<Out>,
+    /// How long the clients themselves stood still, in all: their patience stood still with them.
+    paused_ns: u64,
     pub tally: Tally,
 }
 
@@ -90,7 +92,16 @@ impl Clients {
         // Room for those that take longer than the ones behind them.
         let talks = (habits.concurrency * 4).next_power_of_two();
         let tally = Tally::new(nodes);
-        Self { route, habits, talks: vec![NOBODY; talks], open: 0, started: 0, out: VecDeque::new(), tally }
+        Self {
+            route,
+            habits,
+            talks: vec![NOBODY; talks],
+            open: 0,
+            started: 0,
+            out: VecDeque::new(),
+            paused_ns: 0,
+            tally,
+        }
     }
 
     #[must_use]
@@ -149,7 +160,7 @@ impl Clients {
     fn say(&mut self, at: usize, now: Now) {
         let talk = &mut self.talks[at];
         let Some(stage) = talk.stage else { return };
-        talk.deadline = now.ns + self.habits.patience_ns;
+        talk.deadline = now.ns.saturating_sub(self.paused_ns) + self.habits.patience_ns;
         let talk = self.talks[at];
         let asked = self.payload() as u32;
         let after_syn = talk.first.wrapping_add(1);
@@ -232,11 +243,18 @@ impl Clients {
         self.open -= 1;
     }
 
+    /// The clients did not run for so long: answers may have come meanwhile, and nobody has looked.
+    pub fn paused(&mut self, nanos: u64) {
+        self.paused_ns += nanos;
+        self.tally.longest_pause_ns = self.tally.longest_pause_ns.max(nanos);
+    }
+
     /// Repeats or gives up what has waited too long. Looks at every conversation: for every few milliseconds.
     pub fn sweep(&mut self, now: Now) {
+        let awake_ns = now.ns.saturating_sub(self.paused_ns);
         for at in 0..self.talks.len() {
             let talk = self.talks[at];
-            let Some(stage) = talk.stage.filter(|_| talk.deadline <= now.ns) else { continue };
+            let Some(stage) = talk.stage.filter(|_| talk.deadline <= awake_ns) else { continue };
             if talk.tries < self.habits.retries {
                 self.talks[at].tries += 1;
                 self.tally.repeated += 1;

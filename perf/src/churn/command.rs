@@ -85,6 +85,7 @@ struct Report {
     box_drops: Vec<(String, u64)>,
     behind: bool,
     latest_us: f64,
+    longest_pause_us: f64,
     lost_in_the_ends: u64,
 }
 
@@ -159,6 +160,7 @@ fn report(args: &ChurnArgs, bench: &ChurnBench, measured: &Measured) -> Report {
         box_drops: measured.drops(),
         behind: ran.behind,
         latest_us: ran.latest_us,
+        longest_pause_us: tally.longest_pause_ns as f64 / 1e3,
         lost_in_the_ends: ran.missed + node_missed,
     }
 }
@@ -204,6 +206,12 @@ fn print(args: &ChurnArgs, report: &Report) {
         println!(
             "  The clients fell behind by {:.0} us, with {} connections open: raise --concurrency, or these are the ends' figures.",
             report.latest_us, args.concurrency
+        );
+    }
+    if report.longest_pause_us > 0.0 {
+        println!(
+            "  The machine kept the ends from running, for up to {:.0} us at a time: latencies have that in them.",
+            report.longest_pause_us
         );
     }
     if report.lost_in_the_ends > 0 {

@@ -14,6 +14,8 @@ use crate::traffic::pace::Pace;
 
 /// How often conversations are looked through for those that wait too long.
 const SWEEP_NS: u64 = 10_000_000;
+/// A turn longer than this is none: the machine gave the core to somebody else.
+const PAUSE_NS: u64 = 10_000_000;
 /// Starts per turn: a turn's other work does not wait for more.
 const STARTS: usize = 64;
 
@@ -146,11 +148,12 @@ pub fn run(
             told = now;
             progress(&client.clients, since_start(now));
         }
-        now = Now::read();
+        now = next_turn(client, now);
     }
     let (seconds, behind) = (since_start(now), pace.fell_behind(now));
     while client.clients.open() > 0 {
-        turn(client, nodes.as_deref_mut(), Now::read(), &mut swept);
+        turn(client, nodes.as_deref_mut(), now, &mut swept);
+        now = next_turn(client, now);
     }
     // The last ACK is still to be sent.
     turn(client, nodes, Now::read(), &mut swept);
@@ -161,6 +164,16 @@ pub fn run(
         latest_us: pace.latest_ns() as f64 / 1e3,
         missed: client.end.missed() - missed_before,
     }
+}
+
+/// When the next turn begins.
+fn next_turn(client: &mut ClientEnd, last: Now) -> Now {
+    let now = Now::read();
+    let took = now.ns - last.ns;
+    if took > PAUSE_NS {
+        client.clients.paused(took);
+    }
+    now
 }
 
 fn turn(client: &mut ClientEnd, nodes: Option<&mut NodeEnd>, now: Now, swept: &mut Now) {

@@ -280,6 +280,18 @@ mod tests {
         }
     }
 
+    /// Answers that came while the clients did not run are still to be looked at.
+    #[test]
+    fn a_pause_of_the_clients_is_no_silence() {
+        let (mut clients, _) = both(false);
+        clients.start(at(0), at(0));
+        clients.paused(50_000);
+        clients.sweep(at(50_999));
+        assert_eq!((clients.tally.failures(), clients.tally.longest_pause_ns), (0, 50_000));
+        clients.sweep(at(51_000));
+        assert_eq!(clients.tally.failures(), 1);
+    }
+
     #[test]
     fn what_is_repeated_is_counted_and_completes() {
         for lost in 0..6 {

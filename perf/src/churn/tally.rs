@@ -59,6 +59,8 @@ pub struct Tally {
     pub repeated: u64,
     /// Conversations that could not start when due: all were in use, or the next tuple was.
     pub held_back: u64,
+    /// The longest the clients themselves stood still, which is nobody's failure.
+    pub longest_pause_ns: u64,
     /// Completed conversations of each node.
     pub by_node: Vec<u64>,
     /// Nanoseconds.
@@ -78,6 +80,7 @@ impl Tally {
             failed: BTreeMap::new(),
             repeated: 0,
             held_back: 0,
+            longest_pause_ns: 0,
             by_node: vec![0; nodes],
             handshake: histogram(),
             whole: histogram(),

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::bench::{Bench, Measured, Spec};
-use super::ends::{self, Generator, How};
+use super::ends::{self, Generator, How, SinkBy};
 use super::load::NodeSide;
 use super::mix::Mix;
 use super::packet::Transport;
@@ -42,6 +42,9 @@ pub struct LoadArgs {
     /// What makes and takes the packets: AF_XDP sockets, or live frames and a counting program in the kernel
     #[arg(long, value_enum, default_value_t = Generator::Live)]
     generator: Generator,
+    /// What counts or answers behind AF_XDP senders: sockets of its own, which want a core, or the kernel
+    #[arg(long, value_enum, default_value_t = SinkBy::Kernel)]
+    sink: SinkBy,
     /// Cores that make live frames, from core 0 on; a veth takes each one's packets to a queue of its own
     #[arg(long, default_value_t = 1)]
     generator_cores: u16,
@@ -161,7 +164,7 @@ impl LoadArgs {
     }
 
     fn how(&self) -> How {
-        How { generator: self.generator, transport: self.transport, cores: self.generator_cores }
+        How { generator: self.generator, transport: self.transport, sink: self.sink, cores: self.generator_cores }
     }
 
     fn what(&self) -> String {

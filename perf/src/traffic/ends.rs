@@ -45,11 +45,23 @@ impl fmt::Display for Generator {
     }
 }
 
+/// What counts or answers at the nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SinkBy {
+    /// A loop over AF_XDP sockets, which wants a core.
+    #[default]
+    Sockets,
+    /// An XDP program.
+    Kernel,
+}
+
 /// How a load is made, beside what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct How {
     pub generator: Generator,
     pub transport: Transport,
+    /// Behind live frames it is always the kernel's.
+    pub sink: SinkBy,
     /// Live generators, each on a core of its own, from core 0 on. A veth brings what a core sends to the receive
     /// queue of that core's number.
     pub cores: u16,
@@ -57,7 +69,7 @@ pub struct How {
 
 impl Default for How {
     fn default() -> Self {
-        Self { generator: Generator::default(), transport: Transport::default(), cores: 1 }
+        Self { generator: Generator::default(), transport: Transport::default(), sink: SinkBy::default(), cores: 1 }
     }
 }
 
@@ -122,9 +134,10 @@ impl Ends {
     pub fn measure(&self, how: How, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
         ensure!(spec.flows > 0, "a load has at least one flow");
         let maker = Maker::of(how.transport, self.route(spec.v6), spec.mix.clone());
-        match how.generator {
-            Generator::AfXdp => self.by_sockets(maker, spec, rate, duration),
-            Generator::Live => self.in_kernel(how, &maker, spec, rate, duration),
+        match (how.generator, how.sink) {
+            (Generator::AfXdp, SinkBy::Sockets) => self.by_sockets(maker, spec, rate, duration),
+            (Generator::AfXdp, SinkBy::Kernel) => self.sockets_to_kernel(maker, spec, rate, duration),
+            (Generator::Live, _) => self.in_kernel(how, &maker, spec, rate, duration),
         }
     }
 
@@ -171,6 +184,23 @@ impl Ends {
         Ok(Measured { sent, outcome, node_missed, lost_at: Vec::new() })
     }
 
+    /// By sockets from the client; counted or answered in the kernel at the nodes.
+    fn sockets_to_kernel(&self, maker: Maker, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
+        let draw = Draw::new(spec.popularity, spec.flows, spec.seed);
+        let mut load = Load { maker, draw, flows: spec.flows, rate, duration, vip_port: VIP_PORT };
+        let nodes = self.kernel_sink(spec, expected(rate, duration))?;
+        let (interface, queues) = (self.sender_interface.clone(), self.queues);
+        let (sent, returned) = self.sender.run(move || -> Result<_> {
+            let mut end = Endpoint::open(&interface, queues)?;
+            Ok(load::run(&mut end, &mut load))
+        })?;
+        let outcome = match spec.side {
+            NodeSide::Answer => returned,
+            NodeSide::Count => nodes.arrived()?.close(sent.packets),
+        };
+        Ok(Measured { sent, outcome, node_missed: 0, lost_at: Vec::new() })
+    }
+
     fn in_kernel(
         &self,
         how: How,
@@ -179,19 +209,24 @@ impl Ends {
         rate: Option<f64>,
         duration: Duration,
     ) -> Result<Measured> {
-        let packets = rate.map(|rate| (rate * duration.as_secs_f64()) as u64 + 1);
-        let attach = |ns: &Netns, interface: &str, port, side| {
-            ns.run(|| Sink::attach(interface, port, side, spec.flows, packets))
-        };
-        let nodes = attach(&self.sink, &self.sink_interface, self.sink_port, spec.side)?;
+        let packets = expected(rate, duration);
+        let nodes = self.kernel_sink(spec, packets)?;
         let client = match spec.side {
-            NodeSide::Answer => Some(attach(&self.sender, &self.sender_interface, VIP_PORT, NodeSide::Count)?),
+            NodeSide::Answer => {
+                let attach = || Sink::attach(&self.sender_interface, VIP_PORT, NodeSide::Count, spec.flows, packets);
+                Some(self.sender.run(attach)?)
+            }
             NodeSide::Count => None,
         };
         let sent = self.generate(how, maker, spec, rate, duration)?;
         std::thread::sleep(DRAIN);
         let outcome = client.as_ref().unwrap_or(&nodes).arrived()?.close(sent.packets);
         Ok(Measured { sent, outcome, node_missed: 0, lost_at: Vec::new() })
+    }
+
+    /// The nodes' side in the kernel.
+    fn kernel_sink(&self, spec: &Spec, packets: Option<u64>) -> Result<Sink> {
+        self.sink.run(|| Sink::attach(&self.sink_interface, self.sink_port, spec.side, spec.flows, packets))
     }
 
     /// All live generators, each on its core.
@@ -218,6 +253,11 @@ impl Ends {
         let all: Vec<Sent> = all.into_iter().collect::<Result<_>>()?;
         Ok(together(&all))
     }
+}
+
+/// How many packets a rate makes.
+fn expected(rate: Option<f64>, duration: Duration) -> Option<u64> {
+    rate.map(|rate| (rate * duration.as_secs_f64()) as u64 + 1)
 }
 
 /// The sum of several senders at work at the same time.

@@ -90,8 +90,9 @@ impl Testpmd {
     /// It ends early; the message has what it said.
     pub fn start(ns: &Netns, job: Job<'_>, interfaces: &[&str], cores: &[usize]) -> Result<Self> {
         ensure!(cores.len() > 1, "{PROGRAM} wants a core of its own and at least one that forwards");
-        let mut command = Command::new(PROGRAM);
-        command.args(arguments(job, interfaces, cores)).process_group(0);
+        // Into a pipe it would say nothing until a page is full.
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", PROGRAM]).args(arguments(job, interfaces, cores)).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = ns.spawn(&mut command).with_context(|| format!("starting {PROGRAM}"))?;
         let input = process.stdin.take();
