@@ -5,6 +5,7 @@
 #include "traffic.h"
 
 #define FLOWS_PER_CHUNK 1024
+#define GRACE 50000000
 
 /* Headers with everything that never changes, from the Ethernet header on. */
 const volatile __u64 headers[10];
@@ -30,9 +31,10 @@ const volatile __u32 number_first;
 const volatile __u32 number_step;
 
 struct run {
-	/* Written by the lab before a call. 0: the first turn sets it, once pages are there. */
+	/* 0: the first turn sets it, once pages are there. */
 	__u64 start;
-	__u64 until;
+	/* Written by the lab before a run. */
+	__u64 length;
 	/* Nanoseconds between packets, in 1/1024; 0: flat out. */
 	__u64 each;
 	__u64 most;
@@ -131,18 +133,23 @@ int generate(struct xdp_md *ctx)
 	__u32 key = 0, number, flow, len, turn;
 	struct run *run = bpf_map_lookup_elem(&runs, &key);
 	__u8 *packet = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u64 now, due;
+	__u64 now, due, end_of_run;
 
 	if (!run)
 		return XDP_ABORTED;
 	now = due = bpf_ktime_get_boot_ns();
-	if (now >= run->until || run->packets >= run->most)
-		return XDP_DROP;
 	if (!run->start)
 		run->start = now;
-	if (run->each) {
+	end_of_run = run->start + run->length;
+	if (run->packets >= run->most)
+		return XDP_DROP;
+	if (!run->each) {
+		if (now >= end_of_run)
+			return XDP_DROP;
+	} else {
 		due = run->start + ((run->packets * run->each) >> 10);
-		if (due > now)
+		/* What was due in time is sent, if it is not much too late for it. */
+		if (due > now || due >= end_of_run || now >= end_of_run + GRACE)
 			return XDP_DROP;
 		if (now - due > run->latest)
 			run->latest = now - due;

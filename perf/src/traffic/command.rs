@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
@@ -120,6 +120,12 @@ pub fn command(args: &LoadArgs) -> Result<()> {
         return args.report_search(alone, &no_drop, &partial);
     }
     let found = args.at.map(|_| look(Goal::partial_drop())).transpose()?;
+    if let Some(found) = &found {
+        ensure!(
+            found.rate > 0.0,
+            "not even {LOWEST} packets/s are carried with at most 0.5 % of loss: nothing to take a share of"
+        );
+    }
     let rate = match (&found, args.at) {
         (Some(found), Some(Percent(percent))) => Some(found.rate * percent / 100.0),
         _ => args.rate,

@@ -30,6 +30,8 @@ const CHUNK: usize = 1024;
 const DRAWS: u32 = 1 << 20;
 /// Turns and packets that say how long one takes.
 const PROBE: u32 = 1 << 16;
+/// How long after its end a run at a rate may still send what was due before it, as in `generate.bpf.c`.
+const GRACE_NS: u64 = 50_000_000;
 /// A call flat out lasts about so long at most.
 const CALL: Duration = Duration::from_secs(1);
 
@@ -57,7 +59,7 @@ impl Share {
 #[repr(usize)]
 enum Word {
     Start,
-    Until,
+    Length,
     Each,
     Most,
     Packets,
@@ -101,7 +103,7 @@ impl Live {
         program.load().context("the generator's program")?;
         let longest = (0..SIZES as u64).map(|number| maker.frame_len(number)).max().unwrap_or(0);
         let mut live = Self { ebpf, first_frame: vec![0; longest], idle_ns: 0.0 };
-        // Nothing is due before `until`, which is 0: these turns only wait.
+        // The run they are of has no length: these turns only wait.
         let short = live.call(PROBE)?;
         let long = live.call(PROBE * 8)?;
         live.idle_ns = (long.saturating_sub(short) as f64 / f64::from(PROBE * 7)).clamp(5.0, 1000.0);
@@ -114,17 +116,20 @@ impl Live {
     /// # Errors
     /// The kernel refuses the test run, or packets of this size.
     pub fn run(&mut self, rate: Option<f64>, duration: Duration, most: Option<u64>) -> Result<Sent> {
-        let nanos = duration.as_nanos() as u64;
+        let length = duration.as_nanos() as u64;
         let each = rate.map_or(0, |rate| (1024e9 / rate) as u64);
         let mut run: Run = [0; WORDS];
-        run[Word::Until as usize] = Now::read().ns + nanos;
+        run[Word::Length as usize] = length;
         run[Word::Each as usize] = each;
-        run[Word::Most as usize] = most.unwrap_or(u64::MAX);
+        // At a rate no more than the grid has places for.
+        run[Word::Most as usize] = most.unwrap_or(u64::MAX).min(due(&run));
         self.set(run)?;
         let (mut sending_ns, mut sent_by, mut per_packet) = (0, 0, None);
         loop {
-            let now = Now::read().ns;
-            let left = run[Word::Until as usize].saturating_sub(now);
+            let left = match run[Word::Start as usize] {
+                0 => length,
+                start => (start + length + if each > 0 { GRACE_NS } else { 0 }).saturating_sub(Now::read().ns),
+            };
             if left == 0 || run[Word::Packets as usize] >= run[Word::Most as usize] {
                 break;
             }
@@ -178,6 +183,14 @@ impl Live {
     }
 }
 
+/// Packets of the grid of a run at a rate; flat out there is none.
+fn due(run: &Run) -> u64 {
+    match run[Word::Each as usize] {
+        0 => u64::MAX,
+        each => (u128::from(run[Word::Length as usize]) * 1024).div_ceil(u128::from(each)) as u64,
+    }
+}
+
 /// What a run did.
 fn sent(run: &Run, sending_ns: u64, rate: Option<f64>) -> Sent {
     let packets = run[Word::Packets as usize];
@@ -185,14 +198,12 @@ fn sent(run: &Run, sending_ns: u64, rate: Option<f64>) -> Sent {
     let (seconds, short_ns) = match rate {
         None => (sending_ns as f64 / 1e9, 0.0),
         Some(rate) => {
-            let until = run[Word::Until as usize];
-            let seconds = until.saturating_sub(run[Word::Start as usize]) as f64 / 1e9;
-            let due = (seconds * rate) as u64;
-            (seconds, due.min(run[Word::Most as usize]).saturating_sub(packets) as f64 * 1e9 / rate)
+            let missing = run[Word::Most as usize].saturating_sub(packets);
+            (run[Word::Length as usize] as f64 / 1e9, missing as f64 * 1e9 / rate)
         }
     };
-    let latest = run[Word::Latest as usize];
-    Sent { packets, seconds, behind: short_ns > BEHIND_NS as f64, latest_us: latest as f64 / 1e3, missed: 0 }
+    let latest_us = run[Word::Latest as usize] as f64 / 1e3;
+    Sent { packets, seconds, behind: short_ns > BEHIND_NS as f64, latest_us, missed: 0 }
 }
 
 /// The program with a load built in.
@@ -294,7 +305,7 @@ mod tests {
 
     fn ready(each: u64) -> Run {
         let mut run = [0; WORDS];
-        run[Word::Until as usize] = u64::MAX;
+        run[Word::Length as usize] = 1 << 62;
         run[Word::Most as usize] = u64::MAX;
         run[Word::Each as usize] = each;
         run
@@ -343,6 +354,20 @@ mod tests {
         assert_eq!(one(&mut live).0, NOT_DUE);
         let run = live.get().expect("a map");
         assert_eq!((run[Word::Packets as usize], run[Word::Bytes as usize]), (1, 60));
+    }
+
+    /// What the grid has places for, no more, at the rate asked for.
+    #[test]
+    fn privileged_a_rate_is_kept() {
+        if !privilege::require("privileged_a_rate_is_kept") {
+            return;
+        }
+        let maker = Maker::new(route(false), Mix::fixed(64));
+        let mut live = Live::open("lo", &maker, 10, Popularity::Uniform, Share::WHOLE, 1).expect("a generator");
+        let sent = live.run(Some(3_000.0), Duration::from_millis(100), None).expect("a run");
+        assert!((290..=301).contains(&sent.packets) && sent.seconds == 0.1, "{sent:?}");
+        let sent = live.run(None, Duration::from_secs(10), Some(5_000)).expect("a run");
+        assert_eq!(sent.packets, 5_000);
     }
 
     #[test]
