@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    for program in ["tags", "load", "sink"] {
+    println!("cargo::rerun-if-changed=bpf/traffic.h");
+    for program in ["tags", "load", "generate", "sink", "arrivals"] {
         compile(program);
     }
 }

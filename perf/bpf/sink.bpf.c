@@ -1,96 +1,215 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* The nodes' end of a comparison, in the kernel: counts what arrives as it should and what does not, and drops
- * or answers it. No process takes part, so that it costs every peer's box the same, and little. */
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/types.h>
+/* A load's other end in the kernel: counts what arrives, and drops it or sends it back. Of one number in
+ * 2^sample_shift it keeps the books: whether it came before, whether it was overtaken, how long it took. What is no
+ * packet of the load (ARP, neighbour discovery) goes to the kernel. */
+#include "traffic.h"
 
-#define SEC(name) __attribute__((section(name), used))
+#define LATENCY_BITS 5
+#define LATENCY_BUCKETS (64 << LATENCY_BITS)
 
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
-static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)BPF_FUNC_redirect;
+/* The load's port, on either side of a packet. */
+const volatile __u32 port;
+const volatile __u32 answers;
+const volatile __u32 sample_shift;
 
-/* What is right: written by perf/src/compare/sink.rs, in this order. */
-struct wanted {
-	__be32 address;
-	__be16 port;
-	/* 0: only take packets; 1: send them back, addresses and ports on the other side. */
-	__u16 answer;
+struct books {
+	__u64 packets;
+	__u64 bytes;
+	__u64 sampled;
+	__u64 duplicates;
+	__u64 reordered;
+	/* Numbers beyond the bits there are: not judged. */
+	__u64 beyond;
+	__u64 latency_max;
 };
 
 struct {
-	int (*type)[BPF_MAP_TYPE_ARRAY];
-	int (*max_entries)[1];
-	__u32 *key;
-	struct wanted *value;
-} wanted SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct books);
+} books SEC(".maps");
 
-/* 0: UDP to the address and port wanted; 1: any other UDP. */
+/* Histogram: 32 buckets per power of two, in nanoseconds. */
 struct {
-	int (*type)[BPF_MAP_TYPE_PERCPU_ARRAY];
-	int (*max_entries)[2];
-	__u32 *key;
-	__u64 *value;
-} counts SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, LATENCY_BUCKETS);
+	__type(key, __u32);
+	__type(value, __u64);
+} latency SEC(".maps");
 
-struct headers {
-	struct ethhdr eth;
-	__u8 version_ihl;
-	__u8 before_protocol[8];
-	__u8 protocol;
-	__u8 check[2];
-	__be32 source;
-	__be32 dest;
-	__be16 source_port;
-	__be16 dest_port;
-} __attribute__((packed));
+/* 64 numbers of the sample each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} seen SEC(".maps");
 
-static void count(__u32 which)
+/* The number last seen of each flow, plus one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} newest SEC(".maps");
+
+/* floor(log2(value)) of a value that is not 0. */
+INLINE __u32 log2(__u64 value)
 {
-	__u64 *counter = bpf_map_lookup_elem(&counts, &which);
+	__u32 bits = 0;
 
-	if (counter)
-		(*counter)++;
+#pragma unroll
+	for (__u32 step = 32; step; step /= 2)
+		if (value >> step) {
+			value >>= step;
+			bits += step;
+		}
+	return bits;
+}
+
+INLINE void note_latency(struct books *book, __u64 nanos)
+{
+	__u32 bucket = nanos;
+	__u64 *count;
+
+	if (nanos > book->latency_max)
+		book->latency_max = nanos;
+	if (nanos >> LATENCY_BITS) {
+		__u32 shift = log2(nanos) - LATENCY_BITS;
+
+		bucket = ((shift + 1) << LATENCY_BITS) + ((__u32)(nanos >> shift) & ((1 << LATENCY_BITS) - 1));
+	}
+	count = bpf_map_lookup_elem(&latency, &bucket);
+	if (count)
+		++*count;
+}
+
+INLINE void note(struct books *book, const __u8 *stamp)
+{
+	__u32 number = be32(*(__be32 *)(stamp + STAMP_NUMBER));
+	__u32 flow = be32(*(__be32 *)(stamp + STAMP_FLOW));
+	__u64 now, intended, bit;
+	__u32 sample = number >> sample_shift, word = sample / 64;
+	__u64 *bits;
+	__u32 *last;
+
+	if (number & ((1 << sample_shift) - 1))
+		return;
+	book->sampled++;
+	bits = bpf_map_lookup_elem(&seen, &word);
+	if (!bits) {
+		book->beyond++;
+		return;
+	}
+	bit = 1ULL << (sample % 64);
+	/* Packets of one word may come on two cores; what is set now need not be set again. */
+	if (*bits & bit) {
+		book->duplicates++;
+		return;
+	}
+	__sync_fetch_and_add(bits, bit);
+	last = bpf_map_lookup_elem(&newest, &flow);
+	if (last) {
+		if (number < *last)
+			book->reordered++;
+		else
+			*last = number + 1;
+	}
+	now = bpf_ktime_get_boot_ns();
+	intended = be64(*(__be64 *)(stamp + STAMP_INTENDED));
+	note_latency(book, now > intended ? now - intended : 1);
+}
+
+INLINE void swap16(__u8 *at)
+{
+	__u16 *half = (__u16 *)at, kept = half[0];
+
+	half[0] = half[1];
+	half[1] = kept;
+}
+
+INLINE void swap32(__u8 *a, __u8 *b)
+{
+	__u32 kept = *(__u32 *)a;
+
+	*(__u32 *)a = *(__u32 *)b;
+	*(__u32 *)b = kept;
+}
+
+/* Turns a request into its answer: sides change, which no checksum notices; a SYN becomes a SYN-ACK. */
+INLINE void answer(__u8 *packet, const __u32 l4, __u8 protocol)
+{
+#pragma unroll
+	for (__u32 i = 0; i < 6; i += 2) {
+		__u16 kept = *(__u16 *)(packet + i);
+
+		*(__u16 *)(packet + i) = *(__u16 *)(packet + 6 + i);
+		*(__u16 *)(packet + 6 + i) = kept;
+	}
+	if (l4 == ETHERNET + IPV4) {
+		swap32(packet + 26, packet + 30);
+	} else {
+#pragma unroll
+		for (__u32 i = 0; i < 16; i += 4)
+			swap32(packet + 22 + i, packet + 38 + i);
+	}
+	swap16(packet + l4);
+	if (protocol == IPPROTO_TCP && (packet[l4 + 13] & (TCP_SYN | TCP_ACK)) == TCP_SYN) {
+		__u32 sequence = be32(*(__be32 *)(packet + l4 + 4)), acknowledged = sequence + 1;
+		__u64 sum = (__u16)~be16(*(__be16 *)(packet + l4 + 16));
+
+		/* Its acknowledgement number was 0. */
+		*(__be32 *)(packet + l4 + 8) = be32(acknowledged);
+		packet[l4 + 13] |= TCP_ACK;
+		sum += words32(acknowledged) + TCP_ACK;
+		*(__be16 *)(packet + l4 + 16) = be16((__u16)~fold(sum));
+	}
 }
 
 SEC("xdp")
 int sink(struct xdp_md *ctx)
 {
-	struct headers *packet = (void *)(long)ctx->data;
-	struct wanted *right;
-	__u8 mac[ETH_ALEN];
-	__be32 address;
-	__be16 port;
-	__u32 zero = 0;
+	__u8 *packet = (void *)(long)ctx->data;
+	const __u8 *end = (void *)(long)ctx->data_end;
+	__u32 key = 0;
+	struct books *book;
 
-	if ((void *)(packet + 1) > (void *)(long)ctx->data_end)
+/* Counts a packet whose transport header is at the constant `l4`. */
+#define TAKE(l4, protocol)                                                                                           \
+	do {                                                                                                         \
+		const __u32 header = (protocol) == IPPROTO_UDP ? UDP : TCP;                                                \
+		__be16 want = be16((__u16)port);                                                                     \
+		if (packet + (l4) + header + STAMP > end)                                                            \
+			return XDP_PASS;                                                                             \
+		if (*(__be16 *)(packet + (l4)) != want && *(__be16 *)(packet + (l4) + 2) != want)                    \
+			return XDP_PASS;                                                                             \
+		book = bpf_map_lookup_elem(&books, &key);                                                            \
+		if (!book)                                                                                           \
+			return XDP_ABORTED;                                                                          \
+		book->packets++;                                                                                     \
+		book->bytes += end - packet;                                                                         \
+		note(book, packet + (l4) + header);                                                                  \
+		if (!answers)                                                                                        \
+			return XDP_DROP;                                                                             \
+		answer(packet, l4, protocol);                                                                        \
+		return XDP_TX;                                                                                       \
+	} while (0)
+
+	if (packet + 34 > end)
 		return XDP_PASS;
-	if (packet->eth.h_proto != __builtin_bswap16(ETH_P_IP) || packet->version_ihl != 0x45 ||
-	    packet->protocol != IPPROTO_UDP)
-		return XDP_PASS;
-	right = bpf_map_lookup_elem(&wanted, &zero);
-	if (!right)
-		return XDP_PASS;
-	if (packet->dest != right->address || packet->dest_port != right->port) {
-		count(1);
-		return XDP_DROP;
+	if (packet[12] == 0x08 && packet[13] == 0x00 && packet[14] == 0x45) {
+		if (packet[23] == IPPROTO_UDP)
+			TAKE(ETHERNET + IPV4, IPPROTO_UDP);
+		if (packet[23] == IPPROTO_TCP)
+			TAKE(ETHERNET + IPV4, IPPROTO_TCP);
+	} else if (packet[12] == 0x86 && packet[13] == 0xdd) {
+		if (packet[20] == IPPROTO_UDP)
+			TAKE(ETHERNET + IPV6, IPPROTO_UDP);
+		if (packet[20] == IPPROTO_TCP)
+			TAKE(ETHERNET + IPV6, IPPROTO_TCP);
 	}
-	count(0);
-	if (!right->answer)
-		return XDP_DROP;
-	__builtin_memcpy(mac, packet->eth.h_dest, ETH_ALEN);
-	__builtin_memcpy(packet->eth.h_dest, packet->eth.h_source, ETH_ALEN);
-	__builtin_memcpy(packet->eth.h_source, mac, ETH_ALEN);
-	/* No checksum notices that two of its words have changed places. */
-	address = packet->source;
-	packet->source = packet->dest;
-	packet->dest = address;
-	port = packet->source_port;
-	packet->source_port = packet->dest_port;
-	packet->dest_port = port;
-	/* Not XDP_TX: a veth wakes its peer for that only where the peer has an XDP program too. */
-	return bpf_redirect(ctx->ingress_ifindex, 0);
+	return XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

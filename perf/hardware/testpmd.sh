@@ -65,7 +65,8 @@ until_then() {
     sleep "$seconds"
     echo
 }
-until_then | "$testpmd" -l "$cores" "${eal[@]}" -- --nb-cores="$workers" --burst=64 --txd=1024 --rxd=1024 \
+# stdbuf: into a file it would say nothing until a page is full.
+until_then | stdbuf -oL "$testpmd" -l "$cores" "${eal[@]}" -- --nb-cores="$workers" --burst=64 --txd=1024 --rxd=1024 \
     --total-num-mbufs=65536 --no-flush-rx --no-lsc-interrupt "${arguments[@]}" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 awk -v seconds="$seconds" '
     /forward statistics for all ports/ { show = 1; next }

@@ -2,6 +2,7 @@
 //! demo` shows; and the same pipeline over memory ports where none of that is to be had.
 
 pub mod apiserver;
+pub mod churn;
 pub mod cli;
 pub mod clients;
 pub mod compare;

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use penstock_perf::churn::{self, command::ChurnArgs};
 use penstock_perf::cli::{self, LabArgs};
 use penstock_perf::compare::command::{self as compare, CompareArgs};
 use penstock_perf::compare::forwarder::{self, ForwarderArgs};
@@ -9,7 +10,7 @@ use penstock_perf::demo::{self, DemoArgs};
 use penstock_perf::kube_scale;
 use penstock_perf::pipeline_bench::{self, PipelineArgs};
 use penstock_perf::scale::{self, ScaleArgs};
-use penstock_perf::traffic::{self, command::LoadArgs};
+use penstock_perf::traffic::{self, command::LoadArgs, hardware_check::HardwareCheckArgs};
 
 /// Penstock's lab: hosts made of network namespaces around one box, traffic through it, the demo.
 #[derive(Parser)]
@@ -39,6 +40,10 @@ enum Command {
     /// The bare AF_XDP forwarder of `compare`
     #[command(hide = true)]
     Forward(ForwarderArgs),
+    /// Open and close many small connections through a box, and say whether any failed
+    Churn(ChurnArgs),
+    /// Run what perf/hardware has for real NICs on a lab's interfaces: DPDK testpmd beside our own generators
+    HardwareCheck(HardwareCheckArgs),
     /// Answer on a node's ports with the node's name, in the namespace the command runs in
     NodeServer(NodeServerArgs),
     /// Open connections to an address and count who answered
@@ -125,6 +130,8 @@ fn run(command: Command) -> Result<()> {
         Command::Kubernetes(args) => kube_scale::command(&args),
         Command::Compare(args) => compare::command(&args),
         Command::Forward(args) => forwarder::command(&args),
+        Command::Churn(args) => churn::command::command(&args),
+        Command::HardwareCheck(args) => traffic::hardware_check::command(&args),
         Command::NodeServer(args) => cli::node_server(&args.name, args.tcp, args.udp),
         Command::Client(args) => cli::client(args.target, args.connections, args.concurrency, args.udp),
     }

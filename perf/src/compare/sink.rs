@@ -10,7 +10,7 @@ use aya::programs::{Xdp, XdpMode};
 
 use crate::lab::Netns;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sink.bpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/arrivals.bpf.o"));
 
 /// What to do with packets that are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +51,9 @@ impl Sink {
         wanted[..4].copy_from_slice(&address.ip().octets());
         wanted[4..6].copy_from_slice(&address.port().to_be_bytes());
         wanted[6..].copy_from_slice(&u16::from(sinking == Sinking::Answer).to_ne_bytes());
-        let mut map: Array<_, [u8; 8]> = program.map_mut("wanted").context("sink.bpf.o: no map")?.try_into()?;
+        let mut map: Array<_, [u8; 8]> = program.map_mut("wanted").context("arrivals.bpf.o: no map")?.try_into()?;
         map.set(0, wanted, 0)?;
-        let xdp: &mut Xdp = program.program_mut("sink").context("sink.bpf.o: no program")?.try_into()?;
+        let xdp: &mut Xdp = program.program_mut("arrivals").context("arrivals.bpf.o: no program")?.try_into()?;
         xdp.load()?;
         ns.run(|| xdp.attach(interface, XdpMode::Driver))
             .with_context(|| format!("the sink on {interface} of {}", ns.name()))?;
@@ -65,7 +65,8 @@ impl Sink {
     /// # Errors
     /// The map can't be read.
     pub fn arrived(&self) -> Result<Arrived> {
-        let counts: PerCpuArray<_, u64> = self.program.map("counts").context("sink.bpf.o: no counters")?.try_into()?;
+        let counts: PerCpuArray<_, u64> =
+            self.program.map("counts").context("arrivals.bpf.o: no counters")?.try_into()?;
         let sum = |index| -> Result<u64> { Ok(counts.get(&index, 0)?.iter().sum()) };
         Ok(Arrived { right: sum(0)?, wrong: sum(1)? })
     }

@@ -1,28 +1,24 @@
 //! A box under load: a sender, the box and its nodes' side, each in a namespace of its own, joined by veths.
 
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use penstock_configs::file::{ConfigFile, Limits, PollMode, SnatAddress};
 
-use super::endpoint::Endpoint;
-use super::load::{self, Load, NodeSide, Sent};
+use super::books::Books;
+use super::ends::{Ends, How};
+use super::load::{NodeSide, Sent};
 use super::mix::Mix;
-use super::packet::{Maker, Route};
-use super::popularity::{Draw, Popularity};
+use super::packet::Transport;
+use super::popularity::Popularity;
 use super::track::Outcome;
 use crate::config;
 use crate::dataplane::Dataplane;
 use crate::lab::{Lab, plan};
-use crate::rig::{VIP_PORT, wait_for_addresses};
+use crate::rig::wait_for_addresses;
 
 /// Flows to the one backend that a SNAT address is asked to carry: it has 64,511 ports.
 const FLOWS_PER_SNAT: u32 = 40_000;
-/// Clients of a load, RFC 2544's own network.
-const CLIENTS_V4: [u8; 4] = [198, 18, 0, 1];
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -50,6 +46,8 @@ pub struct Measured {
     pub outcome: Outcome,
     /// What the nodes' own rings had no room for: loss that is not the box's.
     pub node_missed: u64,
+    /// Where packets were lost on the way, by name.
+    pub lost_at: Vec<(String, u64)>,
 }
 
 impl Measured {
@@ -57,6 +55,13 @@ impl Measured {
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.outcome.received as f64 / self.sent.seconds
+    }
+
+    /// What was lost and is named nowhere.
+    #[must_use]
+    pub fn unexplained(&self) -> u64 {
+        let named: u64 = self.lost_at.iter().map(|(_, count)| count).sum();
+        self.outcome.lost.saturating_sub(named + self.node_missed + self.sent.missed)
     }
 
     /// Whether a loss may be the lab's own: then the box carries at least this.
@@ -93,64 +98,53 @@ impl Bench {
         Ok(Self { dataplane, lab, queues })
     }
 
-    /// The sender's path to the box.
-    fn route(&self, v6: bool) -> Result<Route> {
-        let first_client: IpAddr = match v6 {
-            false => CLIENTS_V4.into(),
-            true => plan::CLIENT_NET.host(2).v6.into(),
-        };
-        let vip = plan::vip(0).ip(v6);
-        let src_mac = mac(&self.lab.clients[0].ns.sh("ip -br link show eth0")?)?;
-        let dst_mac = mac(&self.lab.the_box.sh("ip -br link show clients0")?)?;
-        Ok(Route { src_mac, dst_mac, first_client, vip, vip_port: VIP_PORT })
-    }
-
-    /// Sends a load at a rate (`None`: flat out) for a while and closes the books.
+    /// Sends a load by AF_XDP at a rate (`None`: flat out) for a while and closes the books.
     ///
     /// # Errors
     /// No AF_XDP sockets on the ends.
     pub fn measure(&self, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
-        ensure!(spec.flows > 0, "a load has at least one flow");
-        let mut load = Load {
-            maker: Maker::new(self.route(spec.v6)?, spec.mix.clone()),
-            draw: Draw::new(spec.popularity, spec.flows, spec.seed),
-            flows: spec.flows,
-            rate,
-            duration,
-            vip_port: VIP_PORT,
-        };
-        let stop = Arc::new(AtomicBool::new(false));
-        let (ready, is_ready) = std::sync::mpsc::channel();
-        let (queues, side, flows, stopped) = (self.queues, spec.side, spec.flows, Arc::clone(&stop));
-        let nodes = self.lab.nodes[0].ns.thread("nodes", move || -> Result<_> {
-            let opened = Endpoint::open("eth0", queues);
-            let mut end = match opened {
-                Ok(end) => end,
-                Err(error) => {
-                    drop(ready);
-                    return Err(error);
-                }
-            };
-            let _ = ready.send(());
-            Ok(load::serve(&mut end, side, config::NODE_PORT, flows, &stopped))
-        })?;
-        let sender = self.lab.clients[0].ns.run(move || -> Result<_> {
-            if is_ready.recv().is_err() {
-                return Ok(None);
-            }
-            let mut end = Endpoint::open("eth0", queues)?;
-            Ok(Some(load::run(&mut end, &mut load)))
-        });
-        stop.store(true, Ordering::Relaxed);
-        let (track, node_missed) = nodes.join().ok().context("the nodes' side panicked")???;
-        let (sent, returned) = sender?.context("the nodes' side ended early")?;
-        let outcome = if spec.side == NodeSide::Answer { returned } else { track.close(sent.packets) };
-        Ok(Measured { sent, outcome, node_missed })
+        self.measure_as(How::default(), spec, rate, duration)
+    }
+
+    /// The same, by another generator or of another protocol.
+    ///
+    /// # Errors
+    /// No AF_XDP sockets, or no live frames, on the ends.
+    pub fn measure_as(&self, how: How, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
+        let before = Books::read(&self.dataplane, &self.lab)?;
+        let measured = self.ends()?.measure(how, spec, rate, duration)?;
+        let lost_at = Books::read(&self.dataplane, &self.lab)?.since(&before);
+        Ok(Measured { lost_at, ..measured })
+    }
+
+    /// The client's and the node's interface.
+    ///
+    /// # Errors
+    /// The lab's interfaces are not as expected.
+    pub fn ends(&self) -> Result<Ends> {
+        Ends::through(&self.lab, config::NODE_PORT, self.queues)
+    }
+
+    /// Opens every flow, so that a measurement has no first packets in it: those are another case.
+    ///
+    /// # Errors
+    /// As [`measure`](Self::measure).
+    pub fn open_flows(&self, transport: Transport, spec: &Spec) -> Result<()> {
+        let all = Duration::from_secs_f64(f64::from(spec.flows) / 40_000.0 + 0.2);
+        let rate = Some(50_000.0);
+        // Each flow has its turn; one of TCP opens only where its SYN is answered.
+        let spec = Spec { popularity: Popularity::Uniform, mix: Mix::fixed(64), ..spec.clone() };
+        if transport != Transport::Udp {
+            let spec = Spec { side: NodeSide::Answer, ..spec.clone() };
+            self.measure_as(How { transport: Transport::Syn, ..How::default() }, &spec, rate, all)?;
+        }
+        self.measure_as(How { transport, ..How::default() }, &spec, rate, all)?;
+        Ok(())
     }
 }
 
 /// The link-layer address in a line of `ip -br link`.
-pub(super) fn mac(line: &str) -> Result<[u8; 6]> {
+pub(crate) fn mac(line: &str) -> Result<[u8; 6]> {
     let word = line.split_whitespace().find(|word| word.len() == 17 && word.matches(':').count() == 5);
     let word = word.with_context(|| format!("no link-layer address in {line:?}"))?;
     let mut bytes = [0; 6];

@@ -1,15 +1,19 @@
 //! `penstock-perf load`: a load through a box in a lab, as a table or JSON.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
+use serde::Serialize;
 
 use super::bench::{Bench, Measured, Spec};
 use super::charts;
+use super::ends::{self, Generator, How, SinkBy};
 use super::load::NodeSide;
 use super::mix::Mix;
+use super::packet::Transport;
 use super::popularity::Popularity;
 use super::search::{Found, Goal, search};
 use crate::plot;
@@ -17,14 +21,19 @@ use crate::privilege;
 
 /// The lowest rate a search tries.
 const LOWEST: f64 = 1_000.0;
-/// More than any generator here sends.
-const HIGHEST: f64 = 4e6;
+/// How long the ends are tried by themselves.
+const ALONE: Duration = Duration::from_millis(500);
+/// Above this share of what the ends do by themselves, a figure is as much theirs as the box's.
+const SUSPECT: f64 = 0.9;
 
 #[derive(Debug, Clone, Args)]
 pub struct LoadArgs {
     /// Bytes on the wire (64 to 1518, the frame check sequence included), or imix
     #[arg(long, default_value = "64")]
     size: Mix,
+    /// UDP, or data of TCP connections that stay open
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
     /// IPv6
     #[arg(long, short = '6')]
     v6: bool,
@@ -33,9 +42,21 @@ pub struct LoadArgs {
     /// uniform, zipf or zipf:S
     #[arg(long, default_value = "uniform")]
     popularity: Popularity,
+    /// What makes and takes the packets: AF_XDP sockets, or live frames and a counting program in the kernel
+    #[arg(long, value_enum, default_value_t = Generator::Live)]
+    generator: Generator,
+    /// What counts or answers behind AF_XDP senders: sockets of its own, which want a core, or the kernel
+    #[arg(long, value_enum, default_value_t = SinkBy::Kernel)]
+    sink: SinkBy,
+    /// Cores that make live frames, from core 0 on; a veth takes each one's packets to a queue of its own
+    #[arg(long, default_value_t = 1)]
+    generator_cores: u16,
     /// Packets per second; default: flat out
     #[arg(long, conflicts_with = "search")]
     rate: Option<f64>,
+    /// At this share of the highest rate with at most 0.5 % of loss, which is looked for first: 50%
+    #[arg(long, conflicts_with_all = ["search", "rate"])]
+    at: Option<Percent>,
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Nodes only take packets: one direction, and flows stay unanswered
@@ -57,48 +78,87 @@ pub struct LoadArgs {
     plot: Option<PathBuf>,
 }
 
+/// Part of a hundred, above 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Percent(f64);
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').unwrap_or(text).parse().ok();
+        let share = number.filter(|percent: &f64| *percent > 0.0 && *percent <= 100.0).map(Self);
+        share.ok_or_else(|| format!("{text:?} is no share of the maximum: 50%"))
+    }
+}
+
+/// What a command found, for `--json`.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    load: String,
+    generator: Generator,
+    /// Packets per second of the ends with nothing between them.
+    ends_alone: f64,
+    /// Of `--search` and `--at`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    found: Vec<&'a Found>,
+    /// By rate, the lowest first.
+    #[serde(skip_serializing_if = "<[Measured]>::is_empty")]
+    runs: &'a [Measured],
+}
+
 /// # Errors
 /// No lab can be made here, or the box does not start.
 pub fn command(args: &LoadArgs) -> Result<()> {
     if let Some(reason) = privilege::missing() {
         bail!("{reason}");
     }
-    let spec = Spec {
-        mix: args.size.clone(),
-        v6: args.v6,
-        flows: args.flows,
-        popularity: args.popularity,
-        side: if args.one_way { NodeSide::Count } else { NodeSide::Answer },
-        seed: 1,
-    };
+    let spec = args.spec();
+    eprintln!("the ends by themselves, {} s", ALONE.as_secs_f64());
+    let alone = ends::by_themselves(args.how(), &spec, args.queues, ALONE)?.rate();
     let bench = Bench::start(args.queues, args.queues, args.flows, |_| {})?;
+    eprintln!("opening {} flows", args.flows);
+    bench.open_flows(args.transport, &spec)?;
     let duration = Duration::from_secs_f64(args.seconds);
-    // The first packets of each flow are another case (`penstock-perf pipeline`): not in these figures.
-    bench.measure(&spec, Some(50_000.0), Duration::from_secs_f64(f64::from(args.flows) / 40_000.0 + 0.2))?;
+    let look = |goal| search(goal, LOWEST, 1.5 * alone, |rate| trial(args, &bench, &spec, rate, duration));
     if args.search {
-        let found = [Goal::no_drop(), Goal::partial_drop()]
-            .map(|goal| search(goal, LOWEST, HIGHEST, |rate| trial(&bench, &spec, rate, duration)));
-        let [no_drop, partial] = found;
-        let (no_drop, partial) = (no_drop?, partial?);
+        let (no_drop, partial) = (look(Goal::no_drop())?, look(Goal::partial_drop())?);
         if let Some(directory) = &args.plot {
-            plot::write(directory, &charts::of_search(&what(args), &no_drop, &partial))?;
+            plot::write(directory, &charts::of_search(&args.what(), &no_drop, &partial))?;
         }
-        return report_search(args, &no_drop, &partial);
+        return args.report_search(alone, &no_drop, &partial);
     }
+    let found = args.at.map(|_| look(Goal::partial_drop())).transpose()?;
+    if let Some(found) = &found {
+        ensure!(
+            found.rate > 0.0,
+            "not even {LOWEST} packets/s are carried with at most 0.5 % of loss: nothing to take a share of"
+        );
+    }
+    let rate = match (&found, args.at) {
+        (Some(found), Some(Percent(percent))) => Some(found.rate * percent / 100.0),
+        _ => args.rate,
+    };
     let mut runs = Vec::new();
     for run in 1..=args.runs.max(1) {
         eprintln!("run {run} of {}, {} s", args.runs.max(1), args.seconds);
-        runs.push(bench.measure(&spec, args.rate, duration)?);
+        runs.push(bench.measure_as(args.how(), &spec, rate, duration)?);
     }
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
     if let Some(directory) = &args.plot {
-        plot::write(directory, &charts::of_runs(&what(args), &runs))?;
+        plot::write(directory, &charts::of_runs(&args.what(), &runs))?;
     }
-    report(args, &runs)
+    args.report(alone, found.as_ref(), &runs)
 }
 
-fn trial(bench: &Bench, spec: &Spec, rate: f64, duration: Duration) -> Result<(super::track::Outcome, bool)> {
-    let measured = bench.measure(spec, Some(rate), duration)?;
+fn trial(
+    args: &LoadArgs,
+    bench: &Bench,
+    spec: &Spec,
+    rate: f64,
+    duration: Duration,
+) -> Result<(super::track::Outcome, bool)> {
+    let measured = bench.measure_as(args.how(), spec, Some(rate), duration)?;
     eprintln!(
         "  {:>9.0} packets/s: {} of {} lost{}",
         rate,
@@ -109,60 +169,103 @@ fn trial(bench: &Bench, spec: &Spec, rate: f64, duration: Duration) -> Result<(s
     Ok((measured.outcome.clone(), measured.sent.behind))
 }
 
-fn what(args: &LoadArgs) -> String {
-    format!(
-        "UDP over IPv{}, {} bytes, {} flows ({}), {}, {} worker(s)",
-        if args.v6 { 6 } else { 4 },
-        args.size,
-        args.flows,
-        args.popularity,
-        if args.one_way { "one way" } else { "answered" },
-        args.queues
-    )
-}
+impl LoadArgs {
+    fn spec(&self) -> Spec {
+        Spec {
+            mix: self.size.clone(),
+            v6: self.v6,
+            flows: self.flows,
+            popularity: self.popularity,
+            side: if self.one_way { NodeSide::Count } else { NodeSide::Answer },
+            seed: 1,
+        }
+    }
 
-fn report(args: &LoadArgs, runs: &[Measured]) -> Result<()> {
-    let median = &runs[runs.len() / 2];
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(runs)?);
-        return Ok(());
+    fn how(&self) -> How {
+        How { generator: self.generator, transport: self.transport, sink: self.sink, cores: self.generator_cores }
     }
-    let (lowest, highest) = (&runs[0], &runs[runs.len() - 1]);
-    let Measured { sent, outcome, node_missed } = median;
-    println!("{}", what(args));
-    println!("  sent        {:>12.0} packets/s", sent.packets as f64 / sent.seconds);
-    println!("  arrived     {:>12.0} packets/s   [{:.0} .. {:.0}]", median.rate(), lowest.rate(), highest.rate());
-    println!("  on a wire   {:>12.3} Gbit/s", args.size.wire_bits(median.rate()) / 1e9);
-    let share = 100.0 * outcome.lost as f64 / (outcome.sent as f64).max(1.0);
-    println!("  lost        {:>12}   {share:.3} %", outcome.lost);
-    println!("  duplicates  {:>12}", outcome.duplicates);
-    println!("  reordered   {:>12}", outcome.reordered);
-    let latency = outcome.latency_us;
-    println!(
-        "  latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}, from when a packet was due",
-        latency.p50, latency.p90, latency.p99, latency.p999, latency.max
-    );
-    if sent.behind {
-        println!("  The generator fell behind by {:.0} us: these are its figures, not the box's.", sent.latest_us);
+
+    fn what(&self) -> String {
+        format!(
+            "{} over IPv{}, {} bytes, {} flows ({}), {}, {} worker(s), by {}",
+            self.transport,
+            if self.v6 { 6 } else { 4 },
+            self.size,
+            self.flows,
+            self.popularity,
+            if self.one_way { "one way" } else { "answered" },
+            self.queues,
+            self.generator,
+        )
     }
-    if sent.missed + node_missed > 0 {
+
+    fn json(&self, alone: f64, found: Vec<&Found>, runs: &[Measured]) -> Result<()> {
+        let report = Report { load: self.what(), generator: self.generator, ends_alone: alone, found, runs };
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        Ok(())
+    }
+
+    fn report(&self, alone: f64, found: Option<&Found>, runs: &[Measured]) -> Result<()> {
+        if self.json {
+            return self.json(alone, found.into_iter().collect(), runs);
+        }
+        let median = &runs[runs.len() / 2];
+        let (lowest, highest) = (&runs[0], &runs[runs.len() - 1]);
+        let Measured { sent, outcome, node_missed, lost_at } = median;
+        println!("{}", self.what());
+        if let (Some(found), Some(Percent(percent))) = (found, self.at) {
+            println!("  at {percent} % of {:.0} packets/s, the most with at most 0.5 % dropped", found.rate);
+        }
+        println!("  sent        {:>12.0} packets/s", sent.packets as f64 / sent.seconds);
+        println!("  arrived     {:>12.0} packets/s   [{:.0} .. {:.0}]", median.rate(), lowest.rate(), highest.rate());
+        println!("  on a wire   {:>12.3} Gbit/s", self.size.wire_bits(median.rate()) / 1e9);
+        let share = 100.0 * outcome.lost as f64 / (outcome.sent as f64).max(1.0);
+        println!("  lost        {:>12}   {share:.3} %", outcome.lost);
+        for (name, count) in lost_at {
+            println!("    {name:<32} {count:>12}");
+        }
+        println!("  duplicates  {:>12}", outcome.duplicates);
+        println!("  reordered   {:>12}", outcome.reordered);
+        let latency = outcome.latency_us;
         println!(
-            "  {} packets were lost in the rings of the lab's own ends, not in the box.",
-            sent.missed + node_missed
+            "  latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}, from when a packet was due",
+            latency.p50, latency.p90, latency.p99, latency.p999, latency.max
         );
+        if self.rate.or(self.at.map(|at| at.0)).is_some() {
+            println!("  on time     {:>12.1} us late at most: the generator's own pace", sent.latest_us);
+        }
+        println!("  ends alone  {alone:>12.0} packets/s, with nothing between them");
+        self.self_check(alone, median, *node_missed);
+        Ok(())
     }
-    Ok(())
-}
 
-fn report_search(args: &LoadArgs, no_drop: &Found, partial: &Found) -> Result<()> {
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&[no_drop, partial])?);
-        return Ok(());
+    /// Says when a figure may be the lab's.
+    fn self_check(&self, alone: f64, median: &Measured, node_missed: u64) {
+        let sent = &median.sent;
+        if sent.behind {
+            println!("  The generator fell behind by {:.0} us: these are its figures, not the box's.", sent.latest_us);
+        }
+        if sent.missed + node_missed > 0 {
+            println!(
+                "  {} packets were lost in the rings of the lab's own ends, not in the box.",
+                sent.missed + node_missed
+            );
+        }
+        if median.rate() > SUSPECT * alone {
+            println!("  The ends alone carry hardly more: the box may carry more than they can show.");
+        }
     }
-    println!("{}", what(args));
-    for (name, found) in [("no drop", no_drop), ("at most 0.5 % dropped", partial)] {
-        let limit = if found.generator_limited { "; beyond it the generator gives out, not the box" } else { "" };
-        println!("  {name:<22} {:>10.0} packets/s, {} trials{limit}", found.rate, found.trials.len());
+
+    fn report_search(&self, alone: f64, no_drop: &Found, partial: &Found) -> Result<()> {
+        if self.json {
+            return self.json(alone, vec![no_drop, partial], &[]);
+        }
+        println!("{}", self.what());
+        for (name, found) in [("no drop", no_drop), ("at most 0.5 % dropped", partial)] {
+            let limit = if found.generator_limited { "; beyond it the generator gives out, not the box" } else { "" };
+            println!("  {name:<22} {:>10.0} packets/s, {} trials{limit}", found.rate, found.trials.len());
+        }
+        println!("  {:<22} {alone:>10.0} packets/s, with nothing between them", "the ends alone");
+        Ok(())
     }
-    Ok(())
 }

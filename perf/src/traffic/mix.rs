@@ -35,6 +35,12 @@ impl Mix {
         usize::from(self.turns[(number % self.turns.len() as u64) as usize]) - FCS
     }
 
+    /// How many sizes take turns.
+    #[must_use]
+    pub fn turns(&self) -> usize {
+        self.turns.len()
+    }
+
     /// Bytes on the wire per packet, on average.
     #[must_use]
     pub fn mean(&self) -> f64 {

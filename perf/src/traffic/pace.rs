@@ -16,7 +16,7 @@ pub struct Pace {
 }
 
 /// Further behind than this, a generator is not sending what it was asked to.
-const BEHIND_NS: u64 = 2_000_000;
+pub(super) const BEHIND_NS: u64 = 2_000_000;
 
 impl Pace {
     #[must_use]

@@ -8,9 +8,58 @@ use super::mix::{FCS, Mix};
 
 const ETHERNET: usize = 14;
 const UDP: usize = 8;
-/// Source ports per client address: clients as they are, and ten million flows in ten thousand addresses.
+const TCP: usize = 20;
+const TCP_SYN: u8 = 0x02;
+const TCP_PSH: u8 = 0x08;
+const TCP_ACK: u8 = 0x10;
+/// Source ports per client address: clients as they are, and ten million flows in ten thousand addresses. The
+/// generator in the kernel has the same number (`bpf/generate.bpf.c`).
 const PORTS: u32 = 1000;
-const FIRST_PORT: u16 = 10_000;
+pub(super) const FIRST_PORT: u16 = 10_000;
+
+/// What the packets of a load look like behind the IP header.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    #[default]
+    Udp,
+    /// Segments with data of an open connection; nobody's window moves.
+    Tcp,
+    /// What opens such a connection.
+    #[value(skip)]
+    Syn,
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+            Self::Syn => "TCP SYN",
+        })
+    }
+}
+
+impl Transport {
+    fn protocol(self) -> u8 {
+        if self == Self::Udp { 17 } else { 6 }
+    }
+
+    /// The header behind the ports, without lengths and checksum.
+    fn rest_of_header(self) -> &'static [u8] {
+        const OPEN: [u8; 16] = [0, 0, 0, 1, 0, 0, 0, 1, 0x50, TCP_ACK | TCP_PSH, 0xff, 0xff, 0, 0, 0, 0];
+        const SYN: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0x50, TCP_SYN, 0xff, 0xff, 0, 0, 0, 0];
+        match self {
+            Self::Udp => &[0; 4],
+            Self::Tcp => &OPEN,
+            Self::Syn => &SYN,
+        }
+    }
+
+    /// Where the checksum is, in the header.
+    fn check_at(self) -> usize {
+        if self == Self::Udp { 6 } else { 16 }
+    }
+}
 
 /// What every packet carries behind its headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,42 +106,79 @@ pub struct Route {
 pub struct Maker {
     route: Route,
     mix: Mix,
+    transport: Transport,
     /// Headers with everything that never changes, for the longest packet.
     headers: Vec<u8>,
-    /// Sum over what the UDP checksum covers, but for lengths, source and stamp.
+    /// Where the transport header begins.
+    l4: usize,
+    /// Sum over what its checksum covers, but for lengths, source and stamp.
     fixed_sum: u64,
 }
 
 impl Maker {
+    /// Of UDP.
+    ///
     /// # Panics
     /// Client and VIP are of different families.
     #[must_use]
     pub fn new(route: Route, mix: Mix) -> Self {
-        let mut headers = Vec::with_capacity(ETHERNET + 40 + UDP);
+        Self::of(Transport::Udp, route, mix)
+    }
+
+    /// # Panics
+    /// Client and VIP are of different families.
+    #[must_use]
+    pub fn of(transport: Transport, route: Route, mix: Mix) -> Self {
+        let protocol = transport.protocol();
+        let mut headers = Vec::with_capacity(ETHERNET + 40 + TCP);
         headers.extend(route.dst_mac);
         headers.extend(route.src_mac);
         match (route.first_client, route.vip) {
             (IpAddr::V4(client), IpAddr::V4(vip)) => {
-                headers.extend([0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+                headers.extend([0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0]);
                 headers.extend(client.octets());
                 headers.extend(vip.octets());
             }
             (IpAddr::V6(client), IpAddr::V6(vip)) => {
-                headers.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 17, 64]);
+                headers.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, protocol, 64]);
                 headers.extend(client.octets());
                 headers.extend(vip.octets());
             }
             (client, vip) => panic!("{client} and {vip} are of different families"),
         }
+        let l4 = headers.len();
         headers.extend([0, 0]);
         headers.extend(route.vip_port.to_be_bytes());
-        headers.extend([0; 4]);
+        headers.extend(transport.rest_of_header());
         let vip_sum = match route.vip {
             IpAddr::V4(vip) => sum(&vip.octets()),
             IpAddr::V6(vip) => sum(&vip.octets()),
         };
-        let fixed_sum = vip_sum + 17 + u64::from(route.vip_port);
-        Self { route, mix, headers, fixed_sum }
+        let fixed_sum = vip_sum + u64::from(protocol) + sum(&headers[l4..]);
+        Self { route, mix, transport, headers, l4, fixed_sum }
+    }
+
+    #[must_use]
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    #[must_use]
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    pub(super) fn mix(&self) -> &Mix {
+        &self.mix
+    }
+
+    pub(super) fn headers(&self) -> &[u8] {
+        &self.headers
+    }
+
+    /// Sum of the transport checksum, but for lengths, the client's address and port, and the stamp.
+    pub(super) fn fixed_sum(&self) -> u64 {
+        self.fixed_sum
     }
 
     /// The length of a packet by its number: the mix's size, or the least that holds a stamp.
@@ -120,11 +206,11 @@ impl Maker {
     /// Writes a packet into `frame`, which is [`Self::frame_len`] long.
     #[inline]
     pub fn write(&self, frame: &mut [u8], stamp: Stamp) {
-        let l4 = self.headers.len() - UDP;
-        let udp_len = (frame.len() - l4) as u16;
+        let (l4, payload) = (self.l4, self.headers.len());
+        let l4_len = (frame.len() - l4) as u16;
         frame[..self.headers.len()].copy_from_slice(&self.headers);
         let (client, port) = self.client(stamp.flow);
-        let mut total = self.fixed_sum + u64::from(port) + 2 * u64::from(udp_len);
+        let mut total = self.fixed_sum + u64::from(port) + u64::from(l4_len);
         match client {
             IpAddr::V4(client) => {
                 frame[26..30].copy_from_slice(&client.octets());
@@ -136,52 +222,69 @@ impl Maker {
             }
             IpAddr::V6(client) => {
                 frame[22..38].copy_from_slice(&client.octets());
-                frame[18..20].copy_from_slice(&udp_len.to_be_bytes());
+                frame[18..20].copy_from_slice(&l4_len.to_be_bytes());
                 total += sum(&client.octets());
             }
         }
         let bytes = stamp.bytes();
         total += sum(&bytes);
         frame[l4..l4 + 2].copy_from_slice(&port.to_be_bytes());
-        frame[l4 + 4..l4 + 6].copy_from_slice(&udp_len.to_be_bytes());
-        // A sum of zero is sent as its other form: zero would say "no checksum" (RFC 768).
+        if self.transport == Transport::Udp {
+            frame[l4 + 4..l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
+            total += u64::from(l4_len);
+        }
+        // A sum of zero is sent as its other form: zero would say "no checksum" (RFC 768). To TCP both are the same.
         let check = match !fold(total) {
             0 => 0xffff,
             check => check,
         };
-        frame[l4 + 6..l4 + 8].copy_from_slice(&check.to_be_bytes());
-        frame[l4 + UDP..l4 + UDP + Stamp::LEN].copy_from_slice(&bytes);
-        frame[l4 + UDP + Stamp::LEN..].fill(0);
+        let check_at = l4 + self.transport.check_at();
+        frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        frame[payload..payload + Stamp::LEN].copy_from_slice(&bytes);
+        frame[payload + Stamp::LEN..].fill(0);
     }
 }
 
-/// The stamp of a UDP packet from or to `port`; `None`: it is something else.
+/// The stamp of a packet from or to `port`; `None`: it is something else.
 #[inline]
 #[must_use]
 pub fn stamp_of(frame: &[u8], port: u16) -> Option<Stamp> {
-    let l4 = udp_at(frame)?;
+    let (l4, header) = transport_at(frame)?;
     let ports = frame.get(l4..l4 + 4)?;
     let port = port.to_be_bytes();
     if ports[..2] != port && ports[2..] != port {
         return None;
     }
-    let bytes = frame.get(l4 + UDP..l4 + UDP + Stamp::LEN)?;
+    let bytes = frame.get(l4 + header..l4 + header + Stamp::LEN)?;
     Some(Stamp::of(bytes.try_into().ok()?))
 }
 
-/// Turns a request into its answer, in place: addresses and ports change sides, which no checksum notices.
-/// False: not UDP.
+/// Turns a request into its answer, in place: addresses and ports change sides, which no checksum notices; a SYN
+/// becomes a SYN-ACK. False: neither UDP nor TCP.
 #[inline]
 pub fn answer(frame: &mut [u8]) -> bool {
-    let Some(l4) = udp_at(frame) else { return false };
-    if frame.len() < l4 + UDP {
+    let Some((l4, header)) = transport_at(frame) else { return false };
+    if frame.len() < l4 + header {
         return false;
     }
     swap(frame, 0, 6);
     let (at, len) = if frame[12] == 0x08 { (26, 4) } else { (22, 16) };
     swap(frame, at, len);
     swap(frame, l4, 2);
+    if header == TCP && frame[l4 + 13] & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        acknowledge_syn(&mut frame[l4..l4 + TCP]);
+    }
     true
+}
+
+/// A load's SYN acknowledges nothing: its acknowledgement number is 0.
+fn acknowledge_syn(header: &mut [u8]) {
+    let acknowledged = u32::from_be_bytes([header[4], header[5], header[6], header[7]]).wrapping_add(1).to_be_bytes();
+    header[8..12].copy_from_slice(&acknowledged);
+    header[13] |= TCP_ACK;
+    let old = !u16::from_be_bytes([header[16], header[17]]);
+    let check = !fold(u64::from(old) + sum(&acknowledged) + u64::from(TCP_ACK));
+    header[16..18].copy_from_slice(&check.to_be_bytes());
 }
 
 /// Swaps two neighbouring fields of `len` bytes.
@@ -190,23 +293,29 @@ fn swap(frame: &mut [u8], at: usize, len: usize) {
     left.swap_with_slice(right);
 }
 
-/// Where the UDP header of an untagged packet without options or extension headers is: the only kind a load sends.
+/// Where the transport header of an untagged packet without options or extension headers is, and its length: the
+/// only kind a load sends.
 #[inline]
-fn udp_at(frame: &[u8]) -> Option<usize> {
-    match frame.get(12..24)? {
-        [0x08, 0x00, 0x45, _, _, _, _, _, _, _, _, 17] => Some(34),
-        [0x86, 0xdd, _, _, _, _, _, _, 17, ..] => Some(54),
+fn transport_at(frame: &[u8]) -> Option<(usize, usize)> {
+    let (l4, protocol) = match frame.get(12..24)? {
+        [0x08, 0x00, 0x45, .., protocol] => (34, *protocol),
+        [0x86, 0xdd, _, _, _, _, _, _, protocol, ..] => (54, *protocol),
+        _ => return None,
+    };
+    match protocol {
+        17 => Some((l4, UDP)),
+        6 => Some((l4, TCP)),
         _ => None,
     }
 }
 
 /// Sum of 16-bit words, not folded.
 #[inline]
-pub(super) fn sum(bytes: &[u8]) -> u64 {
+pub(crate) fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks_exact(2).map(|word| u64::from(u16::from_be_bytes([word[0], word[1]]))).sum()
 }
 
-pub(super) fn fold(mut sum: u64) -> u16 {
+pub(crate) fn fold(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -214,10 +323,18 @@ pub(super) fn fold(mut sum: u64) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn route(v6: bool) -> Route {
+    pub(in super::super) const TRANSPORTS: [Transport; 3] = [Transport::Udp, Transport::Tcp, Transport::Syn];
+
+    /// etherparse reads what was written and agrees with every checksum.
+    pub(in super::super) fn check(frame: &[u8]) -> (IpAddr, u16) {
+        let seen = penstock_dataplane::pipeline::testkit::valid(frame);
+        (seen.src.ip(), seen.src.port())
+    }
+
+    pub(in super::super) fn route(v6: bool) -> Route {
         let (first_client, vip) = if v6 {
             ("2001:db8:100::2".parse().unwrap(), "2001:db8:203::10".parse().unwrap())
         } else {
@@ -226,32 +343,11 @@ mod tests {
         Route { src_mac: [2, 0, 0, 0, 0, 1], dst_mac: [2, 0, 0, 0, 0, 2], first_client, vip, vip_port: 80 }
     }
 
-    /// etherparse reads what was written and agrees with both checksums.
-    fn check(frame: &[u8]) -> (IpAddr, u16) {
-        let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
-        let Some(etherparse::TransportSlice::Udp(udp)) = packet.transport else { panic!("UDP") };
-        let header = udp.to_header();
-        let (source, whole) = match packet.net {
-            Some(etherparse::NetSlice::Ipv4(ip)) => {
-                let ip_header = ip.header().to_header();
-                assert_eq!(ip_header.header_checksum, ip_header.calc_header_checksum());
-                (ip.header().source_addr().into(), header.calc_checksum_ipv4(&ip_header, udp.payload()).unwrap())
-            }
-            Some(etherparse::NetSlice::Ipv6(ip)) => {
-                let ip_header = ip.header().to_header();
-                (ip.header().source_addr().into(), header.calc_checksum_ipv6(&ip_header, udp.payload()).unwrap())
-            }
-            _ => panic!("IP"),
-        };
-        assert_eq!(header.checksum, whole);
-        (source, header.source_port)
-    }
-
     #[test]
     fn every_packet_is_whole_and_its_answer_too() {
-        for v6 in [false, true] {
+        for (v6, transport) in [false, true].into_iter().flat_map(|v6| TRANSPORTS.map(|t| (v6, t))) {
             for mix in [Mix::fixed(64), Mix::fixed(65), Mix::imix(), Mix::fixed(1518)] {
-                let maker = Maker::new(route(v6), mix);
+                let maker = Maker::of(transport, route(v6), mix);
                 for number in (0..200_000_u32).step_by(997) {
                     let stamp = Stamp { number, flow: number * 7, intended: Now { ns: u64::from(number) << 20 } };
                     let mut frame = vec![0; maker.frame_len(number.into())];
@@ -265,6 +361,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_syn_is_answered_by_what_opens() {
+        let maker = Maker::of(Transport::Syn, route(false), Mix::fixed(64));
+        let mut frame = vec![0; maker.frame_len(0).max(70)];
+        maker.write(&mut frame, Stamp { number: 1, flow: 2, intended: Now { ns: 3 } });
+        assert!(answer(&mut frame));
+        let packet = etherparse::SlicedPacket::from_ethernet(&frame).expect("a packet");
+        let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("TCP") };
+        assert!(tcp.syn() && tcp.ack());
+        assert_eq!((tcp.sequence_number(), tcp.acknowledgment_number()), (0, 1));
     }
 
     #[test]

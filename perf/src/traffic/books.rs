@@ -1,0 +1,87 @@
+//! Where packets of a load were lost: the box's drops by name, its sockets', and the veths' own. With these the
+//! books of a run add up: what was sent arrived, or is named here.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use penstock_configs::status::{Counters, Ledger};
+
+use crate::dataplane::Dataplane;
+use crate::lab::{Lab, Netns};
+
+/// The workers publish their counters a few times a second.
+const SETTLE: Duration = Duration::from_millis(100);
+const TRIES: usize = 20;
+
+/// Counters before or after a run.
+#[derive(Debug, Clone)]
+pub struct Books {
+    counters: Counters,
+    /// Packets that found the other end's ring full, by veth.
+    wires: Vec<(String, u64)>,
+}
+
+impl Books {
+    /// Reads them once the box has come to rest.
+    ///
+    /// # Errors
+    /// The dataplane is gone.
+    pub fn read(dataplane: &Dataplane, lab: &Lab) -> Result<Self> {
+        let mut counters = dataplane.counters()?;
+        for _ in 0..TRIES {
+            std::thread::sleep(SETTLE);
+            let next = dataplane.counters()?;
+            let still = next.total == counters.total && next.total.imbalance() == 0 && next.total.held == 0;
+            counters = next;
+            if still {
+                break;
+            }
+        }
+        let [clients, nodes] = lab.topology().interfaces();
+        let ends = [
+            ("client to box", &lab.clients[0].ns, "eth0"),
+            ("box to client", &lab.the_box, clients),
+            ("box to node", &lab.the_box, nodes),
+            ("node to box", &lab.nodes[0].ns, "eth0"),
+        ];
+        let wires = ends.map(|(name, ns, dev)| Ok((format!("wire full, {name}"), sending_dropped(ns, dev)?)));
+        Ok(Self { counters, wires: wires.into_iter().collect::<Result<_>>()? })
+    }
+
+    /// What was lost since `before`, by name; nothing that did not happen.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Vec<(String, u64)> {
+        let mut lost: Vec<(String, u64)> = Vec::new();
+        for ((name, count), (_, old)) in self.wires.iter().zip(&before.wires) {
+            lost.push((name.clone(), count - old));
+        }
+        let (sockets, old) = (socket_losses(&self.counters), socket_losses(&before.counters));
+        lost.push(("socket's ring full".into(), sockets.0 - old.0));
+        lost.push(("socket out of frames".into(), sockets.1 - old.1));
+        lost.push(("policed".into(), self.counters.steer.policed - before.counters.steer.policed));
+        let old = &before.counters.total;
+        lost.extend(self.counters.total.drops.iter().map(|(name, count)| (name.clone(), count - dropped(old, name))));
+        lost.retain(|(_, count)| *count > 0);
+        lost
+    }
+}
+
+fn dropped(ledger: &Ledger, name: &str) -> u64 {
+    ledger.drops.get(name).copied().unwrap_or_default()
+}
+
+/// Ring full, and no frame: the kernel counts an empty fill ring among both its drops and its own counter.
+fn socket_losses(counters: &Counters) -> (u64, u64) {
+    let sockets = counters.workers.iter().flat_map(|worker| &worker.sockets);
+    sockets.fold((0, 0), |(full, frames), socket| (full + socket.rx_ring_full, frames + socket.rx_dropped))
+}
+
+/// Packets a veth could not hand to its other end.
+fn sending_dropped(ns: &Netns, dev: &str) -> Result<u64> {
+    let text = ns.proc_net("dev")?;
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(dev)?.strip_prefix(':'));
+    let line = line.with_context(|| format!("/proc/net/dev of {} has no {dev}", ns.name()))?;
+    // Eight columns of received packets, then bytes, packets, errors, dropped.
+    let column = line.split_whitespace().nth(11);
+    column.and_then(|word| word.parse().ok()).with_context(|| format!("/proc/net/dev of {}: {line:?}", ns.name()))
+}
