@@ -74,6 +74,7 @@ const BUILT_IN: &[Row] = &[
     ("events.k8s.io", "v1", "events", "Event", "ev", true, false),
     ("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", "", true, false),
     ("coordination.k8s.io", "v1", "leases", "Lease", "", true, false),
+    ("apps", "v1", "daemonsets", "DaemonSet", "ds", true, true),
     ("apps", "v1", "deployments", "Deployment", "deploy", true, true),
     ("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", "", false, false),
     ("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", "", false, false),

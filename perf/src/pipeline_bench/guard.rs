@@ -72,7 +72,8 @@ pub fn compare(before: &Baseline, now: &Baseline) -> Comparison {
         let change = old.zip(new).map(|(old, new)| new / old - 1.0);
         let change_shown = change.map_or(String::new(), |change| format!("{:+.1} %", change * 100.0));
         // A case that vanished is no improvement; one of nothing or of no number is none to compare with.
-        let is_worse = old.is_some() && !change.is_some_and(|change| change <= TOLERANCE);
+        let is_within = |old: &f64| new.is_some_and(|new| *new <= old * (1.0 + TOLERANCE));
+        let is_worse = old.is_some_and(|old| !is_within(old));
         if is_worse {
             worse.push(case.clone());
         }

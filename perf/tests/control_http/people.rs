@@ -8,32 +8,60 @@ use serde_json::{Value, json};
 
 use crate::rig::{Control, OURS, SLICES, World, a_while, node, service, until};
 
-/// "kubectl wait works": by the condition's whole name.
-#[tokio::test]
-async fn kubectl_waits_for_our_conditions() {
-    if Command::new("kubectl").arg("version").arg("--client").output().is_err() {
-        println!("SKIPPED: kubectl_waits_for_our_conditions: no kubectl");
-        return;
+/// kubectl as the admin; `None` where there is none.
+fn kubectl(world: &World) -> Option<(tempfile::TempDir, Command)> {
+    if Command::new("kubectl").args(["version", "--client"]).output().is_err() {
+        println!("SKIPPED: no kubectl (Debian: apt-get install kubernetes-client)");
+        return None;
     }
-    let world = World::for_kubectl();
     let directory = tempfile::tempdir().unwrap();
     let kubeconfig = directory.path().join("kubeconfig");
     std::fs::write(&kubeconfig, world.server.kubeconfig(ADMIN_TOKEN)).unwrap();
+    let mut command = Command::new("kubectl");
+    command.arg("--kubeconfig").arg(kubeconfig).arg("--cache-dir").arg(directory.path().join("cache"));
+    Some((directory, command))
+}
+
+async fn said(mut command: Command) -> String {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// "kubectl wait works": by the condition's whole name.
+#[tokio::test]
+async fn kubectl_waits_for_our_conditions() {
+    let world = World::for_kubectl();
+    let Some((_directory, mut command)) = kubectl(&world) else { return };
     let control = Control::start(&world).await;
     world.put(&service("web"));
-    let wait = tokio::task::spawn_blocking(move || {
-        let condition = "--for=condition=penstock.dev/Serving";
-        Command::new("kubectl")
-            .arg("--kubeconfig")
-            .arg(&kubeconfig)
-            .args(["wait", "service/web", condition, "--timeout=20s"])
-            .output()
-            .unwrap()
-    });
-    let output = wait.await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("condition met"));
+    command.args(["wait", "service/web", "--for=condition=penstock.dev/Serving", "--timeout=20s"]);
+    assert!(said(command).await.contains("condition met"));
     assert_eq!(world.condition("web", "Serving"), "True Serving");
+    control.stop().await;
+}
+
+/// The manifests as an operator would apply them; then the example Services have their addresses.
+#[tokio::test]
+async fn kubectl_applies_the_manifests() {
+    let world = World::for_kubectl();
+    let Some((_directory, mut command)) = kubectl(&world) else { return };
+    world.server.delete(OURS, "VipPool", "p").unwrap();
+    world.put(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "payments"}}));
+    command.args(["apply", "--validate=false"]);
+    for file in ["crds", "rbac", "kubeconfig", "box-node", "pools", "services"] {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/kubernetes");
+        command.arg("-f").arg(format!("{path}/{file}.yaml"));
+    }
+    let text = said(command).await;
+    for object in ["vippool.penstock.dev/public", "daemonset.apps/penstock-control", "service/broker", "secret/"] {
+        assert!(text.contains(object), "{object} is missing in:\n{text}");
+    }
+    let control = Control::start(&world).await;
+    until("addresses of the examples", 1, || world.ingress("broker").len()).await;
+    let broker = world.programmed("broker").remove(0);
+    assert_eq!((broker.slow_start, broker.panic_threshold), (Some(60), Some(33)));
     control.stop().await;
 }
 
