@@ -99,9 +99,14 @@ fn an_updated_translation_is_the_whole_one() {
                 let others: Vec<(String, String)> =
                     (0..roll(4)).map(|n| (format!("s{n}"), format!("uid-s{n}"))).collect();
                 let claims: Vec<(&str, &str)> = others.iter().map(|(n, u)| (n.as_str(), u.as_str())).collect();
-                let before: Vec<ServiceKey> = world.index.records.values().flat_map(|r| r.services()).collect();
+                let before: Vec<ServiceKey> =
+                    world.index.records.values().flat_map(super::super::kinds::RecordInfo::services).collect();
                 world.record_with("203.0.113.1", &claims, json!({"shareKey": "k"}));
-                dirty.add(before.into_iter().chain(world.index.records.values().flat_map(|r| r.services())));
+                dirty.add(
+                    before
+                        .into_iter()
+                        .chain(world.index.records.values().flat_map(super::super::kinds::RecordInfo::services)),
+                );
             }
             _ => {
                 let node = ["a", "b", "c"][usize::try_from(roll(3)).unwrap()];
