@@ -6,7 +6,7 @@
 mod counting_allocator;
 
 use counting_allocator::calls;
-use penstock_configs::desired::{Affinity, BackendState, Scheduler, ServiceLimits, SourceLimits};
+use penstock_configs::desired::{Affinity, BackendState, ServiceLimits, SourceLimits};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::pipeline::PipelineConfig;
 use penstock_dataplane::pipeline::testkit::{Farm, FarmConfig, Icmp, Pkt, Plan, SCHEDULERS, config, look};
