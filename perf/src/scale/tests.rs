@@ -7,7 +7,6 @@ use penstock_dataplane::io::{Burst, Port};
 use super::gaps::{Feed, histogram};
 use super::report::{Figure, Report, Section};
 use super::rig::{self, Member, Site};
-use super::*;
 use crate::pipeline_bench::packets::{TcpFlags, from_client};
 
 #[test]
