@@ -99,6 +99,9 @@ pub struct Board {
 const LATE: Duration = Duration::from_secs(2);
 /// Intervals vary by this share either way: targets set together must not be asked together for ever.
 const JITTER: f64 = 0.1;
+/// The share of the budget that targets may take whose state nobody doubts: 500 nodes are asked every five seconds by
+/// default, and one that does not answer three times within the next.
+const AT_REST: f64 = 0.2;
 /// Between a first assumption and its proof, and while a state is in doubt, targets are asked this much more often.
 const HASTE: f64 = 0.25;
 
@@ -225,15 +228,23 @@ impl Board {
 
     pub fn finish(&mut self, launch: &Launch, outcome: Outcome, now: Duration) -> Changed {
         let jitter = 1.0 + JITTER * self.next_random();
+        let rest = self.at_rest();
         let Some(entry) = self.entries.get_mut(&launch.id).filter(|e| e.epoch == launch.epoch && e.in_flight) else {
             return Changed::default();
         };
         entry.in_flight = false;
         let changed = entry.take(outcome);
-        let interval = entry.target.timing.interval.mul_f64(if entry.is_in_doubt() { HASTE } else { 1.0 });
+        let interval = entry.target.timing.interval;
+        let interval = if entry.is_in_doubt() { interval.mul_f64(HASTE) } else { interval.max(rest) };
         entry.due = now + interval.mul_f64(jitter);
         self.queue.insert((entry.due, launch.id.clone()));
         changed
+    }
+
+    /// How often a target that nobody doubts is asked at the most: a large cluster at rest costs a part of the budget.
+    fn at_rest(&self) -> Duration {
+        let rate = f64::from(self.rules.budget) * AT_REST;
+        Duration::from_secs_f64(self.entries.len() as f64 / rate)
     }
 
     /// Between -1 and 1. xorshift64: good enough to keep probes apart.

@@ -170,7 +170,9 @@ fn gone_targets_are_forgotten_even_in_flight() {
 
 #[test]
 fn the_budget_bounds_probes_per_second_and_nobody_starves() {
-    let targets: Vec<ProbeTarget> = (0..100).map(|n| target(&format!("t{n}"), n, "g")).collect();
+    let mut targets: Vec<ProbeTarget> = (0..100).map(|n| target(&format!("t{n}"), n, "g")).collect();
+    // In doubt for ever.
+    targets.iter_mut().for_each(|target| target.timing.fall = 1000);
     let mut bench = Bench::new(Rules { budget: 20, panic_threshold: 0.0 }, &targets);
     let mut asked = std::collections::HashMap::new();
     let mut count = 0u32;
@@ -178,13 +180,32 @@ fn the_budget_bounds_probes_per_second_and_nobody_starves() {
         for launch in bench.launch() {
             count += 1;
             *asked.entry(launch.id.clone()).or_insert(0) += 1;
-            bench.board.finish(&launch, Outcome { kind: Good, reason: String::new() }, bench.now);
+            bench.board.finish(&launch, Outcome { kind: Bad, reason: String::new() }, bench.now);
         }
     }
     // 20 a second for 20 seconds, and the first burst.
     assert!((390..=410).contains(&count), "{count}");
     assert!(asked.len() == 100 && asked.values().all(|n| (3..=5).contains(n)), "{asked:?}");
     assert!(bench.board.is_late(bench.now));
+}
+
+#[test]
+fn at_rest_a_fifth_of_the_budget_is_enough_and_doubt_has_the_rest() {
+    let targets: Vec<ProbeTarget> = (0..100).map(|n| target(&format!("t{n}"), n, "g")).collect();
+    let mut bench = Bench::new(Rules { budget: 50, panic_threshold: 0.0 }, &targets);
+    let mut asked = Vec::new();
+    while bench.now < Duration::from_secs(60) {
+        for launch in bench.launch() {
+            // One of them stops answering.
+            let kind = if &*launch.id == "t7" && bench.now > Duration::from_secs(30) { Bad } else { Good };
+            asked.push((bench.now, launch.id.clone()));
+            bench.board.finish(&launch, Outcome { kind, reason: String::new() }, bench.now);
+        }
+    }
+    let between = |from: u64, to: u64| asked.iter().filter(|(at, _)| (from..to).contains(&at.as_secs())).count();
+    assert!((160..=240).contains(&between(10, 30)), "ten a second: {}", between(10, 30));
+    assert_eq!(bench.state("t7"), Down);
+    assert!(!bench.board.is_late(bench.now));
 }
 
 #[test]

@@ -204,10 +204,11 @@ pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Ga
             .beside(format!("without: {}", median(&wall_quiet))),
     );
     let interrupted: u64 = with.iter().chain(quiet).map(|gaps| gaps.interrupted).sum();
+    let slept: u64 = with.iter().chain(quiet).map(|gaps| gaps.slept).sum();
     let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
     section.note(format!(
         "Of {turns} turns {interrupted} lost their core to another process: those, and the few after each that found cold \
-         caches, are in the wall clock's figures only. None went to sleep."
+         caches, are in the wall clock's figures only. The thread slept {slept} times by itself."
     ));
     let at = |gaps: &[Gaps], quantile: f64| {
         let values: Vec<f64> = gaps.iter().map(|g| g.own.value_at_quantile(quantile) as f64 / 1e3).collect();
