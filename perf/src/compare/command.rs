@@ -7,10 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::cases::{Case, Effort};
+use super::charts;
 use super::cpu::foreign_load;
 use super::peers::{self, Peer};
 use super::report::Report;
 use super::table::in_brief;
+use crate::plot;
 use crate::privilege;
 
 /// The same traffic through Penstock and others, in turn.
@@ -37,6 +39,9 @@ pub struct CompareArgs {
     /// Also write the figures here, every round's
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also draw charts (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
     /// List peers and what is here
     #[arg(long)]
     list: bool,
@@ -75,6 +80,9 @@ pub fn command(args: &CompareArgs) -> Result<()> {
     let mut report = Report::new(&chosen, &args.cases, &effort, args.rounds, foreign_load()?);
     measure_all(&mut report, &chosen, &args.cases, &effort, args.rounds);
     println!("{}", report.text());
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &charts::of(&report.summary()))?;
+    }
     if let Some(path) = &args.json {
         let file = std::fs::File::create(path).with_context(|| format!("{}", path.display()))?;
         serde_json::to_writer_pretty(file, &report.summary())?;

@@ -18,9 +18,11 @@
 //! | [`generator`], [`sink`], [`servers`] | the ends of the traffic |
 //! | [`cpu`], [`process`] | processor time; programs |
 //! | [`report`], [`goals`], [`table`] | medians, ratios, targets; for people |
+//! | [`charts`] | pictures |
 //! | [`mod@command`] | the command line and the order of things |
 
 pub mod cases;
+pub mod charts;
 pub mod command;
 pub mod cpu;
 pub mod forwarder;
