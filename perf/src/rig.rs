@@ -133,9 +133,17 @@ impl Rig {
     pub fn stop(&mut self) -> Result<()> {
         let status = self.dataplane.stop()?;
         ensure!(status.success(), "it ended with {status}\n{}", self.dataplane.log_tail());
+        // The kernel lets go of a link in a work queue: a moment after the process has ended.
+        let deadline = Instant::now() + CLAIM;
         for interface in self.lab.box_interfaces() {
-            let link = self.lab.the_box.sh(&format!("ip -details link show {interface}"))?;
-            ensure!(!link.contains("prog/xdp"), "an XDP program stayed on {interface}: {link}");
+            loop {
+                let link = self.lab.the_box.sh(&format!("ip -details link show {interface}"))?;
+                if !link.contains("prog/xdp") {
+                    break;
+                }
+                ensure!(Instant::now() < deadline, "an XDP program stayed on {interface}: {link}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
         }
         Ok(())
     }

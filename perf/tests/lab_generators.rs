@@ -1,5 +1,6 @@
 //! The lab's own generators through a box: live frames whose books add up, connections that all complete.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use penstock_configs::file::PollMode;
@@ -16,6 +17,12 @@ use penstock_perf::traffic::popularity::Popularity;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// Each keeps both cores busy: side by side they would measure each other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn live(transport: Transport) -> How {
     How { generator: Generator::Live, transport, ..How::default() }
 }
@@ -29,6 +36,7 @@ fn privileged_live_frames_are_accounted_for() {
     if !privilege::require("privileged_live_frames_are_accounted_for") {
         return;
     }
+    let _alone = alone();
     let bench = Bench::start(1, 1, 1000, |config| config.workers.poll = PollMode::Adaptive).expect("a box");
     for (v6, transport) in
         [(false, Transport::Udp), (true, Transport::Udp), (false, Transport::Tcp), (true, Transport::Tcp)]
@@ -75,6 +83,7 @@ fn privileged_connections_churn_without_a_failure() {
     if !privilege::require("privileged_connections_churn_without_a_failure") {
         return;
     }
+    let _alone = alone();
     let bench = ChurnBench::start(setup(None), |_| {}).expect("a box");
     for v6 in [false, true] {
         let until = Until { duration: SECOND / 4, after: 2_000 };
@@ -94,6 +103,7 @@ fn privileged_snat_ports_wrap_around_under_churn() {
     if !privilege::require("privileged_snat_ports_wrap_around_under_churn") {
         return;
     }
+    let _alone = alone();
     let bench = ChurnBench::start(setup(Some(256)), |_| {}).expect("a box");
     let until = Until { duration: SECOND, after: 4 * bench.tuples(false) };
     let measured = bench.measure(&churn(false, until), |_, _| {}).expect("a run");
@@ -110,6 +120,7 @@ fn privileged_connections_to_nowhere_fail_by_name() {
     if !privilege::require("privileged_connections_to_nowhere_fail_by_name") {
         return;
     }
+    let _alone = alone();
     let bench = ChurnBench::start(setup(None), |config| config.sets[0].backends.clear()).expect("a box");
     let mut churn = churn(false, Until { duration: SECOND / 4, after: 0 });
     churn.habits.patience_ns = 200_000_000;

@@ -17,7 +17,7 @@ use anyhow::Result;
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::extract::connect_info::Connected;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::serve::IncomingStream;
@@ -205,6 +205,7 @@ type Name = Arc<Mutex<Arc<str>>>;
 impl Drop for Listening {
     fn drop(&mut self) {
         self.task.abort();
+        *lock(&self.name) = GONE.into();
     }
 }
 
@@ -240,6 +241,8 @@ fn serve(mut told: watch::Receiver<Told>, reached: &AtomicU64) -> io::Result<()>
 /// No pod has such a name.
 const HEALTHY: &str = "/healthy";
 const UNHEALTHY: &str = "/unhealthy";
+/// A health server that has ended; its open connections do, at the next question.
+const GONE: &str = "/gone";
 
 fn lock(name: &Name) -> std::sync::MutexGuard<'_, Arc<str>> {
     name.lock().unwrap_or_else(PoisonError::into_inner)
@@ -268,7 +271,8 @@ async fn listen((transport, port): (Transport, u16), name: &str) -> Option<Liste
     None
 }
 
-/// A listener whose connections keep the name they were accepted under: an open one stays with its pod.
+/// A listener whose connections keep the name they were accepted under: an open one stays with its pod. A health
+/// server's answer by what is so now.
 struct Named {
     listener: TcpListener,
     name: Name,
@@ -277,6 +281,7 @@ struct Named {
 #[derive(Debug, Clone)]
 struct Opened {
     by: Arc<str>,
+    now: Name,
     peer: SocketAddr,
 }
 
@@ -287,11 +292,13 @@ impl axum::serve::Listener for Named {
     async fn accept(&mut self) -> (TcpStream, Opened) {
         let (stream, peer) = axum::serve::Listener::accept(&mut self.listener).await;
         let by = lock(&self.name).clone();
-        (stream, Opened { by, peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()) })
+        let now = Arc::clone(&self.name);
+        (stream, Opened { by, now, peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()) })
     }
 
     fn local_addr(&self) -> io::Result<Opened> {
-        Ok(Opened { by: lock(&self.name).clone(), peer: self.listener.local_addr()? })
+        let (by, now) = (lock(&self.name).clone(), Arc::clone(&self.name));
+        Ok(Opened { by, now, peer: self.listener.local_addr()? })
     }
 }
 
@@ -303,8 +310,11 @@ impl Connected<IncomingStream<'_, Named>> for Opened {
 
 fn router() -> Router {
     Router::new().fallback(get(async |ConnectInfo(opened): ConnectInfo<Opened>| match &*opened.by {
-        HEALTHY => StatusCode::OK.into_response(),
-        UNHEALTHY => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        HEALTHY | UNHEALTHY => match &**lock(&opened.now) {
+            HEALTHY => StatusCode::OK.into_response(),
+            GONE => (StatusCode::SERVICE_UNAVAILABLE, [(header::CONNECTION, "close")]).into_response(),
+            _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        },
         pod => ([(NODE_HEADER, pod.to_owned())], format!("{pod} sees {}\n", opened.peer)).into_response(),
     }))
 }

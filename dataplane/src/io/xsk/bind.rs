@@ -13,8 +13,9 @@ use xsk_rs::{CompQueue, FillQueue, RxQueue, Socket, TxQueue};
 use super::umem::WorkerUmem;
 use super::{XskConfig, XskError};
 
-/// The kernel takes some 20 ms to let go of a queue after its socket closed, and longer under load.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// The kernel takes some 20 ms to let go of a queue after its socket closed, and more than a second where every core
+/// is busy: it does it in a work queue. A restart of a box under load must not fail for that.
+const BUSY_WAIT: Duration = Duration::from_secs(5);
 const BUSY_STEP: Duration = Duration::from_millis(5);
 
 /// The rings of a bound socket.
