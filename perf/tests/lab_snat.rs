@@ -69,9 +69,9 @@ fn privileged_snat_exhaustion_is_seen_before_it_happens() {
     }
     let mut rig = small();
     let node = SocketAddr::new(rig.lab.nodes[0].addr.ip(false), NODE_PORT);
-    // Fewer than a worker's 32 by so much that none is near its end, however the clients' hash deals them out.
-    let first = Hold::open(rig.client(), rig.vip(false), 24).expect("24 of 64");
-    let status = wait_for(&rig, "ports are counted", |status| used(status) >= 24);
+    // Few enough that no worker with its 32 is near its end, however the hash of clients deals them out.
+    let first = Hold::open(rig.client(), rig.vip(false), 30).expect("30 of 64");
+    let status = wait_for(&rig, "ports are counted", |status| used(status) >= 30);
     let pair = fullest(&status);
     assert_eq!((pair.address, pair.backend, pair.capacity), (plan::snat().v4.into(), node, 64));
     assert!(warnings(&status).is_empty(), "{:?}", status.notices);
