@@ -105,7 +105,7 @@ pub struct PortCounters {
     pub tx_bytes: Counter,
 }
 
-/// One socket's own statistics: see [`PortStats`](crate::io::PortStats).
+/// One socket's own statistics: see [`PortStats`].
 #[derive(Debug, Default)]
 pub struct SocketCounters {
     pub rx_dropped: Counter,

@@ -5,7 +5,7 @@
 //! handing out `&mut [u8]` for a frame sound, and lets tests count that none leaked.
 //!
 //! A packet larger than one frame is a chain of them, and one [`Frame`] in everybody's hands all the same: see
-//! [`chain`](self::chain).
+//! [`chain`].
 #![allow(unsafe_code, reason = "frames are slices of one shared mapping; see PacketMemory")]
 
 mod chain;

@@ -19,7 +19,7 @@
 //! | [`responder`] | nodes without a memory of connections: their sequence numbers are cookies |
 //! | [`tally`] | what became of the conversations |
 //! | [`drive`] | both ends in one loop |
-//! | [`bench`] | the lab around them, with a dataplane |
+//! | [`mod@bench`] | the lab around them, with a dataplane |
 //! | [`command`] | `penstock-perf churn` |
 
 pub mod bench;
