@@ -99,9 +99,9 @@ pub struct Board {
 const LATE: Duration = Duration::from_secs(2);
 /// Intervals vary by this share either way: targets set together must not be asked together for ever.
 const JITTER: f64 = 0.1;
-/// The share of the budget that targets may take whose state nobody doubts: 500 nodes are asked every five seconds by
+/// The share of the budget that targets may take whose state nobody doubts: 500 nodes are asked every eight seconds by
 /// default, and one that does not answer three times within the next.
-const AT_REST: f64 = 0.2;
+const AT_REST: f64 = 0.125;
 /// Between a first assumption and its proof, and while a state is in doubt, targets are asked this much more often.
 const HASTE: f64 = 0.25;
 
