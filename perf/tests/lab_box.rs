@@ -306,3 +306,39 @@ fn privileged_a_vip_port_without_a_service_is_dropped_by_name() {
     assert!(counters.total.drops.get("no_service").is_some_and(|&count| count >= 3), "{:?}", counters.total.drops);
     rig.finish().expect("a clean end");
 }
+
+/// What wakes on a worker's core would have it for milliseconds.
+#[test]
+fn privileged_other_threads_leave_the_workers_core_alone() {
+    if !privilege::require("privileged_other_threads_leave_the_workers_core_alone") {
+        return;
+    }
+    if penstock_perf::config::cores() < 2 {
+        println!("SKIPPED: privileged_other_threads_leave_the_workers_core_alone: there is one core");
+        return;
+    }
+    let rig = Rig::start(Lab::builder().queues(1), |_| {}).expect("a lab with a dataplane");
+    let pid = rig.dataplane.pid().expect("it runs");
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    let threads: Vec<(String, String)> = tasks
+        .map(|task| {
+            let status = std::fs::read_to_string(task.expect("a thread").path().join("status")).expect("its status");
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+                line.trim().to_owned()
+            };
+            (field("Name:"), field("Cpus_allowed_list:"))
+        })
+        .collect();
+    let of = |name: &str| threads.iter().find(|thread| thread.0 == name).map(|thread| thread.1.clone());
+    let core: u16 = of("worker-0").expect("a worker").parse().expect("one core");
+    for (name, cores) in threads.iter().filter(|thread| !thread.0.starts_with("worker-")) {
+        let within = |range: &str| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            (first.parse::<u16>().unwrap()..=last.parse().unwrap()).contains(&core)
+        };
+        assert!(!cores.split(',').any(within), "{name} may run on {cores}, the worker's core is {core}");
+    }
+    assert!(of("housekeeping").is_some(), "{threads:?}");
+    rig.finish().expect("a clean end");
+}

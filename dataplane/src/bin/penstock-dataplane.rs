@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -259,6 +259,12 @@ fn host_facts() -> anyhow::Result<HostFacts> {
         reserved_ports: port_list(&facts.reserved_ports),
         listeners: facts.listeners,
         interfaces: facts.interfaces.into_iter().map(|interface| (interface.name, interface.rx_queues)).collect(),
-        cores: std::thread::available_parallelism().map_or(1, usize::from) as u16,
+        cores: cores(),
     })
+}
+
+/// What this process was given: read once, because its threads leave the workers' cores alone later.
+fn cores() -> u16 {
+    static CORES: OnceLock<u16> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from) as u16)
 }

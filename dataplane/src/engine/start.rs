@@ -176,6 +176,7 @@ impl Dataplane {
             };
             self.threads.push(std::thread::Builder::new().name(format!("worker-{at}")).spawn(body)?);
         }
+        keep_off(&self.shared.workers.iter().map(|worker| worker.core).collect::<Vec<_>>());
         let mut network = self.shared.network();
         for (interface, queue, fd) in &self.sockets {
             use std::os::fd::AsFd;
@@ -463,6 +464,24 @@ fn cores(config: &ConfigFile, workers: u16) -> Vec<u16> {
         cores.push(0);
     }
     (0..usize::from(workers)).map(|worker| cores[worker % cores.len()]).collect()
+}
+
+/// This thread, and those it starts from here on, run on other cores than the workers, if there are any: what wakes
+/// on a core that spins has it for milliseconds, in which the worker's packets wait.
+fn keep_off(workers: &[u16]) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut others = CpuSet::new();
+    for core in (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)) {
+        if !workers.contains(&(core as u16)) {
+            others.set(core);
+        }
+    }
+    if others.count() > 0 {
+        // Refused, they run where the kernel puts them, as they would have.
+        let _ = sched_setaffinity(None, &others);
+    }
 }
 
 /// The TAP; without one, packets that prove not ours are dropped by name.
