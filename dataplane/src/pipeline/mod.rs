@@ -144,6 +144,9 @@ impl Pipeline {
             let bytes = memory.bytes(frame);
             if V4::is_plain(bytes) {
                 hashes[at] = self.v4.begin(bytes, &V4::headers(bytes));
+            } else if V6::is_plain(bytes) {
+                stages[at] = Stage::Plain6;
+                hashes[at] = self.v6.begin(bytes, &V6::headers(bytes));
             } else {
                 (stages[at], hashes[at]) = self.begin(bytes, frame.len());
             }
@@ -156,15 +159,21 @@ impl Pipeline {
         }
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {
+                // Nearly every packet is sent on: nothing more to be asked.
                 Stage::Plain4 => match self.plain::<V4>(memory, frame, hash, likely, from, handed, now) {
                     Verdict::Tx(port) => {
-                        // Nearly every packet of an IPv4 box.
                         verdicts.push(Verdict::Tx(port));
                         continue;
                     }
                     verdict => verdict,
                 },
-                Stage::Plain6 => self.plain::<V6>(memory, frame, hash, likely, from, handed, now),
+                Stage::Plain6 => match self.plain::<V6>(memory, frame, hash, likely, from, handed, now) {
+                    Verdict::Tx(port) => {
+                        verdicts.push(Verdict::Tx(port));
+                        continue;
+                    }
+                    verdict => verdict,
+                },
                 Stage::Transit(packet) if packet.v6 => {
                     self.transit::<V6>(memory, frame, packet, hash, likely, from, handed, now)
                 }
@@ -185,18 +194,10 @@ impl Pipeline {
         self.v6.ports.end_burst();
     }
 
-    /// First stage of what is not plain IPv4: headers and hash; the index line is on its way. Of `whole` bytes of
-    /// packet `bytes` are those of its first frame.
-    #[inline(always)]
-    fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
-        if V6::is_plain(bytes) {
-            return (Stage::Plain6, self.v6.begin(bytes, &V6::headers(bytes)));
-        }
-        self.begin_other(bytes, whole)
-    }
-
+    /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
+    /// `bytes` are those of its first frame.
     #[inline(never)]
-    fn begin_other(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
+    fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
         // A packet in several frames is no less plain than one in a single one.
         if bytes.len() < whole {
             if V4::is_plain_part(bytes, whole) {
