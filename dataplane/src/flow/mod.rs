@@ -7,13 +7,16 @@ mod dsr;
 pub mod embryo;
 mod free;
 pub mod index;
+mod invariants;
 pub mod record;
 pub mod sctp;
 pub mod tcp;
+mod tuples;
 
 pub use index::{Direction, Entry};
 pub use record::{Flags, Record, Word};
 pub use tcp::{Positions, Segment, State, SynInfo};
+pub use tuples::{key, translation};
 
 use std::sync::Arc;
 
@@ -21,12 +24,11 @@ use crate::clock::Now;
 use crate::hash::FlowHasher;
 use crate::limits::Limiter;
 use crate::persist::{MAX_SNATS, Records};
-use crate::schedule::share::{Load, is_active};
 use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::tables::Service;
 use crate::verdict::DropReason;
-use crate::wire::{Family, Rewrite, Tuple};
+use crate::wire::{Family, Tuple};
 use embryo::EmbryoQueue;
 use free::Free;
 use index::Index;
@@ -541,123 +543,6 @@ impl<F: Family> FlowTable<F> {
         let other = size_of::<u32>() * records + self.embryos.memory();
         (records * size_of::<Record<F::Addr>>() + self.index.memory() + other) as f64 / records as f64
     }
-
-    /// What must hold at any time between two packets; for tests.
-    ///
-    /// # Errors
-    /// The sentence that does not hold.
-    pub fn check_invariants(&self) -> Result<(), String> {
-        let mut counts = Counts::default();
-        for at in 0..self.capacity.records() {
-            let record = &self.records[at as usize];
-            let Some(word) = record.word() else { continue };
-            if word.state.is_embryonic() {
-                counts.embryonic += 1;
-            } else {
-                counts.established += 1;
-            }
-            for (key, direction) in self.keys(record, word).iter().zip([Direction::Forward, Direction::Reverse]) {
-                let found = self.find(key, self.hash(key));
-                if found != Some(Entry { record: at, direction }) {
-                    return Err(format!("record {at}: {direction:?} key {key:?} finds {found:?}"));
-                }
-            }
-        }
-        let live = (counts.embryonic + counts.established) as usize;
-        if counts.embryonic != self.counts.embryonic || counts.established != self.counts.established {
-            return Err(format!("counted {counts:?}, kept {:?}", self.counts));
-        }
-        if self.embryos.count() != counts.embryonic {
-            return Err(format!("{} embryos, {} in their queue", counts.embryonic, self.embryos.count()));
-        }
-        if self.index.used() != 2 * live {
-            return Err(format!("{live} flows have {} index entries", self.index.used()));
-        }
-        self.check_shares()?;
-        if self.free.len() + live != self.capacity.records() as usize {
-            return Err(format!("{live} flows and {} free records", self.free.len()));
-        }
-        Ok(())
-    }
-}
-
-impl<F: Family> FlowTable<F> {
-    /// What is counted for schedulers is what there is.
-    fn check_shares(&self) -> Result<(), String> {
-        let mut loads = std::collections::BTreeMap::<u32, Load>::new();
-        for at in 0..self.capacity.records() {
-            let Some(word) = self.records[at as usize].word() else { continue };
-            let load = loads.entry(self.tally.slot(at, word)).or_default();
-            *(if is_active(word.state) { &mut load.active } else { &mut load.inactive }) += 1;
-        }
-        for slot in 1..=self.share().slots() {
-            let (kept, counted) = (self.share().load(slot), loads.get(&slot).copied().unwrap_or_default());
-            if kept != counted {
-                return Err(format!("slot {slot}: {counted:?} flows, {kept:?} kept"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The tuple that packets of a flow have in one direction.
-#[inline(always)]
-pub fn key<F: Family>(record: &Record<F::Addr>, word: Word, direction: Direction, snats: &[F::Addr]) -> Tuple<F::Addr> {
-    match direction {
-        Direction::Forward => Tuple {
-            src: record.client,
-            dst: record.vip,
-            src_port: record.client_port,
-            dst_port: record.vip_port,
-            protocol: word.protocol,
-        },
-        Direction::Reverse => {
-            if word.flags.has(Flags::DSR) {
-                return dsr::reverse_key::<F>(record, word);
-            }
-            let (dst, dst_port) = if word.flags.has(Flags::DNAT) {
-                (record.client, record.client_port)
-            } else {
-                (snat_of::<F>(record, snats), record.snat_port)
-            };
-            Tuple { src: record.node, dst, src_port: record.node_port, dst_port, protocol: word.protocol }
-        }
-    }
-}
-
-/// The tuple a flow's packets of one direction leave with.
-#[inline(always)]
-pub fn translation<F: Family>(
-    record: &Record<F::Addr>,
-    word: Word,
-    direction: Direction,
-    snats: &[F::Addr],
-) -> Rewrite<F::Addr> {
-    match direction {
-        Direction::Forward if word.flags.has(Flags::DNAT) => {
-            let stays = word.flags.has(Flags::DSR);
-            Rewrite {
-                src: record.client,
-                dst: if stays { record.vip } else { record.node },
-                src_port: record.client_port,
-                dst_port: if stays { record.vip_port } else { record.node_port },
-            }
-        }
-        Direction::Forward => Rewrite {
-            src: snat_of::<F>(record, snats),
-            dst: record.node,
-            src_port: record.snat_port,
-            dst_port: record.node_port,
-        },
-        Direction::Reverse => {
-            Rewrite { src: record.vip, dst: record.client, src_port: record.vip_port, dst_port: record.client_port }
-        }
-    }
-}
-
-#[inline(always)]
-fn snat_of<F: Family>(record: &Record<F::Addr>, snats: &[F::Addr]) -> F::Addr {
-    snats.get(usize::from(record.snat)).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
