@@ -264,6 +264,12 @@ impl<F: Family> FlowTable<F> {
         self.index.prefetch(hash);
     }
 
+    /// Second stage of a tuple no record has: what the opening of a flow will look at beside its index line.
+    #[inline]
+    pub fn prefetch_insertion(&self, hash: u64) {
+        self.index.prefetch_second(hash);
+    }
+
     /// Second stage: the entry that the third will most likely want; its record is on its way.
     #[inline(always)]
     #[must_use]
@@ -408,6 +414,7 @@ impl<F: Family> FlowTable<F> {
         let at = self.free.take().ok_or(DropReason::FlowTableFull)?;
         if let Some(soon) = self.free.ahead(SOON) {
             prefetch(&self.records[soon as usize]);
+            self.embryos.prefetch(soon);
         }
         let record = &mut self.records[at as usize];
         record.client = flow.client;

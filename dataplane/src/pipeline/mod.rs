@@ -190,8 +190,8 @@ impl Pipeline {
             }
             verdicts.push(verdict);
         }
-        self.v4.ports.end_burst();
-        self.v6.ports.end_burst();
+        self.v4.end_burst();
+        self.v6.end_burst();
     }
 
     /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
@@ -255,6 +255,7 @@ impl Pipeline {
     ) -> Option<Entry> {
         let likely = F::side(self).flows.prefetch_record(hash);
         if likely.is_none() && packet.may_open() {
+            F::side(self).flows.prefetch_insertion(hash);
             self.foresee::<F>(memory.bytes(frame), packet, handed);
         }
         likely
