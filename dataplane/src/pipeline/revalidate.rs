@@ -10,7 +10,7 @@
 //! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend |
 //!
 //! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
-//! RST: the client's next SYN finds another backend.
+//! RST: the client's next SYN finds another backend. Of one that is half-open who sends next gets a RST.
 
 use penstock_configs::desired::{BackendState, OnDown};
 
@@ -145,8 +145,11 @@ fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool)
     // In `dsr` the numbers a RST to the node would need are not known.
     let tell_who_goes_on = service.on_down == OnDown::Rehome || word.flags.has(Flags::DSR);
     match word.state {
-        State::SynSent | State::Established | State::FinWait if tell_who_goes_on => Standing::Rehome,
-        State::SynSent | State::Established | State::FinWait => Standing::Reset,
+        // Half-open still: of a flood all are, once the node has answered. No RST goes to whoever it names, and none is
+        // kept among the flows that matter to answer with one.
+        State::SynSent => Standing::Rehome,
+        State::Established | State::FinWait if tell_who_goes_on => Standing::Rehome,
+        State::Established | State::FinWait => Standing::Reset,
         _ => Standing::Revoked,
     }
 }

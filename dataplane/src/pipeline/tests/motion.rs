@@ -173,6 +173,38 @@ fn an_unanswered_syn_goes_elsewhere() {
     }
 }
 
+/// All of a flood are half-open once the node has answered.
+#[test]
+fn half_open_connections_stay_in_their_pool_when_the_backend_goes() {
+    for (policy, goes) in [(OnDown::Keep, REMOVED), (OnDown::Keep, BY_OWNER), (OnDown::Reset, BY_CHECKS)] {
+        let mut rig = outspoken();
+        rig.change(|plan| plan.service(WEB).on_down = policy);
+        let clients =
+            (0..60).map(TCP[0].2).map(|client| (rig.front(&Pkt::syn(&client, TO_WEB).bytes()).to_node(), client));
+        let conns: Vec<Conn> = clients
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|(at_node, client)| Conn { client, vip: TO_WEB.into(), at_node })
+            .filter(|conn| node(conn) == "10.0.0.11")
+            .collect();
+        for conn in &conns {
+            rig.back(&conn.reply(TCP_SYN | TCP_ACK).bytes()).to_client();
+        }
+        rig.change(|plan| goes(plan, WEB, "10.0.0.11"));
+        rig.sweep();
+        rig.check();
+        assert!(rig.said.is_empty(), "a flood's addresses hear nothing");
+        assert_eq!(rig.pipeline.flows_v4().counts().established, 0);
+        // Who was not made up is told, and finds another node.
+        let told = conns[0].out(&mut rig, TCP_ACK).to_client();
+        assert_eq!(told.flags, TCP_RST);
+        let told = rig.back(&conns[1].reply(TCP_SYN | TCP_ACK).bytes()).to_node();
+        assert_eq!((told.dst, told.flags & TCP_RST), (conns[1].at_node.dst, TCP_RST));
+        assert_ne!(node(&Conn::open(&mut rig, &conns[0].client, TO_WEB)), "10.0.0.11");
+        rig.check();
+    }
+}
+
 #[test]
 fn udp_goes_elsewhere_at_once() {
     for (how, goes) in [("by its checks", BY_CHECKS), ("by its owner", BY_OWNER), ("removed", REMOVED)] {
