@@ -437,7 +437,7 @@ impl Pipeline {
         match self.local_destination(bytes, packet) {
             None => Verdict::Kernel,
             Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
-            Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
+            Some(_) if wire::icmp::is_echo_request(bytes, packet) && crate::icmp::may_answer(bytes) => {
                 if let Err(reason) = side::check_client(&self.view.tables, bytes, packet) {
                     return Verdict::Drop(reason);
                 }

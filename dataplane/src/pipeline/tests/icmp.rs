@@ -32,6 +32,19 @@ fn echo_is_answered_where_it_came_from() {
     assert_eq!(rig.pipeline.stats().generated.get(), 0, "a reply takes the place of its request");
 }
 
+/// A reply would go to the whole segment, or come from its broadcast address.
+#[test]
+fn echo_by_way_of_a_groups_link_layer_address_is_not_answered() {
+    let mut rig = rig();
+    for (client, ours) in [("198.51.100.7", VIP), ("2001:db8:2::7", VIP6)] {
+        for at in [0, 6] {
+            let mut request = Icmp::echo(client, ours, b"").bytes();
+            request[at..at + 6].fill(0xff);
+            rig.front(&request).dropped(DropReason::IcmpUnmatched);
+        }
+    }
+}
+
 #[test]
 fn a_corrupt_echo_request_makes_a_corrupt_reply() {
     let mut bytes = Icmp::echo("198.51.100.7", VIP, b"data").bytes();

@@ -74,6 +74,10 @@ fn silence_where_it_is_asked_for_or_nobody_may_answer() {
     let broadcast = |pkt: Pkt| pkt.with(|pkt| pkt.dmac = [0xff; 6]).bytes();
     rig.front(&broadcast(Pkt::syn(CLIENT, TO_WEB))).dropped(DropReason::NoBackend);
     rig.front(&broadcast(Pkt::udp(CLIENT, TO_DNS))).dropped(DropReason::NoBackend);
+    // From a group of them: the answer would go there.
+    let from_group = |pkt: Pkt| pkt.with(|pkt| pkt.smac[0] |= 1).bytes();
+    rig.front(&from_group(Pkt::syn(CLIENT, TO_WEB))).dropped(DropReason::NoBackend);
+    rig.front(&from_group(Pkt::udp(CLIENT, TO_DNS))).dropped(DropReason::NoBackend);
     rig.change(|plan| plan.services.iter_mut().for_each(|service| service.no_backend = NoBackend::Drop));
     rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).dropped(DropReason::NoBackend);
     rig.front(&Pkt::udp(CLIENT6, TO_DNS6).bytes()).dropped(DropReason::NoBackend);
