@@ -185,10 +185,7 @@ impl Pipeline {
                 Stage::Arp => self.neighbor(memory, frame, from),
                 Stage::Settled(verdict) => verdict,
             };
-            if let Verdict::Drop(reason) = verdict {
-                self.stats.count_drop(reason);
-            }
-            verdicts.push(verdict);
+            verdicts.push(self.concluded(verdict, from));
         }
         self.v4.ports.end_burst();
         self.v6.ports.end_burst();
@@ -197,6 +194,20 @@ impl Pipeline {
     /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
     /// `bytes` are those of its first frame.
     #[inline(never)]
+    /// The verdict of a packet that came in by `from`; drops are counted.
+    fn concluded(&self, verdict: Verdict, from: PortId) -> Verdict {
+        let is_kernel = || self.view.ports.get(usize::from(from.0)).is_some_and(|port| port.is_kernel);
+        let verdict = match verdict {
+            // The kernel would route here again what it has routed here.
+            Verdict::Kernel if is_kernel() => Verdict::Drop(DropReason::NoService),
+            verdict => verdict,
+        };
+        if let Verdict::Drop(reason) = verdict {
+            self.stats.count_drop(reason);
+        }
+        verdict
+    }
+
     fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
         // A packet in several frames is no less plain than one in a single one.
         if bytes.len() < whole {
@@ -425,7 +436,11 @@ impl Pipeline {
     ) -> Verdict {
         let bytes = memory.bytes(frame);
         if wire::icmp::is_neighbor_discovery(bytes, packet) {
-            return self.neighbor(memory, frame, from);
+            let local = self.local_destination(bytes, packet);
+            return match self.neighbor(memory, frame, from) {
+                Verdict::Kernel => self.unmatched(local, packet),
+                verdict => verdict,
+            };
         }
         if crate::icmp::is_error(bytes, packet) {
             return if packet.v6 {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, NetSlice, SlicedPacket};
 
 use super::*;
-use crate::pipeline::testkit::{BOX_MACS, FRONT, Icmp, client_mac, valid};
+use crate::pipeline::testkit::{BOX_MACS, FRONT, Icmp, KERNEL, client_mac, valid};
 use crate::verdict::{DropReason, Verdict};
 
 #[test]
@@ -183,4 +183,45 @@ fn neighbour_solicitations_for_our_addresses_are_answered() {
         assert_eq!(answer.payload[26..32], BOX_MACS[0]);
     }
     assert_eq!(rig.front(&ask("2001:db8:1::99")).verdict, Verdict::Kernel);
+}
+
+/// The kernel forwards what is for a VIP to the TAP, that is, here: one packet from afar would go round until its hop
+/// limit ends.
+#[test]
+fn neighbour_discovery_to_our_addresses_is_never_the_kernels() {
+    let mut plan = plan();
+    plan.snat("fd00::2", [40_000, 40_999]).shared = true;
+    let mut rig = Rig::new(plan);
+    let client: IpAddr = "2001:db8:2::7".parse().unwrap();
+    let elsewhere = "2001:db8:1::99".parse::<Ipv6Addr>().unwrap().octets();
+    for kind in 133..=137 {
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &elsewhere, &[0; 16]].concat();
+        let message = &message[..24];
+        for ours in [VIP6, SNAT6] {
+            let packet = Icmp { ttl: 255, ..Icmp::message(client, ours.parse().unwrap(), message) }.bytes();
+            rig.front(&packet).dropped(DropReason::IcmpUnmatched);
+            // Behind a header of options.
+            let mut behind = packet[..54].to_vec();
+            (behind[19], behind[20]) = (32, 0);
+            behind.extend([58, 0, 1, 4, 0, 0, 0, 0]);
+            behind.extend(&packet[54..]);
+            rig.front(&behind).dropped(DropReason::IcmpUnmatched);
+        }
+        let shared = Icmp { ttl: 255, ..Icmp::message(client, "fd00::2".parse().unwrap(), message) };
+        assert_eq!(rig.front(&shared.bytes()).verdict, Verdict::Kernel);
+    }
+}
+
+#[test]
+fn what_the_kernel_sent_is_not_given_back_to_it() {
+    let mut rig = rig();
+    for to in ["203.0.113.99:443", "[2001:db8:1::99]:443"] {
+        let from = if to.starts_with('[') { CLIENT6 } else { CLIENT };
+        assert_eq!(rig.front(&Pkt::syn(from, to).bytes()).verdict, Verdict::Kernel);
+        rig.send(KERNEL, &Pkt::syn(from, to).bytes()).dropped(DropReason::NoService);
+    }
+    let mut foreign = vec![2; 60];
+    foreign[12..14].copy_from_slice(&[0x88, 0xcc]);
+    assert_eq!(rig.front(&foreign).verdict, Verdict::Kernel);
+    rig.send(KERNEL, &foreign).dropped(DropReason::NoService);
 }
