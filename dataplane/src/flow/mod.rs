@@ -450,10 +450,15 @@ impl<F: Family> FlowTable<F> {
         if self.embryos.is_full()
             && let Some(oldest) = self.embryos.oldest()
         {
-            self.counts.evicted += 1;
-            self.remove(oldest);
+            self.evict(oldest);
             self.prepare_eviction();
         }
+    }
+
+    /// Forgets an embryo because others need its room.
+    pub fn evict(&mut self, at: u32) {
+        self.counts.evicted += 1;
+        self.remove(at);
     }
 
     /// Under a flood of openings each evicts one. What the next eviction will touch is in no cache: its

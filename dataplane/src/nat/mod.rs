@@ -77,6 +77,8 @@ enum Candidate {
     Free,
     /// Rests; the node would take this SYN all the same. The record to forget.
     Resting(u32),
+    /// Of a flow that is not established, which may have to make room.
+    Embryo(u32),
     Taken,
 }
 
@@ -124,6 +126,7 @@ impl PortAllocator {
         let slot = self.slot(towards.node_slot);
         let start = address_of(of_groups, towards.client_hash);
         let mut reason = DropReason::NoSnatAddress;
+        let mut embryo = None;
         for turn in 0..snats.len() {
             let id = (start + turn) % snats.len();
             let snat = &snats[id];
@@ -143,6 +146,9 @@ impl PortAllocator {
                 let hash = flows.hash(&reply);
                 match candidate(flows, &reply, hash, towards, &timed_out) {
                     Candidate::Taken => {}
+                    Candidate::Embryo(record) => {
+                        embryo = embryo.or(Some((id, reply.dst_port, record, place, hash, ports.count)));
+                    }
                     Candidate::Resting(record) => resting = resting.or(Some((reply.dst_port, record, place, hash))),
                     Candidate::Free if is_home(&reply) => {
                         away = Some((reply.dst_port, place, hash));
@@ -150,8 +156,9 @@ impl PortAllocator {
                     }
                     Candidate::Free => away = away.or(Some((reply.dst_port, place, hash))),
                 }
-                // Where all rest, those near by have rested longest.
-                if away.is_some() && attempt >= HOME_TRIES || resting.is_some() && attempt >= NEAR {
+                // Where all rest, those near by have rested longest; where all are half-open, they are oldest.
+                let searched = resting.is_some() && attempt >= NEAR || embryo.is_some() && attempt == NEAR;
+                if away.is_some() && attempt >= HOME_TRIES || searched {
                     break;
                 }
             }
@@ -168,7 +175,12 @@ impl PortAllocator {
             // None of these: the next flow looks further on.
             self.cursors[slot] = (self.cursors[slot].wrapping_add(TRIES)) % ports.count;
         }
-        Err(reason)
+        // As in the pool of embryos an old one makes room, the first met: else a flood would keep everybody from opening
+        // flows, for it takes a node's ports long before it fills the pool.
+        let (id, port, record, place, hash, count) = embryo.ok_or(reason)?;
+        flows.evict(record);
+        self.cursors[slot] = (place + 1) % count;
+        Ok(Allocation { snat: id as u16, port, hash })
     }
 
     /// Asks for the line of the index that [`Self::allocate`] will most likely look at for this flow, the
@@ -278,6 +290,9 @@ fn candidate<F: Family>(
     // packets under way, whose tags are wrong by then.
     if word.state == State::SctpClosed {
         return Candidate::Resting(entry.record);
+    }
+    if word.state.is_embryonic() {
+        return Candidate::Embryo(entry.record);
     }
     // Not before both FINs are acknowledged, or the node would still be closing and refuse the SYN.
     let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP;
