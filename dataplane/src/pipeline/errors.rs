@@ -182,7 +182,8 @@ impl Pipeline {
         if !icmp::may_complain(memory.bytes(frame), packet) {
             return Verdict::Drop(reason);
         }
-        if !self.icmp.allows(now) {
+        let budget = if reason == DropReason::TooBig { &mut self.too_big } else { &mut self.icmp };
+        if !budget.allows(now) {
             self.stats.count_drop(DropReason::RateLimited);
             self.stats.generated.add(1);
             return Verdict::Drop(reason);

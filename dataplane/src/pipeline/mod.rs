@@ -87,6 +87,8 @@ pub struct Pipeline {
     stats: Arc<WorkerStats>,
     /// Of ICMP errors and refusals.
     icmp: Budget,
+    /// Of those that tell path MTUs, and are caused by packets of known flows only: anybody can spend the other.
+    too_big: Budget,
     /// Why the last packet that was answered in place was dropped.
     answered: DropReason,
     holding: Holding,
@@ -114,6 +116,7 @@ impl Pipeline {
             store,
             stats,
             icmp: Budget::new(config.icmp_per_second),
+            too_big: Budget::new(config.icmp_per_second),
             answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
@@ -191,9 +194,6 @@ impl Pipeline {
         self.v6.ports.end_burst();
     }
 
-    /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
-    /// `bytes` are those of its first frame.
-    #[inline(never)]
     /// The verdict of a packet that came in by `from`; drops are counted.
     fn concluded(&self, verdict: Verdict, from: PortId) -> Verdict {
         let is_kernel = || self.view.ports.get(usize::from(from.0)).is_some_and(|port| port.is_kernel);
@@ -208,6 +208,9 @@ impl Pipeline {
         verdict
     }
 
+    /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
+    /// `bytes` are those of its first frame.
+    #[inline(never)]
     fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
         // A packet in several frames is no less plain than one in a single one.
         if bytes.len() < whole {
