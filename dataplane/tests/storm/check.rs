@@ -131,10 +131,15 @@ fn wrong_transport(read: &Read, transport: &[u8]) -> Option<String> {
     (sum != 0).then(|| format!("the checksum of protocol {} is off by {sum:#x}", read.protocol))
 }
 
+/// Source, destination, identification, protocol.
+type Datagram = (IpAddr, IpAddr, u32, u8);
+/// Offset, whether more follow, bytes.
+type Piece = (usize, bool, Vec<u8>);
+
 /// Datagrams of which fragments have been seen.
 #[derive(Default)]
 pub struct Checker {
-    pieces: HashMap<(IpAddr, IpAddr, u32, u8), Vec<(usize, bool, Vec<u8>)>>,
+    pieces: HashMap<Datagram, Vec<Piece>>,
     pub datagrams: usize,
 }
 
@@ -152,7 +157,7 @@ impl Checker {
         }
     }
 
-    fn wrong_whole(&mut self, read: &Read, id: u32, piece: (usize, bool, Vec<u8>)) -> Option<String> {
+    fn wrong_whole(&mut self, read: &Read, id: u32, piece: Piece) -> Option<String> {
         let key = (read.src, read.dst, id, read.protocol);
         let pieces = self.pieces.entry(key).or_default();
         if !pieces.iter().any(|(offset, ..)| *offset == piece.0) {
