@@ -12,6 +12,8 @@
 //! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
 //! RST: the client's next SYN finds another backend.
 
+use std::sync::Arc;
+
 use penstock_configs::desired::{BackendState, OnDown};
 
 use super::Pipeline;
@@ -97,7 +99,11 @@ pub(super) fn revalidate<F: Tabled>(
     as_new: bool,
 ) -> (Standing, u32) {
     const REVOKED: (Standing, u32) = (Standing::Revoked, 0);
-    let Some(service) = tables.service_at::<F>(record.vip, record.vip_port, word.protocol) else { return REVOKED };
+    // Most often it still is where it was: a service keeps its slot while it exists.
+    let (vip, port) = (F::to_ip(record.vip), record.vip_port);
+    let is_its = |s: &&Arc<Service>| (s.port, s.protocol) == (port, word.protocol) && s.vip == vip;
+    let known = tables.service(record.service).filter(is_its);
+    let Some(service) = known.or_else(|| tables.service_at::<F>(record.vip, port, word.protocol)) else { return REVOKED };
     let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
     let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;

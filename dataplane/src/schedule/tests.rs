@@ -453,6 +453,33 @@ fn what_is_seen_is_off_by_what_came_in_a_period() {
     }
 }
 
+/// The more workers there are, the fewer slots are read at a time: each costs a line of every other worker's.
+#[test]
+fn a_call_reads_so_many_counts_whatever_the_number_of_workers() {
+    const SLOTS: u32 = 2_000;
+    for workers in [2, 9, 100] {
+        let peers = Arc::new(Peers::new(workers));
+        let word = Word { state: State::Established, flags: Flags::default(), protocol: PROTO_TCP };
+        for worker in 0..workers {
+            let share = Arc::new(Share::new(SLOTS as usize));
+            let mut tally = Tally::new(1, Arc::clone(&share));
+            (1..=SLOTS).for_each(|slot| _ = tally.enter(0, word, slot));
+            peers.join(worker as u16, Arc::clone(&share), share);
+        }
+        let mut others = Others::new(SLOTS as usize);
+        others.meet(peers, 0, false);
+        let known = |others: &Others| (1..=SLOTS).filter(|slot| others.load(*slot).active > 0).count();
+        let mut worst = 0;
+        for nap in 1..=250 {
+            let before = known(&others);
+            others.exchange(SLOTS + 1, Now::from_secs(nap));
+            worst = worst.max(known(&others) - before);
+        }
+        assert!(worst > 0 && worst * workers <= 1024, "{worst} slots of {workers} workers");
+        assert_eq!(known(&others), SLOTS as usize);
+    }
+}
+
 /// Four workers with one service by `wlc`, each choosing by what it sees: the shares are what the weights
 /// say, off by little more than what came in a period.
 #[test]
