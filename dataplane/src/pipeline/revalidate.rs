@@ -103,7 +103,9 @@ pub(super) fn revalidate<F: Tabled>(
     let (vip, port) = (F::to_ip(record.vip), record.vip_port);
     let is_its = |s: &&Arc<Service>| (s.port, s.protocol) == (port, word.protocol) && s.vip == vip;
     let known = tables.service(record.service).filter(is_its);
-    let Some(service) = known.or_else(|| tables.service_at::<F>(record.vip, port, word.protocol)) else { return REVOKED };
+    let Some(service) = known.or_else(|| tables.service_at::<F>(record.vip, port, word.protocol)) else {
+        return REVOKED;
+    };
     let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
     let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;

@@ -51,12 +51,11 @@ impl Pipeline {
         v4.scheduling.exchange(view.tables.v4.counted, now);
         v6.scheduling.exchange(view.tables.v6.counted, now);
         let mut effort = MOST_EFFORT;
-        self.sweep.v6_first = !self.sweep.v6_first;
-        let records_left = if self.sweep.v6_first {
-            self.sweep::<V6>(now, &mut effort) | self.sweep::<V4>(now, &mut effort)
-        } else {
-            self.sweep::<V4>(now, &mut effort) | self.sweep::<V6>(now, &mut effort)
-        };
+        let v6_first = !self.sweep.v6_first;
+        self.sweep.v6_first = v6_first;
+        let mut records_left = v6_first && self.sweep::<V6>(now, &mut effort);
+        records_left |= self.sweep::<V4>(now, &mut effort);
+        records_left |= !v6_first && self.sweep::<V6>(now, &mut effort);
         let Self { hops, store, .. } = self;
         let hops_left = hops.forget(|at, hop, tags| store.keep_hop(at, hop, tags));
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());

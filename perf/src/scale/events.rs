@@ -131,6 +131,10 @@ mod tests {
         let machine: &[(u64, u64)] = &[(11_000, 400)];
         assert_eq!(verdicts(&[(60_000, 400)], machine), [false, false, false]);
         assert_eq!(verdicts(&[(11_000, 390), (60_000, 10)], machine), [true, false, false], "every fortieth");
-        assert_eq!(verdicts(&[(11_000, 993), (60_000, 7)], &[(11_000, 1000)]), [true, true, false], "seven in a thousand");
+        assert_eq!(
+            verdicts(&[(11_000, 993), (60_000, 7)], &[(11_000, 1000)]),
+            [true, true, false],
+            "seven in a thousand"
+        );
     }
 }

@@ -15,7 +15,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::rig::Turning;
 use crate::pipeline_bench::packets::Template;
 
-/// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry.
+/// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry. Of no packets
+/// none come.
 pub struct Feed {
     packets: Arc<[Template]>,
     next: usize,
@@ -41,8 +42,7 @@ pub fn histogram() -> Histogram<u64> {
 
 impl Feed {
     pub fn new(packets: Arc<[Template]>, first: usize) -> Self {
-        assert!(!packets.is_empty(), "a feed of no packets");
-        let next = first % packets.len();
+        let next = first % packets.len().max(1);
         Self { packets, next, pace: None, held_back: None }
     }
 
@@ -91,7 +91,8 @@ impl Port for Feed {
         let wanted = self.pace.as_mut().map_or(usize::MAX, Pace::due).min(out.remaining_capacity());
         let mut taken = 0;
         while taken < wanted {
-            let Some(frame) = pool.take_with(self.packets[self.next].bytes()) else { break };
+            let Some(packet) = self.packets.get(self.next) else { break };
+            let Some(frame) = pool.take_with(packet.bytes()) else { break };
             self.next = if self.next + 1 == self.packets.len() { 0 } else { self.next + 1 };
             out.push(frame);
             taken += 1;
@@ -337,18 +338,15 @@ pub fn turn_until<P: Port>(
     Ok(gaps)
 }
 
-/// Turns a worker that slept until it has nothing more to do: one window, of the turns that kept their core.
-pub fn catch_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps) {
+/// The first turns of a worker that slept: one window, of those that kept their core.
+pub fn wake_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps, turns: u32) {
     let mut worst = None;
-    loop {
+    for _ in 0..turns {
         let before = Instants::read();
-        let worked = turning.worker.turn(Now { ns: before.wall });
+        turning.worker.turn(Now { ns: before.wall });
         // Cold caches are part of it: whoever naps wakes to them.
         gaps.warming = 0;
         worst = worst.max(gaps.add(before, Instants::read()));
-        if !worked {
-            break;
-        }
     }
     gaps.close(Window { left: 0, worst });
 }

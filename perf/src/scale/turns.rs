@@ -59,20 +59,18 @@ fn counted(turning: &mut Turning<Feed>, now: Now) {
 /// What runs under valgrind.
 pub fn run_counted(turn: Turn) -> anyhow::Result<()> {
     let (services, nodes) = if turn == Turn::AdoptingFew { (10, 5) } else { (10_000, 500) };
+    let mut now = Now::from_secs(1_000);
     let mut site = Site::new(false, services, nodes);
-    // A packet in ten thousand seconds: none.
-    let latency = std::sync::Arc::new(std::sync::Mutex::new(super::gaps::histogram()));
-    let pace = (!turn.has_packets()).then_some((2e-4, &latency));
-    let mut turning = loaded(&mut site, FLOWS, FED, pace)?;
-    let mut now = Now::read();
+    site.time = Some(now);
+    let fed = if turn.has_packets() { FED } else { 0 };
+    let mut turning = loaded(&mut site, FLOWS, fed, None)?;
+    // What the sweep is behind with, then turns as they are. Few: every 64th with packets reads the clock.
+    while turning.worker.pipeline_mut().upkeep(now) {}
     let mut pass = |turning: &mut Turning<Feed>, time: Duration| {
         now.ns += time.as_nanos() as u64;
         turning.worker.turn(now);
-        now
     };
-    // A round of the sweep, a hundredth of a second at a time; what it brings is done.
-    (0..300).for_each(|_| _ = pass(&mut turning, 1_000 * TURN));
-    (0..300).for_each(|_| _ = pass(&mut turning, TURN));
+    (0..40).for_each(|_| pass(&mut turning, TURN));
     match turn {
         Turn::Adopting | Turn::AdoptingAlone | Turn::AdoptingFew => {
             site.flap(0, false);
@@ -112,7 +110,11 @@ pub fn add(section: &mut Section) -> anyhow::Result<()> {
         let name = value.as_ref().map_or("", |value| value.get_name()).to_owned();
         eprintln!("  instructions of a turn: {name}");
         let mut command = Command::new("valgrind");
-        command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*scale::turns::counted*"]);
+        command.args([
+            "--tool=callgrind",
+            "--callgrind-out-file=/dev/null",
+            "--toggle-collect=*scale::turns::counted*",
+        ]);
         command.arg(std::env::current_exe()?).args(children::subcommand()).args(["--counted-turn", &name]);
         let count = crate::pipeline_bench::collected(command).with_context(|| name.clone())? as f64;
         ensure!(count > 0.0, "no turn was counted: has the binary its symbols?");
