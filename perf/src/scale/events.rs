@@ -22,6 +22,13 @@ const DOUBT: f64 = 0.01;
 /// Adds what is known of an event (in the plural: "publications"), each of `turns` turns.
 pub fn add(section: &mut Section, events: &str, turns: &str, with: &[Gaps], without: &[Gaps]) {
     let [with_it, without_it] = [with, without].map(|runs| all(runs.iter().map(|gaps| &gaps.windows)));
+    let broken: u64 = with.iter().map(|gaps| gaps.broken).sum();
+    if broken > with_it.len() || with_it.is_empty() || without_it.is_empty() {
+        // Too few to say anything of: no percentile of nothing is below the target.
+        let seen = format!("{} were seen whole, {} {turns} without", with_it.len(), without_it.len());
+        section.add(Figure::new(format!("{events} left out"), (broken + 1) as f64, "").at_most(0.0).beside(seen));
+        return;
+    }
     let at = |windows: &Histogram<u64>, quantile| windows.value_at_quantile(quantile) as f64 / 1e3;
     let quiet = |quantile| format!("{} in {turns} without", short(at(&without_it, quantile)));
     section.add(
@@ -45,7 +52,6 @@ pub fn add(section: &mut Section, events: &str, turns: &str, with: &[Gaps], with
         Figure::new(format!("{events}: worst gap of all, own time"), with_it.max() as f64 / 1e3, "us")
             .beside(format!("{} in {turns} without", short(without_it.max() as f64 / 1e3))),
     );
-    let broken: u64 = with.iter().map(|gaps| gaps.broken).sum();
     if broken > 0 {
         section.note(format!("{broken} {events} are left out: another process had the core in one of their turns."));
     }
@@ -124,6 +130,12 @@ mod tests {
         let machine: &[(u64, u64)] = &[(11_000, 397), (115_000, 3)];
         assert_eq!(verdicts(machine, machine), [true, true, true]);
         assert_eq!(verdicts(&[(49_000, 400)], &[(11_000, 400)]), [true, true, true]);
+    }
+
+    #[test]
+    fn nothing_seen_meets_no_target() {
+        assert_eq!(verdicts(&[], &[(11_000, 400)]), [false]);
+        assert_eq!(verdicts(&[(11_000, 400)], &[]), [false]);
     }
 
     #[test]
