@@ -186,6 +186,8 @@ fn what_is_cut_by_the_end_of_a_frame_is_told_from_what_is_missing() {
     assert_eq!((cut(11), cut(12), cut(15), cut(16), cut(35)), (split, split, split, split, split));
     assert_eq!(cut(40), Ok(0), "the data may be elsewhere");
     assert_eq!(super::check(&bundle[..11], 12), split);
+    let alone = packet(3, &chunk(COOKIE_ECHO, 0, &[7; 20]));
+    assert_eq!(super::check(&alone[..20], alone.len()), split, "what it says counts");
 }
 
 #[test]
