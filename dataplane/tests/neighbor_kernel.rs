@@ -459,11 +459,15 @@ fn privileged_a_snooping_switch_learns_the_groups_in_each_vlan() {
         announcements.set(&[(PortId(0), second)]);
         announcements.poll(Instant::now());
         assert!(!member("ffcdef01") && member("ffcdef02"));
-        // Gone and back.
+        // Gone, and another in its place.
         announcements.set_vlans(&[]);
         announcements.poll(Instant::now());
+        lab.ip("box", "link del pnb1");
+        lab.ip("box", &format!("link add pnb1 index {} type veth peer name pnb9", vlan.ifindex));
+        lab.ip("box", "link set pnb1 up");
         announcements.set_vlans(&vlans);
         announcements.poll(Instant::now());
+        assert!(member("ffcdef02"));
         announcements.set(&[]);
         announcements.poll(Instant::now());
         assert!(!member("ffcdef02"));

@@ -221,7 +221,7 @@ fn a_flow_counts_once_and_as_long_as_it_is_open() {
     worker.leave(0, moved);
     assert_eq!(worker.connections(other.slot), 0);
     // One that nobody counts is in no rate.
-    worker.opened(0, word(State::SynSent), now);
+    worker.opened(5, word(State::SynSent), now);
     let rated = service(ServiceLimits { new_per_second: Some(1), ..ServiceLimits::default() });
     assert_eq!(worker.admits(&rated, client(1), now), Ok(()));
 }

@@ -111,10 +111,7 @@ impl Announcements {
         for port in self.vlans.keys() {
             let Some(sockets) = self.ports.get(port) else { continue };
             for group in self.memberships.groups(sockets.ifindex) {
-                let missing = |(_, ifindex): &PortVlan| !self.memberships.joined.contains_key(&(*ifindex, group));
-                if self.vlans[port].iter().any(missing) {
-                    self.announcer.join_again(PortId(*port), group);
-                }
+                self.announcer.join_again(PortId(*port), group);
             }
         }
     }

@@ -243,6 +243,19 @@ fn a_limit_counts_who_goes_on() {
     rig.front(&Pkt::syn(&client(TO_WEB, 9), TO_WEB).bytes()).dropped(DropReason::ServiceConnections);
 }
 
+/// Its own connections to its VIPs come from an address it shares with the dataplane.
+#[test]
+fn the_box_itself_may_be_a_client() {
+    for shared in [true, false] {
+        let mut plan = plan();
+        plan.snat.clear();
+        plan.snat(SNAT, [40_000, 40_999]).shared = shared;
+        let mut rig = Rig::new(plan);
+        let out = rig.front(&Pkt::syn(&format!("{SNAT}:5000"), TO_WEB).bytes());
+        if shared { drop(out.to_node()) } else { out.dropped(DropReason::SpoofedSource) }
+    }
+}
+
 /// Not worth a copy to the worker that would say no.
 #[test]
 fn a_denied_client_is_not_handed_over() {

@@ -1,6 +1,6 @@
 //! Who cannot be served is told so, or not, as the service says.
 
-use penstock_configs::desired::NoBackend;
+use penstock_configs::desired::{NoBackend, OnIdle};
 
 use super::*;
 use crate::pipeline::testkit::{FRONT, valid};
@@ -104,4 +104,17 @@ fn backends_that_drain_count_as_none() {
     let out = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes());
     assert_eq!(out.verdict, Verdict::Tx(FRONT));
     assert_eq!(valid(&out.bytes).flags, TCP_RST | TCP_ACK);
+}
+
+/// A RST is never answered, nor does a flood of them use up the answers to others.
+#[test]
+fn rsts_cost_no_answers() {
+    let mut rig = rig();
+    rig.change(|plan| plan.service(WEB).on_idle = OnIdle::Reset);
+    for port in 1000..1100 {
+        let reset = Pkt::tcp(&format!("198.51.100.7:{port}"), TO_WEB, TCP_RST);
+        rig.front(&reset.bytes()).dropped(DropReason::OutOfState);
+    }
+    let stray = rig.front(&Pkt::tcp(CLIENT, TO_WEB, TCP_ACK).bytes());
+    assert_eq!(stray.to_client().flags, TCP_RST);
 }
