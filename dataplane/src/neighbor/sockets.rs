@@ -116,11 +116,15 @@ impl Announcements {
         }
     }
 
-    /// Those of interfaces that are gone went with them.
+    /// Those of interfaces that are gone went with them, but the socket remembers them: another interface of the same
+    /// index would be joined by name only.
     fn forget_memberships(&mut self) {
         let ports = self.ports.values().map(|port| port.ifindex);
         let here: HashSet<u32> = ports.chain(self.vlans.values().flatten().map(|(_, ifindex)| *ifindex)).collect();
-        self.memberships.joined.retain(|(ifindex, _), _| here.contains(ifindex));
+        let joined: Vec<_> = self.memberships.joined.keys().copied().collect();
+        for (ifindex, group) in joined.into_iter().filter(|(ifindex, _)| !here.contains(ifindex)) {
+            let _ = self.memberships.leave(ifindex, group);
+        }
     }
 
     /// See [`Announcer::set`].

@@ -39,7 +39,7 @@ impl Rig {
             programs[place].set(want.queue, port.fd());
             assert!(!report.zero_copy, "veth has no zero-copy: {report}");
         }
-        let mut rig = Self { pool: opened.pool, ports: opened.ports, programs: programs };
+        let mut rig = Self { pool: opened.pool, ports: opened.ports, programs };
         rig.service();
         rig
     }
