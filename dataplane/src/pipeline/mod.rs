@@ -486,7 +486,15 @@ impl Pipeline {
                 memory.resize(frame, len);
                 Verdict::Tx(from)
             }
-            Answer::Kernel => Verdict::Kernel,
+            Answer::Kernel => {
+                // What answers a probe on this port is steered here as soon as the address is held on another.
+                let claim = responder::claim(&memory.room_mut(frame)[..len]);
+                if let Some(claim) = claim.filter(|claim| !port.is_kernel && view.tables.local(claim.address).is_some())
+                {
+                    let _ = self.stats.conflicts.push(Conflict { port: from, address: claim.address, mac: claim.mac });
+                }
+                Verdict::Kernel
+            }
             Answer::Conflict { address, mac } => {
                 let _ = self.stats.conflicts.push(Conflict { port: from, address, mac });
                 Verdict::Drop(DropReason::NeighborIgnored)

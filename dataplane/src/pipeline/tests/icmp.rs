@@ -154,6 +154,25 @@ fn arp_for_our_addresses_is_answered() {
     rig.front(&arp_request(VIP)[..30]).dropped(DropReason::NeighborIgnored);
 }
 
+/// A VIP held on one port and probed for on another: who has it there must be heard, or it is taken from them.
+#[test]
+fn an_answer_to_a_probe_is_a_conflict_on_its_port() {
+    let mut rig = rig();
+    let vip: IpAddr = VIP.parse().unwrap();
+    let mut answer = arp_request("0.0.0.0");
+    answer[..6].copy_from_slice(&BOX_MACS[0]);
+    answer[21] = 2;
+    answer[28..32].copy_from_slice(&[203, 0, 113, 10]);
+    let mac = client_mac("198.51.100.7".parse().unwrap());
+    std::sync::Arc::get_mut(&mut rig.pipeline.view).expect("the rig's own").claimed.remove(&(FRONT.0, vip));
+    assert_eq!(rig.front(&answer).verdict, Verdict::Kernel);
+    let heard = rig.pipeline.stats().conflicts.pop().expect("told to housekeeping");
+    assert_eq!((heard.port, heard.address, heard.mac), (FRONT, vip, mac));
+    // Who asks for it does not claim it.
+    assert_eq!(rig.front(&arp_request(VIP)).verdict, Verdict::Kernel);
+    assert!(rig.pipeline.stats().conflicts.pop().is_none());
+}
+
 #[test]
 fn neighbour_solicitations_for_our_addresses_are_answered() {
     let mut rig = rig();
