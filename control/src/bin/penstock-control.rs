@@ -20,6 +20,8 @@ use tracing::{error, info, warn};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Kubernetes Services and health checks for a Penstock box")]
+#[command(after_help = "Logs go to standard error; PENSTOCK_LOG=debug says more.\n\
+                        Exit codes: 0 stopped, 1 it failed, 2 the configuration or command line is at fault.")]
 struct Arguments {
     /// The configuration; a missing file at the default place means: no Kubernetes, defaults for the rest
     #[arg(long, default_value = DEFAULT_CONFIG)]
@@ -43,7 +45,7 @@ const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| LOGGED.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

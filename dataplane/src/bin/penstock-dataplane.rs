@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -15,13 +15,18 @@ use penstock_dataplane::admin::{self, AdminHandle, Engine};
 use penstock_dataplane::engine::{Dataplane, Live};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 /// The packet path of the box: AF_XDP workers between clients and nodes.
 ///
-/// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
+/// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
 /// SIGHUP, or a change of the file, reloads it; a bad file leaves what runs alone and says why.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "Logs go to standard error; PENSTOCK_LOG=debug says more.\n\
+                  Exit codes: 0 stopped, 1 it failed (trying again may help), 2 the config file or command line is at fault."
+)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -53,8 +58,11 @@ enum Command {
     },
 }
 
+/// systemd starts again a tenth of a second after an end. What fails at once, and so again, is tried once a second.
+const SHORTEST_RUN: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let (args, began) = (Args::parse(), Instant::now());
     let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -68,8 +76,20 @@ fn main() -> ExitCode {
         Some(Command::Run) | None => run(&args),
     };
     result.unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", chain(&error));
+        if matches!(args.command, Some(Command::Run) | None) {
+            std::thread::sleep(SHORTEST_RUN.saturating_sub(began.elapsed()));
+        }
         ExitCode::FAILURE
+    })
+}
+
+/// What failed, and why; a message that names its own cause is not followed by it once more.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => text,
+        told => format!("{told}: {cause}"),
     })
 }
 
@@ -98,7 +118,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
-            return Ok(ExitCode::from(2));
+            return faults_of(&args.config);
         }
     };
     let mut dataplane = Dataplane::prepare(&config)?;
@@ -118,6 +138,17 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     served.and(stopped).map(|()| ExitCode::SUCCESS)
 }
 
+/// 2: the file is at fault, and trying again will not mend it. What only this machine lacks now (an interface whose
+/// driver is slow at boot) is an error like others, after which systemd tries again.
+fn faults_of(path: &Path) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(
+        source::load(path).is_err(),
+        "{}: good by itself, but not for this machine as it is now",
+        path.display()
+    );
+    Ok(ExitCode::from(2))
+}
+
 /// Serves the API and follows the file until a signal says stop.
 async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
     let socket = config.the_box.run_dir.join("dataplane.sock");
@@ -131,6 +162,7 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut file = Watched::new(&args.config, config.clone());
+    let mut keeping: Option<JoinHandle<()>> = None;
     tracing::info!(api = %socket.display(), "serving");
     loop {
         tokio::select! {
@@ -139,7 +171,12 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
                 if file.has_changed() {
                     file.reload(admin, dataplane).await;
                 }
-                anyhow::ensure!(dataplane.is_alive(), "a worker has ended; see the lines above");
+                // Not waited for: a disk that hangs must not keep us from signals.
+                if admin.has_unkept() && keeping.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let admin = admin.clone();
+                    keeping = Some(tokio::task::spawn_blocking(move || admin.keep_again()));
+                }
+                anyhow::ensure!(dataplane.is_alive(), "a thread has ended; see the lines above");
                 anyhow::ensure!(!api.is_finished(), "the API on {} has ended", socket.display());
             }
             _ = terminate.recv() => break,
