@@ -54,9 +54,13 @@ fn main() -> ExitCode {
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
+            // As `penstock check`: 2 says that the file is at fault. Its error names its cause itself.
+            if fault.is::<penstock_control::config::ConfigError>() {
+                error!("{fault}");
+                return ExitCode::from(2);
+            }
             error!("{fault:#}");
-            // As `penstock check`: 2 says that the file is at fault.
-            if fault.is::<penstock_control::config::ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            ExitCode::FAILURE
         }
     }
 }
