@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use penstock_configs::file::ConfigFile;
+use penstock_configs::file::{ConfigFile, Limits};
 use penstock_configs::source;
 use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
@@ -108,6 +108,13 @@ fn detach(run_dir: &Path) -> anyhow::Result<()> {
     }
     for what in removed {
         println!("{what}");
+    }
+    if penstock_dataplane::engine::is_running(run_dir) {
+        tracing::warn!(
+            "a penstock-dataplane runs with {} and serves nothing now: stop it (systemctl stop penstock-dataplane), or start it \
+             anew to have it serve",
+            run_dir.display()
+        );
     }
     Ok(())
 }
@@ -261,24 +268,23 @@ fn reload(
 }
 
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
-    let mut changed = Vec::new();
-    if old.ports != new.ports {
-        changed.push("port");
-    }
-    if old.workers != new.workers {
-        changed.push("workers");
-    }
-    let maglev =
-        |limits: &penstock_configs::file::Limits| penstock_configs::file::Limits { maglev_size: 0, ..limits.clone() };
-    if maglev(&old.limits) != maglev(&new.limits) {
-        changed.push("limits");
-    }
-    if (&old.the_box.run_dir, &old.the_box.state_dir, old.the_box.probe)
-        != (&new.the_box.run_dir, &new.the_box.state_dir, new.the_box.probe)
-    {
-        changed.push("box");
-    }
-    changed
+    let fixed = |file: &ConfigFile| {
+        let mut ports = file.ports.clone();
+        ports.iter_mut().for_each(|port| port.mss_clamp = None);
+        (ports, Limits { maglev_size: 0, ..file.limits.clone() })
+    };
+    let ((old_ports, old_limits), (new_ports, new_limits)) = (fixed(old), fixed(new));
+    let (old_box, new_box) = (&old.the_box, &new.the_box);
+    let changes = [
+        (old_ports != new_ports, "port"),
+        (old.workers != new.workers, "workers"),
+        (old_limits != new_limits, "limits"),
+        (old_box.name != new_box.name, "box.name"),
+        (old_box.run_dir != new_box.run_dir, "box.run_dir"),
+        (old_box.state_dir != new_box.state_dir, "box.state_dir"),
+        (old_box.probe != new_box.probe, "box.probe"),
+    ];
+    changes.into_iter().filter_map(|(changed, key)| changed.then_some(key)).collect()
 }
 
 fn look(path: &Path) -> Option<(SystemTime, u64)> {
@@ -304,4 +310,22 @@ fn host_facts() -> anyhow::Result<HostFacts> {
 fn cores() -> u16 {
     static CORES: OnceLock<u16> = OnceLock::new();
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_a_restart_is_named_and_nothing_else() {
+        let text = "version = 1\n[[port]]\ninterface = \"eth0\"\n";
+        let file = |more: &str| source::parse(&format!("{text}{more}"), "lb.toml").expect("a good file");
+        let old = file("");
+        let named = |more: &str| needs_restart(&old, &file(more));
+        assert!(named("").is_empty());
+        assert!(named("mss_clamp = 1360\n[limits]\nmaglev_size = 251\n[timeouts]\nudp = 200\n").is_empty());
+        assert_eq!(named("queues = 1\n[workers]\ncount = 1\n[limits]\nservices = 9\n"), ["port", "workers", "limits"]);
+        let the_box = "[box]\nname = \"b\"\nrun_dir = \"/run/b\"\nstate_dir = \"/srv/b\"\nprobe = \"quick\"\n";
+        assert_eq!(named(the_box), ["box.name", "box.run_dir", "box.state_dir", "box.probe"]);
+    }
 }
