@@ -52,7 +52,9 @@ pub(super) async fn run(dataplane: &Dataplane, control: &Control, screen: &Scree
         if arguments.json {
             screen.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
         } else {
-            let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
+            // A pipe gets one screen after another.
+            let redraw = arguments.watch.is_some() && screen.height.is_some();
+            let clear = if redraw { super::top::CLEAR } else { "" };
             let cluster = cluster(control, &status, screen).await;
             screen.print(&format!("{clear}{}", render(&status, &cluster, screen, arguments.all)))?;
         }
@@ -325,6 +327,7 @@ fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {
         BackendState::Down => ("down", Style::Bad),
         BackendState::Draining => ("draining", Style::Warn),
         BackendState::Active if !backend.reachable => ("no neighbour", Style::Bad),
+        BackendState::Active if !backend.reason.is_empty() => ("active", Style::Warn),
         BackendState::Active => ("active", Style::Good),
     };
     let starts = backend.state == BackendState::Active && (1..100).contains(&backend.effective);
