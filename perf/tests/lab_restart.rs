@@ -104,8 +104,10 @@ fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
     let status = rig.dataplane.status().expect("it goes on without");
     assert!(status.notices.iter().any(|notice| notice.contains("no packet is steered")), "{:?}", status.notices);
     let queues = "numrxqueues 4 numtxqueues 4";
-    let made =
-        format!("ip link add {port} {queues} type veth peer name eth0 address {mac} netns {} {queues}", client.ns.name());
+    let made = format!(
+        "ip link add {port} {queues} type veth peer name eth0 address {mac} netns {} {queues}",
+        client.ns.name()
+    );
     the_box.sh(&made).expect("made anew");
     the_box.sh(&format!("ip address add {gateway} dev {port}")).expect("an address");
     the_box.sh(&format!("ip link set {port} up")).expect("up");

@@ -109,7 +109,9 @@ impl Store {
         let _ = fs::create_dir_all(self.owners_dir());
         let mut files: Vec<PathBuf> = match fs::read_dir(self.owners_dir()) {
             Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
-            Err(source) if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Vec::new(),
+            Err(source) if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                Vec::new()
+            }
             Err(source) => {
                 restored.notices.push(format!("{}: {source}", self.owners_dir().display()));
                 Vec::new()

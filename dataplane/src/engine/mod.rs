@@ -34,7 +34,7 @@ use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
 
-pub use start::{Dataplane, StartError};
+pub use start::{Dataplane, StartError, is_running};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]

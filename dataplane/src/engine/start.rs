@@ -425,6 +425,14 @@ impl<'a> Setup<'a> {
     }
 }
 
+/// Whether a dataplane holds the run directory.
+#[must_use]
+pub fn is_running(run_dir: &Path) -> bool {
+    let taken =
+        |file: &std::fs::File| rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err();
+    std::fs::File::open(run_dir.join("lock")).is_ok_and(|file| taken(&file))
+}
+
 fn no_run_dir(run_dir: &Path) -> String {
     format!(
         "box.run_dir {}: run as root, or name a directory this process can write, on a file system with room",
