@@ -343,7 +343,7 @@ fn a_disk_that_can_not_be_written_is_reported_and_serving_goes_on() {
     server.admin.keep_again();
     assert!(!server.admin.has_unkept());
     assert!(server.state_dir().join("owners/prod.json").exists(), "written though nobody sent it again");
-    assert_eq!(get(&server, "/v1/status").1["notices"], serde_json::json!([]), "and no longer complained of");
+    assert!(!get(&server, "/v1/status").1["notices"].to_string().contains("prod.json"), "and no longer complained of");
 }
 
 #[test]
