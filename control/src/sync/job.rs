@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
+use kube::core::Status;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Map, Value, json};
 
@@ -107,9 +108,15 @@ pub(super) async fn perform(client: kube::Client, job: Job) -> Done {
 fn or_gone<T>(result: Result<T, kube::Error>) -> Result<Option<Box<T>>, kube::Error> {
     match result {
         Ok(object) => Ok(Some(Box::new(object))),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 || is_anothers(&status) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A patch whose uid is not the object's is no conflict for the API server: it would change what is immutable.
+fn is_anothers(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| &details.causes);
+    status.code == 422 && causes.into_iter().flatten().any(|cause| cause.field == "metadata.uid")
 }
 
 fn params() -> PatchParams {

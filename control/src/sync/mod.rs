@@ -436,7 +436,7 @@ impl Loop {
             acknowledged: if progress.trouble.is_none() { progress.generation } else { 0 },
             digest: format!("{:016x}", progress.digest),
             services: progress.programmed.len() as u64,
-            fault: progress.trouble.clone(),
+            fault: progress.trouble.as_deref().map(|trouble| index::outcome::shortened(trouble).to_owned()),
             last_seen: String::new(),
         };
         let heartbeat = self.heartbeat();
