@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use penstock_configs::desired::Announce;
-use penstock_perf::apiserver::Fault;
+use penstock_perf::apiserver::{ApiError, Fault};
 use serde_json::{Value, json};
 
 use rig::{Control, OURS, V1, cluster, condition, events, get, ingress, node, records, service, until};
@@ -169,6 +169,39 @@ async fn a_410_in_the_stream_leads_to_a_new_list() {
     server.fault(Fault::on("watch", "services").times(2).gone_in_stream());
     server.drop_connections();
     still_serves(&server, "after").await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn an_error_in_the_stream_that_stays_leads_to_a_new_list() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.forget_requests();
+    // From here the watch cannot go on, however often it is begun.
+    server.fault(Fault::on("watch", "services").error_in_stream(ApiError::internal()));
+    server.drop_connections();
+    still_serves(&server, "after").await;
+    assert!(server.count("list", "services") >= 1);
+    server.clear_faults();
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn watches_that_somebody_closes_at_once_are_no_hot_loop() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.fault(Fault::on("watch", "").end_at_once());
+    server.drop_connections();
+    server.forget_requests();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = server.count("watch", "");
+    assert!((6..200).contains(&begun), "{begun} watches in two seconds");
+    assert!(control.metrics.text().contains("k8s_client_config_stale_bool 1"), "and it is said");
+    server.clear_faults();
+    still_serves(&server, "after").await;
+    until("recovered", || control.metrics.text().contains("k8s_client_config_stale_bool 0")).await;
     control.stop().await;
 }
 
