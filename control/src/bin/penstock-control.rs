@@ -188,7 +188,8 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
                 Some(query) = queries.recv() => { let _ = ask.send(query).await; }
                 _ = look.tick() => if cluster::fingerprint(&context.kubernetes) != fingerprint {
                     info!("the credentials have changed: connecting anew");
-                    end.send_replace(true);
+                    // No farewell: the Lease is kept, and with it the addresses; the next run takes it over as its own.
+                    run.abort();
                 },
                 _ = shutdown.changed() => { end.send_replace(true); }
             }

@@ -3,7 +3,8 @@
 //! The rules are client-go's (a silent leader is believed for the lease's duration by the *observer's* clock; writes
 //! are made only with the resourceVersion that was read). Some things are our own:
 //!
-//! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one.
+//! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one. So it
+//!   must not begin anew where somebody deletes the Lease: it never falls behind the clock ([`next_transitions`]).
 //! - The identity is the box's name. A restarted process takes its own Lease over at once, with a new term that fences
 //!   off the process before it: a restart must not leave the addresses without an answer for a lease's duration.
 //! - A leader that cannot renew stops writing to the API, but goes on announcing until it sees another holder: when
@@ -109,6 +110,13 @@ fn term_of(lease: &Lease) -> u64 {
     u64::try_from(transitions).unwrap_or(0) + 1
 }
 
+/// One more, and at least the minutes since 1970: more than any Lease before it can have come to, unless leaders changed
+/// every minute, so that the dataplanes take a new Lease's leader for what it is. (`i32` lasts for 4,000 years of them.)
+fn next_transitions(before: i32, now: Timestamp) -> i32 {
+    let minutes = i32::try_from(now.as_second() / 60).unwrap_or(0);
+    before.saturating_add(1).max(minutes)
+}
+
 /// Runs until `shutdown`, then gives the Lease up so that another box need not wait.
 pub async fn elect(
     client: kube::Client,
@@ -124,6 +132,7 @@ pub async fn elect(
     let deadline = Duration::from_secs_f64(config.renew_deadline);
     let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None };
     let mut renewed = Instant::now();
+    let mut said = String::new();
     while !*shutdown.borrow() {
         let began = Instant::now();
         candidate.fit = *fit.borrow();
@@ -133,10 +142,16 @@ pub async fn elect(
             Ok(Ok(lease)) => {
                 // From before the request: the server may have written it as early as that.
                 renewed = began;
+                said.clear();
                 publish(&roles, &candidate, &lease);
             }
             Ok(Err(error)) => {
-                tracing::debug!("Lease: {}", crate::sync::api_error(&error));
+                let why = crate::sync::api_error(&error);
+                // Without it nothing is written or sent: who leads is not known. A conflict is somebody faster.
+                if why != said && !matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                    warn!("the Lease {namespace}/{}: {why}", config.lease);
+                    said = why;
+                }
                 step_down(&roles, renewed, deadline);
             }
             Err(_) => step_down(&roles, renewed, deadline),
@@ -175,7 +190,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         }
         (Move::Take, Some(mut lease)) => {
             let spec = lease.spec.get_or_insert_default();
-            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
+            spec.lease_transitions = Some(next_transitions(spec.lease_transitions.unwrap_or(0), now.0));
             spec.holder_identity = Some(candidate.name.clone());
             spec.acquire_time = Some(now.clone());
             spec.renew_time = Some(now);
@@ -187,7 +202,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         (_, None) | (Move::Create, _) => {
             let spec = LeaseSpec {
                 holder_identity: Some(candidate.name.clone()),
-                lease_transitions: Some(0),
+                lease_transitions: Some(next_transitions(0, now.0)),
                 acquire_time: Some(now.clone()),
                 renew_time: Some(now),
                 lease_duration_seconds: Some(seconds),

@@ -234,8 +234,8 @@ fn nulls(status: &impl serde::Serialize) -> Value {
 impl Job {
     /// As if it had failed: whether the server did it after all, the watch will tell.
     #[must_use]
-    pub fn timed_out(self) -> Done {
-        let late = || kube::Error::Service("no answer in time".into());
+    pub fn given_up(self, why: &str) -> Done {
+        let late = || kube::Error::Service(why.into());
         match self {
             Self::Service(job) => Done::Service { job, result: Err(late()) },
             Self::Record(job) => Done::Record { job, result: Err(late()) },

@@ -181,6 +181,7 @@ async fn an_error_in_the_stream_that_stays_leads_to_a_new_list() {
     // From here the watch cannot go on, however often it is begun.
     server.fault(Fault::on("watch", "services").error_in_stream(ApiError::internal()));
     server.drop_connections();
+    until("the watch begins anew", || server.count("watch", "services") > 0).await;
     still_serves(&server, "after").await;
     assert!(server.count("list", "services") >= 1);
     server.clear_faults();
@@ -326,6 +327,59 @@ async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
     still_serves(&server, "again").await;
     assert_eq!(ingress(&server, "web"), ["203.0.113.1"], "no address moved");
     third.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_somebody_deletes_fences_nobody_off_for_ever() {
+    let server = cluster();
+    let mut control = Control::start(&server, "box-a").await;
+    for name in ["web", "more", "most"] {
+        still_serves(&server, name).await;
+        let dataplane = control.dataplane.clone();
+        control.stop().await;
+        control = Control::start_with(&server, "box-a", dataplane).await;
+    }
+    server.delete("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap();
+    still_serves(&server, "after").await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_to_be_written_is_not_written_by_a_box_that_leads_no_longer() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
+    server.forget_requests();
+    // As many at a time as there are permits; the rest waits for them.
+    server.fault(Fault::on("patch", "services/status").delay(Duration::from_millis(1500)));
+    for i in 0..100 {
+        server.put(&service(&format!("s{i}"))).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server
+        .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
+            lease["spec"]["holderIdentity"] = json!("box-z");
+            lease["spec"]["leaseDurationSeconds"] = json!(3600);
+        })
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let written = server.count("patch", "services/status");
+    assert!((1..=32).contains(&written), "{written} patches");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_right_to_the_lease_it_is_said_what_is_missing() {
+    let server = cluster();
+    server.fault(Fault::on("get", "leases").refuse(ApiError::new(403, "Forbidden", "leases is forbidden")));
+    let control = Control::start(&server, "box-a").await;
+    until("asked", || server.count("get", "leases") > 1).await;
+    assert!(control.notices().await.iter().any(|notice| notice.contains("Lease")), "{:?}", control.notices().await);
+    server.clear_faults();
+    still_serves(&server, "web").await;
+    assert!(!control.notices().await.iter().any(|notice| notice.contains("Lease")));
+    control.stop().await;
 }
 
 #[tokio::test]

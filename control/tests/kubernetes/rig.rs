@@ -176,6 +176,12 @@ impl Control {
         let _ = self.task.await;
     }
 
+    pub async fn notices(&self) -> Vec<String> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.queries.send(Query::Status { reply }).await.unwrap();
+        answer.await.unwrap().notices
+    }
+
     pub async fn why(&self, name: &str) -> String {
         let (reply, answer) = tokio::sync::oneshot::channel();
         let key = penstock_control::index::ServiceKey::new("default", name);

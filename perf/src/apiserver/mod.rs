@@ -293,6 +293,17 @@ impl ApiServer {
         store.list(&resource, "").map(|o| o.value.clone()).collect()
     }
 
+    /// Every state the object has had, as far as the history goes; oldest first.
+    #[must_use]
+    pub fn versions(&self, api_version: &str, kind: &str, place: &str) -> Vec<Value> {
+        let store = self.inner.store();
+        let Ok(target) = target_at(&store, api_version, kind, place) else { return Vec::new() };
+        let (id, key) = (&target.stored.id, target.key());
+        let all = store.changes(id, 0, usize::MAX).into_iter().filter_map(|change| change.new);
+        let is_it = |o: &Value| object::namespace(o) == key.0 && object::name(o) == key.1;
+        all.filter(|o| is_it(&o.value)).map(|o| o.value.clone()).collect()
+    }
+
     /// How many are like that; without a copy of any.
     #[must_use]
     pub fn count_of(&self, api_version: &str, kind: &str, is: impl Fn(&Value) -> bool) -> usize {
