@@ -72,6 +72,8 @@ struct Candidate {
     /// There is a dataplane to serve with.
     fit: bool,
     yielded: Option<Instant>,
+    /// The most transitions seen: the next term is above it, whatever becomes of the Lease.
+    newest: i32,
 }
 
 impl Candidate {
@@ -110,11 +112,13 @@ fn term_of(lease: &Lease) -> u64 {
     u64::try_from(transitions).unwrap_or(0) + 1
 }
 
-/// One more, and at least the minutes since 1970: more than any Lease before it can have come to, unless leaders changed
-/// every minute, so that the dataplanes take a new Lease's leader for what it is. (`i32` lasts for 4,000 years of them.)
+/// One more, and at least the seconds since 2020: more than a Lease before it that nobody remembers can have come to,
+/// unless leaders changed every second, so that dataplanes take a new Lease's leader for what it is. (An `i32` of them
+/// lasts until 2088.)
 fn next_transitions(before: i32, now: Timestamp) -> i32 {
-    let minutes = i32::try_from(now.as_second() / 60).unwrap_or(0);
-    before.saturating_add(1).max(minutes)
+    const YEAR_2020: i64 = 1_577_836_800;
+    let seconds = i32::try_from(now.as_second() - YEAR_2020).unwrap_or(0);
+    before.saturating_add(1).max(seconds)
 }
 
 /// Runs until `shutdown`, then gives the Lease up so that another box need not wait.
@@ -130,7 +134,7 @@ pub async fn elect(
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let retry = Duration::from_secs_f64(config.retry);
     let deadline = Duration::from_secs_f64(config.renew_deadline);
-    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None };
+    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None, newest: 0 };
     let mut renewed = Instant::now();
     let mut said = String::new();
     while !*shutdown.borrow() {
@@ -170,6 +174,8 @@ pub async fn elect(
 
 async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidate) -> Result<Lease, kube::Error> {
     let lease = api.get_opt(&config.lease).await?;
+    let transitions = lease.as_ref().and_then(|lease| lease.spec.as_ref()?.lease_transitions);
+    candidate.newest = candidate.newest.max(transitions.unwrap_or(0));
     let now = MicroTime(Timestamp::now());
     // Whole seconds in the API; never 0.
     let seconds = (config.duration.ceil() as i32).max(1);
@@ -190,7 +196,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         }
         (Move::Take, Some(mut lease)) => {
             let spec = lease.spec.get_or_insert_default();
-            spec.lease_transitions = Some(next_transitions(spec.lease_transitions.unwrap_or(0), now.0));
+            spec.lease_transitions = Some(next_transitions(candidate.newest, now.0));
             spec.holder_identity = Some(candidate.name.clone());
             spec.acquire_time = Some(now.clone());
             spec.renew_time = Some(now);
@@ -202,7 +208,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         (_, None) | (Move::Create, _) => {
             let spec = LeaseSpec {
                 holder_identity: Some(candidate.name.clone()),
-                lease_transitions: Some(next_transitions(0, now.0)),
+                lease_transitions: Some(next_transitions(candidate.newest, now.0)),
                 acquire_time: Some(now.clone()),
                 renew_time: Some(now),
                 lease_duration_seconds: Some(seconds),
@@ -270,7 +276,7 @@ mod tests {
     }
 
     fn candidate(led: Option<u64>) -> Candidate {
-        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None }
+        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None, newest: 0 }
     }
 
     #[test]

@@ -113,10 +113,12 @@ fn or_gone<T>(result: Result<T, kube::Error>) -> Result<Option<Box<T>>, kube::Er
     }
 }
 
-/// A patch whose uid is not the object's is no conflict for the API server: it would change what is immutable.
+/// A patch whose uid is not the object's is no conflict for the API server: it would change what is immutable. An apply
+/// that names a uid where there is no object is one, and not NotFound.
 fn is_anothers(status: &Status) -> bool {
     let causes = status.details.as_ref().map(|details| &details.causes);
     status.code == 422 && causes.into_iter().flatten().any(|cause| cause.field == "metadata.uid")
+        || status.code == 409 && status.message.contains("uid mismatch")
 }
 
 fn params() -> PatchParams {

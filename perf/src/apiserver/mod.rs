@@ -12,6 +12,7 @@
 
 mod access;
 mod admission;
+mod definition;
 mod discovery;
 mod events;
 mod fault;
@@ -19,6 +20,7 @@ mod fields;
 mod forms;
 mod http;
 mod kinds;
+mod names;
 mod object;
 mod request;
 mod rest;
@@ -30,6 +32,7 @@ mod service_faults;
 mod store;
 mod strategic;
 mod table;
+mod typed;
 mod watching;
 
 #[cfg(test)]
