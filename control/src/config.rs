@@ -467,7 +467,8 @@ mod tests {
              [kubernetes.timing]\nwatch = 300\n[[kubernetes.pool]]\nname = 'a'\naddresses = ['203.0.113.0/33']",
         )
         .unwrap_err();
-        for part in ["version", "timing.watch", "health.rise", "kubernetes.owner", "leader_election", "203.0.113.0/33"] {
+        for part in ["version", "timing.watch", "health.rise", "kubernetes.owner", "leader_election", "203.0.113.0/33"]
+        {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }

@@ -318,6 +318,15 @@ mod tests {
     }
 
     #[test]
+    fn a_new_lease_begins_after_any_that_nobody_remembers() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let deleted = (0..60).fold(0, |before, _| next_transitions(before, at("2026-01-01T00:00:00Z")));
+        assert!(next_transitions(0, at("2026-01-01T00:01:01Z")) > deleted);
+        assert_eq!(next_transitions(deleted, at("2020-01-01T00:00:00Z")), deleted + 1, "whatever the clock says");
+        assert_eq!(next_transitions(7, at("1970-01-01T00:00:00Z")), 8);
+    }
+
+    #[test]
     fn a_released_or_missing_lease_is_taken_at_once() {
         assert_eq!(candidate(None).judge(Some(&lease("", 3, 0)), Instant::now()), Move::Take);
         assert_eq!(candidate(None).judge(None, Instant::now()), Move::Create);

@@ -168,7 +168,10 @@ where
                     continue;
                 }
                 Ok(Some(Err(error))) => {
-                    return Ok(Err(Trouble { why: format!("watch broke: {}", api_error(&error)), from: Some(version) }));
+                    return Ok(Err(Trouble {
+                        why: format!("watch broke: {}", api_error(&error)),
+                        from: Some(version),
+                    }));
                 }
                 Ok(None) if silent && began.elapsed() < SHORT => {
                     return Ok(Err(Trouble { why: "watch: closed as soon as it began".into(), from: Some(version) }));

@@ -339,6 +339,7 @@ async fn a_lease_that_somebody_deletes_fences_nobody_off_for_ever() {
         control.stop().await;
         control = Control::start_with(&server, "box-a", dataplane).await;
     }
+    still_serves(&server, "last").await;
     server.delete("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap();
     still_serves(&server, "after").await;
     control.stop().await;

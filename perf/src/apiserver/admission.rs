@@ -100,7 +100,17 @@ fn event_faults(event: &Value, old: Option<&Value>) -> Vec<Fault> {
             faults.push(Fault::new("series.lastObservedTime", "Required value"));
         }
     }
-    let fixed = ["regarding", "reason", "note", "type", "eventTime", "action", "related", "reportingController", "reportingInstance"];
+    let fixed = [
+        "regarding",
+        "reason",
+        "note",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingController",
+        "reportingInstance",
+    ];
     for field in fixed.iter().filter(|field| old.is_some_and(|old| old.get(**field) != event.get(**field))) {
         faults.push(Fault::new(*field, "Invalid value: field is immutable"));
     }

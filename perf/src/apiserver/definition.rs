@@ -36,16 +36,56 @@ pub(super) fn faults(crd: &Value) -> Vec<Fault> {
 }
 
 const FORBIDDEN: [&str; 12] = [
-    "$ref", "$schema", "additionalItems", "definitions", "dependencies", "deprecated", "discriminator", "id",
-    "patternProperties", "readOnly", "writeOnly", "xml",
+    "$ref",
+    "$schema",
+    "additionalItems",
+    "definitions",
+    "dependencies",
+    "deprecated",
+    "discriminator",
+    "id",
+    "patternProperties",
+    "readOnly",
+    "writeOnly",
+    "xml",
 ];
 const KNOWN: [&str; 36] = [
-    "type", "format", "title", "description", "default", "nullable", "enum", "example", "externalDocs", "items",
-    "properties", "additionalProperties", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "multipleOf", "minLength", "maxLength", "pattern", "minItems", "maxItems", "uniqueItems", "minProperties",
-    "maxProperties", "allOf", "anyOf", "oneOf", "not", "x-kubernetes-int-or-string",
-    "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
-    "x-kubernetes-map-type", "x-kubernetes-validations",
+    "type",
+    "format",
+    "title",
+    "description",
+    "default",
+    "nullable",
+    "enum",
+    "example",
+    "externalDocs",
+    "items",
+    "properties",
+    "additionalProperties",
+    "required",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "minItems",
+    "maxItems",
+    "uniqueItems",
+    "minProperties",
+    "maxProperties",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "not",
+    "x-kubernetes-int-or-string",
+    "x-kubernetes-preserve-unknown-fields",
+    "x-kubernetes-list-type",
+    "x-kubernetes-list-map-keys",
+    "x-kubernetes-map-type",
+    "x-kubernetes-validations",
 ];
 
 fn structural(schema: &Value, place: &str, faults: &mut Vec<Fault>) {
@@ -60,7 +100,8 @@ fn structural(schema: &Value, place: &str, faults: &mut Vec<Fault>) {
             faults.push(Fault::new(format!("{place}.{field}"), "unknown field"));
         }
     }
-    let open = ["/x-kubernetes-int-or-string", "/x-kubernetes-preserve-unknown-fields"].iter().any(|f| bool_at(schema, f));
+    let open =
+        ["/x-kubernetes-int-or-string", "/x-kubernetes-preserve-unknown-fields"].iter().any(|f| bool_at(schema, f));
     let kind = str_at(schema, "/type");
     if !open && !matches!(kind, "object" | "array" | "string" | "integer" | "number" | "boolean") {
         faults.push(Fault::new(format!("{place}.type"), "Required value: must not be empty for specified fields"));
@@ -128,7 +169,10 @@ mod tests {
         assert_eq!(of(json!({"type": ["string", "null"]})), ["s.properties[x].type"]);
         assert_eq!(of(json!({"type": "array"})), ["s.properties[x].items"]);
         assert_eq!(of(json!({"$ref": "#/definitions/y", "type": "object"})), ["s.properties[x].$ref"]);
-        assert_eq!(of(json!({"type": "object", "additionalProperties": false})), ["s.properties[x].additionalProperties"]);
+        assert_eq!(
+            of(json!({"type": "object", "additionalProperties": false})),
+            ["s.properties[x].additionalProperties"]
+        );
         assert_eq!(of(json!({"type": "integer", "default": "one"})), ["s.properties[x].default"]);
         assert_eq!(of(json!({"type": "string", "const": "a"})), ["s.properties[x].const"]);
         assert_eq!(of(json!({"type": "string", "anyOf": [{"type": "string"}]})), ["s.properties[x].type"]);

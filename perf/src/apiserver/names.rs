@@ -11,16 +11,21 @@ pub(super) fn faults(resource: &Resource, object: &Value) -> Vec<Fault> {
     let (fits, what) = match (&*resource.id, &*resource.group) {
         (SERVICES, _) => (is_label(named) && !named.starts_with(|c: char| c.is_ascii_digit()), "DNS-1035 label"),
         (NAMESPACES, _) => (is_label(named), "lowercase RFC 1123 label"),
-        (_, "rbac.authorization.k8s.io") => (!named.contains(['/', '%']) && !matches!(named, "." | ".."), "path segment"),
+        (_, "rbac.authorization.k8s.io") => {
+            (!named.contains(['/', '%']) && !matches!(named, "." | ".."), "path segment")
+        }
         _ => (is_subdomain(named), "lowercase RFC 1123 subdomain"),
     };
     if !fits {
         faults.push(Fault::new("metadata.name", format!("Invalid value: \"{named}\": a {what} is needed")));
     }
     for finalizer in list_at(object, "/metadata/finalizers").iter().filter_map(Value::as_str) {
-        let qualified = finalizer.split_once('/').is_some_and(|(domain, name)| is_subdomain(domain) && is_qualified(name));
+        let qualified =
+            finalizer.split_once('/').is_some_and(|(domain, name)| is_subdomain(domain) && is_qualified(name));
         if !qualified && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
-            let why = format!("Invalid value: \"{finalizer}\": name is neither a standard finalizer name nor is it fully qualified");
+            let why = format!(
+                "Invalid value: \"{finalizer}\": name is neither a standard finalizer name nor is it fully qualified"
+            );
             faults.push(Fault::new("metadata.finalizers", why));
         }
     }
@@ -56,7 +61,9 @@ mod tests {
     #[test]
     fn names_are_what_the_dns_and_the_api_allow() {
         assert!(is_label("web-1") && !is_label("Web") && !is_label("-a") && !is_label(&"a".repeat(64)));
-        assert!(is_subdomain("203.0.113.1") && is_subdomain("2001-0db8") && !is_subdomain("a_b.c") && !is_subdomain("a..b"));
+        assert!(
+            is_subdomain("203.0.113.1") && is_subdomain("2001-0db8") && !is_subdomain("a_b.c") && !is_subdomain("a..b")
+        );
         assert!(is_qualified("load-balancer-cleanup") && !is_qualified("") && !is_qualified("a/b"));
     }
 }

@@ -380,7 +380,8 @@ fn apply(
     check_kind(&target.stored, config)?;
     let Some(old) = store.get(&target.stored, &target.key()).cloned() else {
         // Only Services may be created by an update, and the check comes before the one that there is no status yet.
-        if (target.subresource.is_empty() || target.stored.is(SERVICES)) && !str_at(config, "/metadata/uid").is_empty() {
+        if (target.subresource.is_empty() || target.stored.is(SERVICES)) && !str_at(config, "/metadata/uid").is_empty()
+        {
             let why = format!(
                 "Operation cannot be fulfilled on {} \"{}\": uid mismatch: the provided object specified uid {}, and no \
                  existing object was found",

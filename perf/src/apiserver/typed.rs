@@ -44,7 +44,10 @@ pub(super) fn decode(resource: &Resource, object: &mut Value) -> Result<(), ApiE
 fn of<T: Serialize + DeserializeOwned>(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
     let refused = |error: serde_json::Error| {
         let kind = &resource.kind;
-        ApiError::bad_request(format!("{kind} in version \"{}\" cannot be handled as a {kind}: {error}", resource.version))
+        ApiError::bad_request(format!(
+            "{kind} in version \"{}\" cannot be handled as a {kind}: {error}",
+            resource.version
+        ))
     };
     // By reference: a `Value` of its own would be one copy more.
     let typed = T::deserialize(&*object).map_err(refused)?;
@@ -79,7 +82,8 @@ mod tests {
         for good in ["2026-01-02T03:04:05.000000Z", "2026-01-02T03:04:05.123456+01:00"] {
             assert!(is_micro_time(good), "{good}");
         }
-        for bad in ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.123Z", "2026-01-02T03:04:05.123456789Z", "now.000000Z"] {
+        for bad in ["2026-01-02T03:04:05Z", "2026-01-02T03:04:05.123Z", "2026-01-02T03:04:05.123456789Z", "now.000000Z"]
+        {
             assert!(!is_micro_time(bad), "{bad}");
         }
     }
