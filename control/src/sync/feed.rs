@@ -193,7 +193,12 @@ where
                     return Ok(Err(Trouble { why, from: None }));
                 }
                 WatchEvent::Bookmark(mark) => {
-                    version = mark.metadata.resource_version;
+                    let marked = mark.metadata.resource_version;
+                    if is_before(&marked, &version) {
+                        let why = format!("watch: the API server went back from {version} to {marked}");
+                        return Ok(Err(Trouble { why, from: None }));
+                    }
+                    version = marked;
                     None
                 }
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => Some(Event::Apply(object)),
@@ -236,6 +241,12 @@ where
         self.backoff.reset();
         self.runs().await
     }
+}
+
+/// As after a restore from a backup: until the server has come to where it was, its watches keep quiet about all of it.
+/// (Versions of one kind are comparable: KEP-5504.)
+fn is_before(marked: &str, version: &str) -> bool {
+    matches!((marked.parse::<u64>(), version.parse::<u64>()), (Ok(marked), Ok(version)) if marked < version)
 }
 
 #[must_use]

@@ -10,7 +10,7 @@ use penstock_configs::desired::Announce;
 use penstock_perf::apiserver::{ApiError, Fault};
 use serde_json::{Value, json};
 
-use rig::{Control, OURS, V1, cluster, condition, events, get, ingress, node, records, service, until};
+use rig::{Control, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service, until};
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
@@ -185,6 +185,24 @@ async fn an_error_in_the_stream_that_stays_leads_to_a_new_list() {
     still_serves(&server, "after").await;
     assert!(server.count("list", "services") >= 1);
     server.clear_faults();
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_restored_from_a_backup_is_listed_anew() {
+    let server = cluster();
+    let address = server.address();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    for i in 0..100 {
+        server.put(&node("a", i)).unwrap();
+    }
+    until("the nodes are known", || control.dataplane.last().nodes[0].addresses[0].to_string() == "10.0.0.99").await;
+    drop(server);
+    let server = cluster_at(address);
+    server.put(&service("after")).unwrap();
+    // By its own revisions it is far behind what control has seen.
+    until("an address", || !ingress(&server, "after").is_empty()).await;
     control.stop().await;
 }
 
