@@ -163,7 +163,7 @@ where
             let event = match timeout(patience, stream.next()).await {
                 Ok(Some(Ok(event))) => event,
                 // One object that cannot be read: the others go on.
-                Ok(Some(Err(error @ kube::Error::SerdeError(_)))) => {
+                Ok(Some(Err(error))) if is_unreadable(&error) => {
                     self.fails(&format!("watch: {}", api_error(&error))).await?;
                     continue;
                 }
@@ -240,6 +240,15 @@ where
     async fn is_proven(&mut self) -> Result<(), Closed> {
         self.backoff.reset();
         self.runs().await
+    }
+}
+
+/// A line of the stream that is no event of the kind. kube takes whatever is an object for a Status, an empty one then.
+fn is_unreadable(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::SerdeError(_) => true,
+        kube::Error::Api(status) => status.code == 0,
+        _ => false,
     }
 }
 

@@ -207,6 +207,21 @@ async fn a_cluster_restored_from_a_backup_is_listed_anew() {
 }
 
 #[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_end_the_watch_of_the_others() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.forget_requests();
+    let mut odd = node("odd", 9);
+    odd["metadata"]["annotations"] = json!({"number": 1});
+    server.put_raw(&odd).unwrap();
+    server.put(&node("c", 3)).unwrap();
+    until("the next one", || control.dataplane.last().nodes.len() == 3).await;
+    assert_eq!(server.count("list", "nodes"), 0);
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn watches_that_somebody_closes_at_once_are_no_hot_loop() {
     let server = cluster();
     let control = Control::start(&server, "box-a").await;
