@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-keep build test lint bench compare clean packages
+.PHONY: help demo demo-keep build test lint bench compare quilkin clean packages
 
 # Root's tools (tc, ethtool, nft) are in sbin, which a user's PATH may lack.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -39,6 +39,14 @@ bench: build ## the packet path over memory: nanoseconds, instructions and ratio
 compare: build ## the same traffic through Penstock, the kernel, nftables, HAProxy and others; ARGS=--quick: two minutes
 	@.ci/packages iptables haproxy wrk nginx libnginx-mod-stream:/usr/lib/nginx/modules/ngx_stream_module.so dpdk-dev:dpdk-testpmd
 	@$(AS_ROOT) $(RELEASE)/penstock-perf compare $(ARGS)
+
+# Where the peer of make compare looks. One of its dependencies (gxhash) does not compile without AES instructions.
+QUILKIN := /var/cache/penstock-lab/quilkin
+quilkin: packages ## build quilkin, a UDP proxy, as one more peer of make compare: ten minutes or so, once
+	@if [ -x $(QUILKIN)/bin/quilkin ]; then echo "It is there: $(QUILKIN)/bin/quilkin"; else \
+	    echo "Building quilkin (it is kept in $(QUILKIN))" && \
+	    RUSTFLAGS="-C target-feature=+aes" cargo install quilkin --version 0.10.0 --locked --root target/quilkin && \
+	    $(AS_ROOT) install -D target/quilkin/bin/quilkin $(QUILKIN)/bin/quilkin; fi
 
 clean: ## remove what was built, and labs a killed process left
 	@[ ! -x $(RELEASE)/penstock-perf ] || $(AS_ROOT) $(RELEASE)/penstock-perf lab list

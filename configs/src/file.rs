@@ -274,7 +274,7 @@ pub struct Limits {
     pub nodes: u32,
     /// Largest Maglev table; a prime.
     pub maglev_size: u32,
-    /// ICMP errors the box generates, per second and worker.
+    /// ICMP errors the box generates, per second and worker; as many again that tell a path's MTU.
     pub icmp_per_second: u32,
     /// Pairs of service and backend, per family, whose flows are counted for the schedulers that ask.
     pub counted_backends: u32,

@@ -18,7 +18,7 @@ fn value<'t>(text: &'t str, key: &str) -> &'t str {
 fn the_dataplane_has_the_rights_and_directories_it_needs() {
     let (_, text) = unit("penstock-dataplane.service");
     let capabilities = value(&text, "CapabilityBoundingSet");
-    for needed in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_IPC_LOCK", "CAP_SYS_NICE"] {
+    for needed in ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON", "CAP_IPC_LOCK"] {
         assert!(capabilities.split(' ').any(|name| name == needed), "{needed} is missing");
     }
     assert_eq!(value(&text, "LimitMEMLOCK"), "infinity");

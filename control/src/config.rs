@@ -281,7 +281,7 @@ pub struct FilePool {
     #[serde(default = "yes")]
     pub auto_assign: bool,
     #[serde(default)]
-    pub priority: i32,
+    pub priority: i64,
     #[serde(default)]
     pub namespaces: Vec<String>,
     #[serde(default)]
@@ -406,6 +406,10 @@ impl KubernetesConfig {
             faults
                 .push("kubernetes.timing.box_gone: at least 1; boxes speak once a minute, so minutes are meant".into());
         }
+        // kube refuses to ask for more; an API server reads 0 as half an hour or more.
+        if !(1..295).contains(&timing.watch) {
+            faults.push(format!("kubernetes.timing.watch: {} is no number of seconds between 1 and 294", timing.watch));
+        }
         if timing.writes == 0 {
             faults.push("kubernetes.timing.writes: at least 1".into());
         }
@@ -460,10 +464,11 @@ mod tests {
     fn every_fault_is_named() {
         let error = parse(
             "version = 2\n[health]\nrise = 0\n[kubernetes]\nowner = 'file'\n[kubernetes.leader_election]\nretry = 20\n\
-             [[kubernetes.pool]]\nname = 'a'\naddresses = ['203.0.113.0/33']",
+             [kubernetes.timing]\nwatch = 300\n[[kubernetes.pool]]\nname = 'a'\naddresses = ['203.0.113.0/33']",
         )
         .unwrap_err();
-        for part in ["version", "health.rise", "kubernetes.owner", "leader_election", "203.0.113.0/33"] {
+        for part in ["version", "timing.watch", "health.rise", "kubernetes.owner", "leader_election", "203.0.113.0/33"]
+        {
             assert!(error.contains(part), "{part} is missing in: {error}");
         }
     }

@@ -39,8 +39,9 @@ pub struct VipPoolSpec {
     #[schemars(default = "yes")]
     pub auto_assign: bool,
     /// The pool with the highest number is tried first.
+    // An API server does not hold `int32` to its bounds: one number beyond them would end the watch of all pools.
     #[serde(default)]
-    pub priority: i32,
+    pub priority: i64,
     /// Namespaces by name; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
@@ -228,6 +229,17 @@ impl VipAllocation {
     }
 }
 
+impl VipBox {
+    /// Of the box's and the owner's names what an object's name may have: lower case, digits, `-` and `.` inside.
+    #[must_use]
+    pub fn name_of(name: &str, owner: &str) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        let label = |text: &str| text.chars().map(plain).collect::<String>().trim_matches('-').to_owned();
+        let labels = name.split('.').chain(owner.split('.')).map(label);
+        labels.filter(|label| !label.is_empty()).collect::<Vec<_>>().join(".")
+    }
+}
+
 /// The definitions, in the order of the manifest.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
@@ -245,4 +257,16 @@ pub fn manifest() -> Result<String, serde_saphyr::SerializeError> {
         text.push_str(&serde_saphyr::to_string(&definition)?);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boxs_object_has_a_name_that_the_api_server_takes() {
+        assert_eq!(VipBox::name_of("lb-1.example", "kubernetes"), "lb-1.example.kubernetes");
+        assert_eq!(VipBox::name_of("LB_1", "Prod_EU"), "lb-1.prod-eu");
+        assert_eq!(VipBox::name_of("_a-.", "k"), "a.k");
+    }
 }

@@ -184,6 +184,11 @@ impl Controller {
         if !unsynced.is_empty() {
             notices.push(format!("not listed yet: {}; the dataplane keeps its last snapshot", unsynced.join(", ")));
         }
+        if !self.role.known {
+            let why = "who leads is not known: the Lease cannot be had (the log says why); the dataplane keeps its last \
+                       snapshot";
+            notices.push(why.into());
+        }
         notices.extend(self.failing_feeds(now));
         if let Some(trouble) = &self.progress.trouble {
             notices.push(trouble.clone());

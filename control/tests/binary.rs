@@ -237,6 +237,16 @@ fn a_rotated_ca_an_expired_token_and_a_broken_kubeconfig_are_lived_through() {
     world.trusts(CA_B, "next");
     world.until("the new token is taken up", || world.has_address("third"));
 
+    // Renewed before it is too late: nothing of the old ones fails yet.
+    let leases = || world.server.versions("coordination.k8s.io/v1", "Lease", "penstock-system/penstock");
+    let terms = || leases().last().map(|lease| lease["spec"]["leaseTransitions"].clone());
+    let before = terms();
+    world.trusts(&format!("{CA_B}\n"), "next");
+    world.until("a new client", || terms() != before);
+
+    // Through all of it the box kept its Lease: another box would have taken the addresses.
+    assert!(leases().iter().all(|lease| lease["spec"]["holderIdentity"] == "box-a"), "{:#?}", leases());
+
     std::fs::write(world.files.path().join("kubeconfig"), "clusters: 7").unwrap();
     world.until("a kubeconfig that is none is said", || world.status().contains("kubeconfig"));
     assert_eq!(world.served(), 3);

@@ -9,7 +9,7 @@ mod api_server;
 mod memory_engine;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -355,18 +355,22 @@ fn doctor_looks_at_this_machine_and_at_the_file() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_error() {
+fn a_reader_that_has_seen_enough_is_no_error_and_sees_no_escapes() {
     let cli = Cli::serving(SNAPSHOT);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_penstock"))
-        .args(["top", "-i", "0.1", "-n", "30"])
-        .env("PENSTOCK_SOCKET", &cli.server.socket)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
-    drop(child.stdout.take());
-    let output = child.wait_with_output().expect("it ends");
-    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+    for command in [&["top", "-i", "0.1", "-n", "30"][..], &["status", "--watch", "0.1"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_penstock"))
+            .args(command)
+            .env("PENSTOCK_SOCKET", &cli.server.socket)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut seen = [0; 64];
+        child.stdout.take().expect("piped").read_exact(&mut seen).expect("a screen");
+        assert!(!seen.contains(&0x1b), "{command:?}: {}", String::from_utf8_lossy(&seen));
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()), "{command:?}");
+    }
 }
 
 /// Not a test: `cargo test -p penstock-control --test cli show -- --ignored` serves for

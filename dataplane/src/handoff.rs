@@ -191,6 +191,13 @@ impl Exchange {
         }
     }
 
+    /// Packets that `from` can hand to any of the others before one is refused.
+    #[must_use]
+    pub fn room_from(&self, from: WorkerId) -> usize {
+        let others = (0..self.workers).map(|to| WorkerId(to as u16)).filter(|to| *to != from);
+        others.filter_map(|to| Some(self.lane(from, to)?.empty.len())).min().unwrap_or(usize::MAX)
+    }
+
     /// Whether anything waits for `to`.
     #[must_use]
     pub fn waiting_for(&self, to: WorkerId) -> bool {
@@ -228,5 +235,6 @@ mod tests {
             exchange.give_back(here, there, parcel);
         }
         assert!(!exchange.waiting_for(there) && send(Note::Asks));
+        assert_eq!((exchange.room_from(here), exchange.room_from(there)), (PARCELS - 1, PARCELS));
     }
 }

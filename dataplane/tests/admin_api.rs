@@ -337,6 +337,13 @@ fn a_disk_that_can_not_be_written_is_reported_and_serving_goes_on() {
     assert!(answer["warnings"][0].as_str().is_some_and(|text| text.contains("restart")), "{answer}");
     assert!(get(&server, "/v1/status").1["notices"].to_string().contains("prod.json"));
     assert_eq!(server.engine.published().owners.len(), 1);
+
+    fs::remove_file(server.state_dir()).expect("the disk is mended");
+    assert!(server.admin.has_unkept());
+    server.admin.keep_again();
+    assert!(!server.admin.has_unkept());
+    assert!(server.state_dir().join("owners/prod.json").exists(), "written though nobody sent it again");
+    assert!(!get(&server, "/v1/status").1["notices"].to_string().contains("prod.json"), "and no longer complained of");
 }
 
 #[test]

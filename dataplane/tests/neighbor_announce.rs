@@ -229,7 +229,7 @@ fn a_new_interface_of_the_name_gets_its_groups_again() {
     rig.announcer.set_links(&[again]);
     let group = frames::solicited_node(VIP6);
     assert_eq!(rig.run(0.1)[0].1, Action::Join { port: PORT, group });
-    rig.announcer.join_failed(PORT, group);
+    rig.announcer.join_again(PORT, group);
     assert_eq!(rig.run(0.1)[0].1, Action::Join { port: PORT, group }, "tried again");
 }
 

@@ -11,7 +11,7 @@ use penstock_dataplane::neighbor::host::HostFacts;
 use penstock_dataplane::neighbor::mirror::{Hops, Mirror};
 use penstock_dataplane::neighbor::routes::OwnRoutes;
 use penstock_dataplane::neighbor::sockets::Announcements;
-use penstock_dataplane::neighbor::{Mac, format_mac};
+use penstock_dataplane::neighbor::{Mac, Vlan, VlanTag, format_mac};
 use penstock_dataplane::verdict::PortId;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -419,5 +419,58 @@ fn privileged_groups_are_joined_and_left() {
         let joined = groups();
         let missing = (0..3000_u32).find(|n| !joined.contains(&format!("ff0200000000000000000001ff77{n:04x}")));
         assert_eq!(missing, None, "{:?}", announcements.notices());
+    });
+}
+
+/// A VLAN's interface is a link of its own to the kernel, and to the switch behind it, which forwards solicitations
+/// only to who has joined in that VLAN. (Another veth stands in for it: the tags are the kernel's business.)
+#[test]
+fn privileged_a_snooping_switch_learns_the_groups_in_each_vlan() {
+    let Some(lab) = Lab::new("vmld") else { return };
+    lab.ip("p1", "link add br0 type bridge mcast_snooping 1 mcast_querier 1");
+    lab.ip("p1", "link set peer1 master br0");
+    lab.ip("p1", "link set br0 up");
+    let [first, second] = [address("fd07:0::abcd:ef01"), address("fd07:0::abcd:ef02")];
+    lab.inside("box", || {
+        let learned = |group: &str| {
+            let text = Command::new("bridge").args(["-n", &lab.ns("p1"), "mdb", "show"]).output().unwrap().stdout;
+            String::from_utf8_lossy(&text).lines().any(|line| line.contains("peer1") && line.contains(group))
+        };
+        let mirror = Mirror::open(&both_ports()).unwrap();
+        let [port, vlan] = [0, 1].map(|at: usize| mirror.hops().links[at].clone());
+        let tags = [Some(VlanTag { ethertype: 0x8100, id: 7 }), None];
+        let vlans = [Vlan { port: port.port, tags, ifindex: vlan.ifindex }];
+        let mut announcements = Announcements::new(Announcer::new(Settings::quick(), 3));
+        announcements.set_links(&[port]);
+        // One group before the VLAN is there, one behind it.
+        announcements.set(&[(PortId(0), first)]);
+        announcements.poll(Instant::now());
+        announcements.set_vlans(&vlans);
+        announcements.poll(Instant::now());
+        announcements.set(&[(PortId(0), first), (PortId(0), second)]);
+        announce_until(&mut announcements, "the groups in the switch's table", |_| {
+            learned("ff02::1:ffcd:ef01") && learned("ff02::1:ffcd:ef02")
+        });
+        assert_eq!(announcements.notices(), [] as [String; 0]);
+        let member = |group: &str| {
+            let groups = std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap();
+            groups.lines().any(|line| line.contains("pnb1") && line.contains(group))
+        };
+        announcements.set(&[(PortId(0), second)]);
+        announcements.poll(Instant::now());
+        assert!(!member("ffcdef01") && member("ffcdef02"));
+        // Gone, and another in its place.
+        announcements.set_vlans(&[]);
+        announcements.poll(Instant::now());
+        lab.ip("box", "link del pnb1");
+        lab.ip("box", &format!("link add pnb1 index {} type veth peer name pnb9", vlan.ifindex));
+        lab.ip("box", "link set pnb1 up");
+        announcements.set_vlans(&vlans);
+        announcements.poll(Instant::now());
+        assert!(member("ffcdef02"));
+        announcements.set(&[]);
+        announcements.poll(Instant::now());
+        assert!(!member("ffcdef02"));
+        assert_eq!(announcements.notices(), [] as [String; 0]);
     });
 }

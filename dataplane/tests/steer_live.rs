@@ -314,6 +314,6 @@ fn privileged_missing_rights_and_interfaces_are_named() {
         Steer::open(&run_dir, &[interface]).err().expect("refused").to_string()
     });
     let text = powerless.join().unwrap();
-    assert!(text.contains("CAP_BPF CAP_NET_ADMIN") && text.contains("remedy"), "{text}");
+    assert!(text.contains("CAP_BPF CAP_PERFMON CAP_NET_ADMIN") && text.contains("remedy"), "{text}");
     assert!(run(&format!("ip -n {} link show box0", net.box_ns)).status.success());
 }

@@ -76,8 +76,8 @@ fn privileged_what_is_charged_and_what_is_free() {
     }
     let (_net, mut steer) = quiet("pol");
     let tcp = ports(5555, 443);
-    let neighbor = |hops: u8| {
-        let mut packet = v6(ICMPV6, &icmp(135, &[0; 16]));
+    let neighbor = |kind: u8, hops: u8| {
+        let mut packet = v6(ICMPV6, &icmp(kind, &[0; 16]));
         packet[21] = hops;
         packet
     };
@@ -94,8 +94,9 @@ fn privileged_what_is_charged_and_what_is_free() {
         ("TCP, IPv6", v6(TCP, &tcp)),
         ("an echo request, IPv6", v6(ICMPV6, &icmp(128, &[]))),
         ("a fragment, IPv6", part6),
-        ("neighbour discovery from afar", neighbor(64)),
+        ("neighbour discovery from afar", neighbor(135, 64)),
         ("a chain cut short, IPv6", v6(TCP, &[])),
+        ("extensions cut short, IPv6", v6(0, &[])),
     ];
     for (name, packet) in &charged {
         let count = policed(&mut steer, packet);
@@ -104,7 +105,8 @@ fn privileged_what_is_charged_and_what_is_free() {
     let free = [
         ("a reply to a SNAT address", v4(SNAT4, TCP, &tcp)),
         ("to a VIP that is a SNAT address", v4(BOTH4, TCP, &tcp)),
-        ("neighbour discovery", neighbor(255)),
+        ("neighbour discovery", neighbor(135, 255)),
+        ("its answer", neighbor(136, 255)),
     ];
     for (name, packet) in &free {
         assert_eq!(policed(&mut steer, packet), 0, "{name}");
@@ -135,6 +137,16 @@ fn privileged_each_vip_has_its_quota_and_it_comes_again() {
         passed += u64::from(RUNS) - policed(&mut steer, &packet(VIP4));
     }
     assert!((500..=1000).contains(&passed), "{passed} passed in five slices or so");
+    // What is free is not charged either: it leaves the quota to the others.
+    let marks = steer.marks();
+    let [client, vip] = [CLIENT4, VIP4].map(|text| V4::from_ip(text.parse().unwrap()).unwrap());
+    marks.mark::<V4>(&Tuple { src: client, dst: vip, src_port: 5555, dst_port: 80, protocol: TCP });
+    let behind_it = (0..10).map(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(policed(&mut steer, &v4(VIP4, TCP, &ports(5555, 80))), 0);
+        u64::from(RUNS) - policed(&mut steer, &packet(VIP4))
+    });
+    assert_eq!(behind_it.min(), Some(100), "more only where another slice begins");
     steer.detach().unwrap();
 }
 
@@ -175,13 +187,38 @@ fn privileged_marked_flows_pass() {
     steer.detach().unwrap();
 }
 
+/// A fragment's flow is not read: behind the first there are no ports, and who could choose what is taken for them would
+/// not be policed.
+#[test]
+fn privileged_fragments_are_charged_whatever_their_flow() {
+    if !privileged("privileged_fragments_are_charged_whatever_their_flow") {
+        return;
+    }
+    let (_net, mut steer) = quiet("polpart");
+    let marks = steer.marks();
+    let (payload, src_port, dst_port, protocol) = (ports(5555, 53), 5555, 53, UDP);
+    let [src, dst] = [CLIENT4, VIP4].map(|text| V4::from_ip(text.parse().unwrap()).unwrap());
+    marks.mark::<V4>(&Tuple { src, dst, src_port, dst_port, protocol });
+    let [src, dst] = [CLIENT6, VIP6].map(|text| V6::from_ip(text.parse().unwrap()).unwrap());
+    marks.mark::<V6>(&Tuple { src, dst, src_port, dst_port, protocol });
+    assert_eq!(policed(&mut steer, &v4(VIP4, UDP, &payload)) + policed(&mut steer, &v6(UDP, &payload)), 0);
+    for fragment in [FIRST, LATER] {
+        let four = frame(&[], &ipv4(CLIENT4, VIP4, UDP, 0, fragment, &payload));
+        let six = frame(&[], &ipv6(CLIENT6, VIP6, &[Extension::Fragmented(fragment)], UDP, &payload));
+        for packet in [four, six] {
+            assert!(is_charged(policed(&mut steer, &packet)));
+        }
+    }
+    steer.detach().unwrap();
+}
+
 /// Marks stand for two turns, and outlive the process with the seed they were made with.
 #[test]
 fn privileged_marks_fade_and_outlive_the_process() {
     if !privileged("privileged_marks_fade_and_outlive_the_process") {
         return;
     }
-    let (net, steer) = quiet("fade");
+    let (net, mut steer) = quiet("fade");
     let vip = V4::from_ip(VIP4.parse().unwrap()).unwrap();
     let client = V4::from_ip(CLIENT4.parse().unwrap()).unwrap();
     let tuple = Tuple { src: client, dst: vip, src_port: 5555, dst_port: 443, protocol: TCP };
@@ -189,6 +226,9 @@ fn privileged_marks_fade_and_outlive_the_process() {
     let seed = steer.marks().seed();
     steer.marks().mark::<V4>(&tuple);
     steer.marks().rotate();
+    // In the other generation now.
+    steer.marks().mark::<V4>(&Tuple { src_port: 5556, ..tuple });
+    assert_eq!(policed(&mut steer, &v4(VIP4, TCP, &ports(5556, 443))), 0);
     drop(steer);
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     steer.sync(&steering(60)).unwrap();
@@ -277,6 +317,41 @@ fn privileged_packets_in_several_buffers_are_known_too() {
             });
         }
         assert_eq!((policed(20), policed(1000)), (0, 0), "established");
+    }
+    steer.detach().unwrap();
+}
+
+/// In such packets ports are read only where they must be: what stands there in others is nobody's flow.
+#[test]
+fn privileged_packets_in_several_buffers_are_charged_where_ports_are_elsewhere() {
+    if !privileged("privileged_packets_in_several_buffers_are_charged_where_ports_are_elsewhere") {
+        return;
+    }
+    let net = Net::new("polodd");
+    ok(&format!("ip -n {} link set peer0 down", net.peer_ns));
+    let mut steer =
+        Steer::open_with(net.run_dir(), &[net.interface(XdpMode::Native)], Options { frags: true }).unwrap();
+    steer.sync(&steering(60)).unwrap();
+    let marks = steer.marks();
+    let [src, dst] = [CLIENT4, VIP4].map(|text| V4::from_ip(text.parse().unwrap()).unwrap());
+    for (src_port, dst_port) in [(5555, 443), (0x0101, 0x0101)] {
+        marks.mark::<V4>(&Tuple { src, dst, src_port, dst_port, protocol: TCP });
+    }
+    let [src, dst] = [CLIENT6, VIP6].map(|text| V6::from_ip(text.parse().unwrap()).unwrap());
+    // What a fragment header has in the place of ports.
+    marks.mark::<V6>(&Tuple { src, dst, src_port: u16::from(TCP) << 8, dst_port: 1, protocol: 44 });
+    let tcp = ports(5555, 443);
+    for (what, mut packet) in [
+        ("a fragment", frame(&[], &ipv4(CLIENT4, VIP4, TCP, 0, FIRST, &tcp))),
+        ("options", frame(&[], &ipv4(CLIENT4, VIP4, TCP, 4, WHOLE, &tcp))),
+        ("a fragment, IPv6", frame(&[], &ipv6(CLIENT6, VIP6, &[Extension::Fragmented(FIRST)], TCP, &tcp))),
+    ] {
+        packet.resize(9014, 0);
+        let before = steer.counters().unwrap().policed;
+        for _ in 0..RUNS {
+            steer.test_run_split(0, &packet, 20).unwrap();
+        }
+        assert!(steer.counters().unwrap().policed > before, "{what}");
     }
     steer.detach().unwrap();
 }

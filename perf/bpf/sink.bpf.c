@@ -20,7 +20,8 @@ struct books {
 	__u64 reordered;
 	/* Numbers beyond the bits there are: not judged. */
 	__u64 beyond;
-	__u64 latency_max;
+	/* Of packets no pause of the sender's touched, and of those one did. */
+	__u64 latency_max[2];
 };
 
 struct {
@@ -30,10 +31,10 @@ struct {
 	__type(value, struct books);
 } books SEC(".maps");
 
-/* Histogram: 32 buckets per power of two, in nanoseconds. */
+/* Histograms, of untouched packets and of touched ones: 32 buckets per power of two, in nanoseconds. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, LATENCY_BUCKETS);
+	__uint(max_entries, 2 * LATENCY_BUCKETS);
 	__type(key, __u32);
 	__type(value, __u64);
 } latency SEC(".maps");
@@ -68,18 +69,19 @@ INLINE __u32 log2(__u64 value)
 	return bits;
 }
 
-INLINE void note_latency(struct books *book, __u64 nanos)
+INLINE void note_latency(struct books *book, __u64 nanos, __u32 touched)
 {
 	__u32 bucket = nanos;
-	__u64 *count;
+	__u64 *count, *longest = touched ? &book->latency_max[1] : &book->latency_max[0];
 
-	if (nanos > book->latency_max)
-		book->latency_max = nanos;
+	if (nanos > *longest)
+		*longest = nanos;
 	if (nanos >> LATENCY_BITS) {
 		__u32 shift = log2(nanos) - LATENCY_BITS;
 
 		bucket = ((shift + 1) << LATENCY_BITS) + ((__u32)(nanos >> shift) & ((1 << LATENCY_BITS) - 1));
 	}
+	bucket += touched ? LATENCY_BUCKETS : 0;
 	count = bpf_map_lookup_elem(&latency, &bucket);
 	if (count)
 		++*count;
@@ -90,7 +92,7 @@ INLINE void note(struct books *book, const __u8 *stamp)
 	__u32 number = be32(*(__be32 *)(stamp + STAMP_NUMBER));
 	__u32 flow = be32(*(__be32 *)(stamp + STAMP_FLOW));
 	__u64 now, intended, bit;
-	__u32 sample = number >> sample_shift, word = sample / 64;
+	__u32 sample = number >> sample_shift, word = sample / 64, touched;
 	__u64 *bits;
 	__u32 *last;
 
@@ -118,7 +120,9 @@ INLINE void note(struct books *book, const __u8 *stamp)
 	}
 	now = bpf_ktime_get_boot_ns();
 	intended = be64(*(__be64 *)(stamp + STAMP_INTENDED));
-	note_latency(book, now > intended ? now - intended : 1);
+	touched = intended >> 63;
+	intended &= ~STAMP_TOUCHED;
+	note_latency(book, now > intended ? now - intended : 1, touched);
 }
 
 INLINE void swap16(__u8 *at)

@@ -39,6 +39,8 @@ static __u64 (*bpf_ktime_get_boot_ns)(void) = (void *)BPF_FUNC_ktime_get_boot_ns
 #define STAMP_NUMBER 0
 #define STAMP_FLOW 4
 #define STAMP_INTENDED 8
+/* A bit of the time it was due. */
+#define STAMP_TOUCHED (1ULL << 63)
 
 /* Sum of 16-bit words to an Internet checksum, not complemented. */
 INLINE __u16 fold(__u64 sum)

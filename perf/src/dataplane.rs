@@ -110,6 +110,11 @@ impl Dataplane {
     /// SIGTERM, and waits for a clean end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.ended()
+    }
+
+    /// Waits for an end it was asked for, or has reason for.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + STOP_PATIENCE;
         let process = self.process.as_mut().context("it does not run")?;
         loop {
@@ -117,7 +122,7 @@ impl Dataplane {
                 self.process = None;
                 return Ok(status);
             }
-            ensure!(Instant::now() < deadline, "it does not end on SIGTERM\n{}", self.log_tail());
+            ensure!(Instant::now() < deadline, "it does not end\n{}", self.log_tail());
             std::thread::sleep(POLL);
         }
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use penstock_configs::desired::Protocol;
+use penstock_configs::file::ConfigFile;
 use penstock_perf::clients::hold::Hold;
 use penstock_perf::clients::http::{self, Volley};
 use penstock_perf::clients::icmp;
@@ -203,7 +204,11 @@ fn privileged_backend_removal_hurts_only_its_own_flows() {
     }
     let mut rig = rig(Lab::builder());
     let hold = Hold::open(rig.client(), rig.vip(false), 300).expect("connections");
-    rig.reconfigure(|config| config::without_node(config, "node1")).expect("a reload");
+    let remove = |config: &mut ConfigFile| {
+        config::without_node(config, "node1");
+        config.nodes.retain(|node| node.name != "node1");
+    };
+    rig.reconfigure(remove).expect("a reload");
     let status = rig.dataplane.status().expect("a status");
     let service = status.services.iter().find(|service| service.name == "web").expect("the web service");
     let (lost, size) = (service.disrupted, service.table_size);
@@ -223,6 +228,8 @@ fn privileged_backend_removal_hurts_only_its_own_flows() {
     let tally = Volley::new(rig.vip(false), 300).run(rig.client(), |_| {});
     assert_eq!((tally.answered(), tally.failed()), (300, 0), "{tally:?}");
     assert!(!tally.by_node.contains_key("node1"), "{tally:?}");
+    let notices = rig.dataplane.status().expect("a status").notices;
+    assert!(!notices.iter().any(|notice| notice.contains("node ")), "nothing is amiss with a node: {notices:?}");
     drop(hold);
     rig.settle().expect("a balanced ledger");
 }

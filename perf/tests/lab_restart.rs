@@ -82,3 +82,45 @@ fn privileged_a_clean_restart_keeps_flows() {
     drop(hold);
     rig.finish().expect("a clean end");
 }
+
+/// A driver loaded anew, a veth made again: the device comes back under its name, the sockets do not. The process ends by
+/// itself, for systemd to start it again, and the next one serves the same flows. A device that is only gone ends nothing.
+#[test]
+fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
+    if !privilege::require("privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it") {
+        return;
+    }
+    let mut rig = Rig::start(Lab::builder(), |_| {}).expect("a lab with a dataplane");
+    let hold = Hold::open(rig.client(), rig.vip(false), 20).expect("connections");
+    let (the_box, client) = (rig.lab.the_box.clone(), rig.lab.clients[0].clone());
+    let [port, _] = rig.lab.box_interfaces()[..] else { panic!("two arms") };
+    let addresses = the_box.sh(&format!("ip -o -4 address show dev {port}")).expect("addresses");
+    let gateway = addresses.split_whitespace().nth(3).expect("an address").to_owned();
+    let link = client.ns.sh("ip -o link show dev eth0").expect("a link");
+    let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC").to_owned();
+
+    the_box.sh(&format!("ip link delete {port}")).expect("deleted");
+    std::thread::sleep(Duration::from_millis(1500));
+    let status = rig.dataplane.status().expect("it goes on without");
+    assert!(status.notices.iter().any(|notice| notice.contains("no packet is steered")), "{:?}", status.notices);
+    let queues = "numrxqueues 4 numtxqueues 4";
+    let made = format!(
+        "ip link add {port} {queues} type veth peer name eth0 address {mac} netns {} {queues}",
+        client.ns.name()
+    );
+    the_box.sh(&made).expect("made anew");
+    the_box.sh(&format!("ip address add {gateway} dev {port}")).expect("an address");
+    the_box.sh(&format!("ip link set {port} up")).expect("up");
+    client.ns.sh("ethtool -K eth0 tx off").expect("no checksums left to a NIC");
+    client.ns.sh(&format!("ip address add {}/24 dev eth0", client.addr.v4)).expect("an address");
+    client.ns.sh("ip link set eth0 up").expect("up");
+    let via = gateway.split('/').next().expect("an address");
+    client.ns.sh(&format!("ip route add default via {via}")).expect("a route");
+
+    assert_eq!(rig.dataplane.ended().expect("it ends by itself").code(), Some(1));
+    assert!(rig.dataplane.log_tail().contains(&format!("{port}: the device was made anew")), "it says why");
+    rig.dataplane.start_again().expect("a second start");
+    for (held, first) in hold.ask_all(Duration::from_secs(15)).expect("answers").iter().zip(&hold.first) {
+        assert_eq!(held.outcome, first.outcome, "{}", held.local);
+    }
+}

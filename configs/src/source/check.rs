@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use super::tree::{Entry, Tree, Value};
 use crate::fault::Fault;
+use crate::file::SCHEMA_VERSION;
 use crate::nearest::nearest;
 use crate::schema::{Shape, Table, Text, placeholder};
 
@@ -147,6 +148,7 @@ impl Walk {
     fn missing(&mut self, shape: &Shape, key: &str, line: Option<usize>) {
         let remedy = match shape {
             Shape::List(inner) if matches!(**inner, Shape::Table(_)) => format!("add a [[{key}]] table"),
+            _ if key == "version" => format!("add version = {SCHEMA_VERSION}"),
             _ => format!("add {key} = {}", example(shape)),
         };
         self.fault(line, "is missing".into(), remedy);

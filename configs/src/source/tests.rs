@@ -116,7 +116,7 @@ fn what_is_missing_is_named_at_the_header_of_its_table() {
         faults("[[port]]\nxdp = \"auto\"\n\n[[service]]\nname = \"web\"\nport = 80\n"),
         [
             "1: port[0].interface: is missing; add interface = a text in quotes",
-            "1: version: is missing; add version = a number from 0 to 4294967295",
+            "1: version: is missing; add version = 1",
             "4: service[0] \"web\".vip: is missing; add vip = an address in quotes, such as \"192.0.2.10\"",
             "4: service[0] \"web\".protocol: is missing; add protocol = one of \"tcp\", \"udp\", \"sctp\"",
         ]

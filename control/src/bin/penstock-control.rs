@@ -20,6 +20,8 @@ use tracing::{error, info, warn};
 
 #[derive(Debug, Parser)]
 #[command(version, about = "Kubernetes Services and health checks for a Penstock box")]
+#[command(after_help = "Logs go to standard error; PENSTOCK_LOG=debug says more.\n\
+                        Exit codes: 0 stopped, 1 it failed, 2 the configuration or command line is at fault.")]
 struct Arguments {
     /// The configuration; a missing file at the default place means: no Kubernetes, defaults for the rest
     #[arg(long, default_value = DEFAULT_CONFIG)]
@@ -43,7 +45,7 @@ const DEFAULT_CONFIG: &str = "/etc/penstock/control.toml";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOGGED.into());
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| LOGGED.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -52,9 +54,13 @@ fn main() -> ExitCode {
     match execute(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
+            // As `penstock check`: 2 says that the file is at fault. Its error names its cause itself.
+            if fault.is::<penstock_control::config::ConfigError>() {
+                error!("{fault}");
+                return ExitCode::from(2);
+            }
             error!("{fault:#}");
-            // As `penstock check`: 2 says that the file is at fault.
-            if fault.is::<penstock_control::config::ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            ExitCode::FAILURE
         }
     }
 }
@@ -188,7 +194,8 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
                 Some(query) = queries.recv() => { let _ = ask.send(query).await; }
                 _ = look.tick() => if cluster::fingerprint(&context.kubernetes) != fingerprint {
                     info!("the credentials have changed: connecting anew");
-                    end.send_replace(true);
+                    // No farewell: the Lease is kept, and with it the addresses; the next run takes it over as its own.
+                    run.abort();
                 },
                 _ = shutdown.changed() => { end.send_replace(true); }
             }

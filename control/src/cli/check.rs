@@ -20,6 +20,7 @@ const SERVICES_SHOWN: usize = 40;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
+    /// A config file (TOML), as `penstock-dataplane --config` takes
     #[arg(value_name = "FILE")]
     pub(super) file: PathBuf,
     /// Nothing but faults

@@ -39,8 +39,8 @@ pub(super) struct UndrainArguments {
 
 #[derive(Debug, Args)]
 pub(super) struct DetachArguments {
-    /// Passed on to `penstock-dataplane detach`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// As `penstock-dataplane detach` takes them: --run-dir DIR, where box.run_dir is not /run/penstock
+    #[arg(value_name = "OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
     rest: Vec<String>,
 }
 

@@ -1,5 +1,6 @@
 //! `penstock status`: the box on one screen, what deserves attention first in colour.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub(super) struct Arguments {
     /// Only services whose name, owner or VIP contains this
     #[arg(value_name = "TEXT")]
     only: Option<String>,
-    /// Every service and every backend
+    /// Every service, backend and notice
     #[arg(short, long)]
     all: bool,
 }
@@ -51,7 +52,9 @@ pub(super) async fn run(dataplane: &Dataplane, control: &Control, screen: &Scree
         if arguments.json {
             screen.print(&(serde_json::to_string_pretty(&status)? + "\n"))?;
         } else {
-            let clear = if arguments.watch.is_some() { super::top::CLEAR } else { "" };
+            // A pipe gets one screen after another.
+            let redraw = arguments.watch.is_some() && screen.height.is_some();
+            let clear = if redraw { super::top::CLEAR } else { "" };
             let cluster = cluster(control, &status, screen).await;
             screen.print(&format!("{clear}{}", render(&status, &cluster, screen, arguments.all)))?;
         }
@@ -90,7 +93,7 @@ fn render(status: &Status, cluster: &str, screen: &Screen, all: bool) -> String 
     section("SNAT ports, the fullest", snat(&status.snat, screen, all));
     section("Owners", owners(&status.owners, screen));
     section("Kubernetes", cluster.to_owned());
-    section("Notices", notices(&status.notices, screen));
+    section("Notices", notices(&status.notices, screen, all));
     out
 }
 
@@ -324,6 +327,7 @@ fn state(service: &ServiceStatus, backend: &BackendStatus) -> Cell {
         BackendState::Down => ("down", Style::Bad),
         BackendState::Draining => ("draining", Style::Warn),
         BackendState::Active if !backend.reachable => ("no neighbour", Style::Bad),
+        BackendState::Active if !backend.reason.is_empty() => ("active", Style::Warn),
         BackendState::Active => ("active", Style::Good),
     };
     let starts = backend.state == BackendState::Active && (1..100).contains(&backend.effective);
@@ -380,6 +384,57 @@ fn owners(owners: &[OwnerStatus], screen: &Screen) -> String {
     if owners.is_empty() { String::new() } else { table.render(screen) + &refusals }
 }
 
-fn notices(notices: &[String], screen: &Screen) -> String {
-    notices.iter().map(|notice| screen.wrap("- ", notice) + "\n").collect()
+/// Of notices that differ in names and numbers only: a lost route is one for every node behind it.
+const ALIKE_SHOWN: usize = 3;
+
+fn notices(notices: &[String], screen: &Screen, all: bool) -> String {
+    // Words with a digit are what alike ones differ in: addresses, ports, counts.
+    let shape = |notice: &String| -> Vec<String> {
+        let words =
+            notice.split_whitespace().map(|word| if word.contains(|c: char| c.is_ascii_digit()) { "#" } else { word });
+        words.map(str::to_owned).collect()
+    };
+    let mut left: HashMap<Vec<String>, usize> = HashMap::new();
+    for notice in notices {
+        *left.entry(shape(notice)).or_default() += 1;
+    }
+    let mut shown: HashMap<Vec<String>, usize> = HashMap::new();
+    let mut out = String::new();
+    for notice in notices {
+        let shape = shape(notice);
+        let shown = shown.entry(shape.clone()).or_default();
+        *shown += 1;
+        if all || *shown <= ALIKE_SHOWN {
+            for (index, line) in notice.lines().enumerate() {
+                out.push_str(&screen.wrap(if index == 0 { "- " } else { "  " }, line));
+                out.push('\n');
+            }
+        } else if *shown == ALIKE_SHOWN + 1 {
+            let _ = writeln!(out, "- ... and {} more like it; `penstock status --all`", left[&shape] - ALIKE_SHOWN);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_alike_are_folded_and_lines_are_kept() {
+        let screen = Screen { width: Some(80), height: None, colors: false };
+        let mut list: Vec<String> = (1..=200).map(|node| format!("node 10.0.0.{node} has no route")).collect();
+        list.insert(100, "lb.toml: refused, what ran before goes on:\nlb.toml:3: one; mend it\nlb.toml:9: two".into());
+        let expected = "\
+- node 10.0.0.1 has no route
+- node 10.0.0.2 has no route
+- node 10.0.0.3 has no route
+- ... and 197 more like it; `penstock status --all`
+- lb.toml: refused, what ran before goes on:
+  lb.toml:3: one; mend it
+  lb.toml:9: two
+";
+        assert_eq!(notices(&list, &screen, false), expected);
+        assert_eq!(notices(&list, &screen, true).lines().count(), 203);
+    }
 }

@@ -260,14 +260,15 @@ impl Board {
     #[must_use]
     pub fn view(&self) -> HealthView {
         let panicking = self.panicking();
-        let mut overlay: BTreeMap<(IpAddr, Option<u16>), (BackendState, &str)> = BTreeMap::new();
+        let mut overlay: BTreeMap<(IpAddr, Option<u16>), Shown<'_>> = BTreeMap::new();
         for entry in self.entries.values() {
             let state = entry.shown(panicking.get(&entry.target.group));
+            let shown = Shown { state, reason: &entry.reason, doubted: state != entry.state };
             for port in &entry.target.covers {
-                let place = overlay.entry((entry.target.address, *port)).or_insert((state, &entry.reason));
+                let place = overlay.entry((entry.target.address, *port)).or_insert(shown);
                 // Two checks of one place: the worse one is right.
-                if severity(state) > severity(place.0) {
-                    *place = (state, &entry.reason);
+                if (severity(shown.state), shown.doubted) > (severity(place.state), place.doubted) {
+                    *place = shown;
                 }
             }
         }
@@ -366,17 +367,31 @@ fn severity(state: BackendState) -> u8 {
     }
 }
 
-/// A backend that is not named is up; so only what is not, and the ports that are while their node is not.
-fn worth_telling(overlay: &BTreeMap<(IpAddr, Option<u16>), (BackendState, &str)>) -> Vec<BackendHealth> {
-    let is_out = |address: &IpAddr| overlay.get(&(*address, None)).is_some_and(|(s, _)| *s != BackendState::Active);
+/// What is told of a place, and why; doubted: its check says otherwise.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    state: BackendState,
+    reason: &'a str,
+    doubted: bool,
+}
+
+/// A backend that is not named is up; so only what is not, the ports that are while their node is not, and for people
+/// what is used against its check.
+fn worth_telling(overlay: &BTreeMap<(IpAddr, Option<u16>), Shown<'_>>) -> Vec<BackendHealth> {
+    let is_out = |place: &Shown<'_>| place.state != BackendState::Active;
+    let node_is_out = |address: &IpAddr| overlay.get(&(*address, None)).is_some_and(is_out);
     overlay
         .iter()
-        .filter(|((address, port), (state, _))| *state != BackendState::Active || (port.is_some() && is_out(address)))
-        .map(|((address, port), (state, reason))| BackendHealth {
+        .filter(|((address, port), place)| is_out(place) || place.doubted || (port.is_some() && node_is_out(address)))
+        .map(|((address, port), place)| BackendHealth {
             address: *address,
             port: *port,
-            state: *state,
-            reason: (*reason).to_owned(),
+            state: place.state,
+            reason: if place.doubted {
+                format!("{}; used all the same, too few would be left (health.panic_threshold)", place.reason)
+            } else {
+                place.reason.to_owned()
+            },
         })
         .collect()
 }

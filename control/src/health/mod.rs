@@ -150,6 +150,11 @@ impl Checker {
             self.dirty_since = None;
             let view = self.board.view();
             debug!(targets = view.targets.len(), panicking = view.panicking.len(), "health");
+            for group in view.panicking.iter().filter(|group| !self.view.borrow().panicking.contains(group)) {
+                warn!(
+                    "{group}: so few pass their checks that these are not believed: all are used (health.panic_threshold)"
+                );
+            }
             self.view.send_replace(Arc::new(view));
         }
     }

@@ -16,6 +16,8 @@ pub const EXPOSE: &str = "penstock.dev/expose";
 pub const VIP: &str = "penstock.dev/vip";
 pub const STICKY: &str = "penstock.dev/sticky";
 pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const SHARE_KEYS: [&str; 3] =
+    ["penstock.dev/share-key", "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
 pub(super) const DOMAIN: &str = "penstock.dev/";
 /// What a Service may say below our domain; each has an example in `configs/kubernetes/services.yaml`.
 pub const ANNOTATIONS: [&str; 17] = [
@@ -91,6 +93,13 @@ pub fn is_wanted(spec: &ServiceSpec, config: &KubernetesConfig) -> bool {
 #[must_use]
 pub fn is_exposed(spec: &ServiceSpec) -> bool {
     spec.kind != ServiceType::LoadBalancer && spec.annotations.get(EXPOSE).is_some_and(|v| v.trim() == "true")
+}
+
+/// The key under which a Service shares its address; empty: it does not.
+#[must_use]
+pub fn share_key(spec: &ServiceSpec) -> &str {
+    let said = SHARE_KEYS.iter().find_map(|key| spec.annotations.get(*key));
+    said.map_or("", |key| key.trim())
 }
 
 /// An annotation that we read.

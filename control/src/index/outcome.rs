@@ -166,9 +166,16 @@ fn three(
         kind,
         status,
         reason: reason.to_owned(),
-        message: message.to_owned(),
+        message: shortened(message).to_owned(),
     };
     vec![condition(SERVING, serving), condition(PROVISIONING, provisioning), condition(DEGRADED, degraded)]
+}
+
+/// A person's annotation and a refusal's faults may be longer than what the API takes: 32,768 bytes in a condition,
+/// 1,024 in an Event's note; one text too long would cost all of the status.
+#[must_use]
+pub fn shortened(text: &str) -> &str {
+    &text[..text.floor_char_boundary(1000)]
 }
 
 /// Whether the status already says it. Times are no difference.

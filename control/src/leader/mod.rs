@@ -3,7 +3,8 @@
 //! The rules are client-go's (a silent leader is believed for the lease's duration by the *observer's* clock; writes
 //! are made only with the resourceVersion that was read). Some things are our own:
 //!
-//! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one.
+//! - `leaseTransitions` is the fencing term. It goes with every snapshot, and a dataplane refuses an older one. So it
+//!   must not begin anew where somebody deletes the Lease: it never falls behind the clock ([`next_transitions`]).
 //! - The identity is the box's name. A restarted process takes its own Lease over at once, with a new term that fences
 //!   off the process before it: a restart must not leave the addresses without an answer for a lease's duration.
 //! - A leader that cannot renew stops writing to the API, but goes on announcing until it sees another holder: when
@@ -71,6 +72,8 @@ struct Candidate {
     /// There is a dataplane to serve with.
     fit: bool,
     yielded: Option<Instant>,
+    /// The most transitions seen: the next term is above it, whatever becomes of the Lease.
+    newest: i32,
 }
 
 impl Candidate {
@@ -109,6 +112,15 @@ fn term_of(lease: &Lease) -> u64 {
     u64::try_from(transitions).unwrap_or(0) + 1
 }
 
+/// One more, and at least the seconds since 2020: more than a Lease before it that nobody remembers can have come to,
+/// unless leaders changed every second, so that dataplanes take a new Lease's leader for what it is. (An `i32` of them
+/// lasts until 2088.)
+fn next_transitions(before: i32, now: Timestamp) -> i32 {
+    const YEAR_2020: i64 = 1_577_836_800;
+    let seconds = i32::try_from(now.as_second() - YEAR_2020).unwrap_or(0);
+    before.saturating_add(1).max(seconds)
+}
+
 /// Runs until `shutdown`, then gives the Lease up so that another box need not wait.
 pub async fn elect(
     client: kube::Client,
@@ -122,8 +134,9 @@ pub async fn elect(
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let retry = Duration::from_secs_f64(config.retry);
     let deadline = Duration::from_secs_f64(config.renew_deadline);
-    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None };
+    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None, newest: 0 };
     let mut renewed = Instant::now();
+    let mut said = String::new();
     while !*shutdown.borrow() {
         let began = Instant::now();
         candidate.fit = *fit.borrow();
@@ -133,10 +146,16 @@ pub async fn elect(
             Ok(Ok(lease)) => {
                 // From before the request: the server may have written it as early as that.
                 renewed = began;
+                said.clear();
                 publish(&roles, &candidate, &lease);
             }
             Ok(Err(error)) => {
-                tracing::debug!("Lease: {}", crate::sync::api_error(&error));
+                let why = crate::sync::api_error(&error);
+                // Without it nothing is written or sent: who leads is not known. A conflict is somebody faster.
+                if why != said && !matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                    warn!("the Lease {namespace}/{}: {why}", config.lease);
+                    said = why;
+                }
                 step_down(&roles, renewed, deadline);
             }
             Err(_) => step_down(&roles, renewed, deadline),
@@ -155,6 +174,8 @@ pub async fn elect(
 
 async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidate) -> Result<Lease, kube::Error> {
     let lease = api.get_opt(&config.lease).await?;
+    let transitions = lease.as_ref().and_then(|lease| lease.spec.as_ref()?.lease_transitions);
+    candidate.newest = candidate.newest.max(transitions.unwrap_or(0));
     let now = MicroTime(Timestamp::now());
     // Whole seconds in the API; never 0.
     let seconds = (config.duration.ceil() as i32).max(1);
@@ -175,7 +196,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         }
         (Move::Take, Some(mut lease)) => {
             let spec = lease.spec.get_or_insert_default();
-            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(1));
+            spec.lease_transitions = Some(next_transitions(candidate.newest, now.0));
             spec.holder_identity = Some(candidate.name.clone());
             spec.acquire_time = Some(now.clone());
             spec.renew_time = Some(now);
@@ -187,7 +208,7 @@ async fn round(api: &Api<Lease>, config: &LeaderConfig, candidate: &mut Candidat
         (_, None) | (Move::Create, _) => {
             let spec = LeaseSpec {
                 holder_identity: Some(candidate.name.clone()),
-                lease_transitions: Some(0),
+                lease_transitions: Some(next_transitions(candidate.newest, now.0)),
                 acquire_time: Some(now.clone()),
                 renew_time: Some(now),
                 lease_duration_seconds: Some(seconds),
@@ -255,7 +276,7 @@ mod tests {
     }
 
     fn candidate(led: Option<u64>) -> Candidate {
-        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None }
+        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None, newest: 0 }
     }
 
     #[test]
@@ -294,6 +315,15 @@ mod tests {
         a.fit = true;
         assert_eq!(a.judge(Some(&lease("box-a", 4, 20)), after(152)), Move::Renew);
         assert_eq!(candidate(None).judge(Some(&lease("", 3, 0)), start), Move::Take, "who can serve takes it at once");
+    }
+
+    #[test]
+    fn a_new_lease_begins_after_any_that_nobody_remembers() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let deleted = (0..60).fold(0, |before, _| next_transitions(before, at("2026-01-01T00:00:00Z")));
+        assert!(next_transitions(0, at("2026-01-01T00:01:01Z")) > deleted);
+        assert_eq!(next_transitions(deleted, at("2020-01-01T00:00:00Z")), deleted + 1, "whatever the clock says");
+        assert_eq!(next_transitions(7, at("1970-01-01T00:00:00Z")), 8);
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Controller {
     fn seed(&self, allocator: &mut Allocator<'_>) {
         for record in self.index.records.values() {
             let held = record.held_for.as_ref().map(|h| (h.namespace.clone(), h.name.clone()));
-            allocator.seed(record.address, &record.share_key, self.usages(&record.claims), held);
+            allocator.seed(record.address, self.share_key_of(record), self.usages(&record.claims), held);
         }
         for (address, spec) in &self.records_in_flight {
             if self.index.records.get(address).is_none() {
@@ -83,6 +83,17 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// What those who use an address allow now; the record only says what they allowed when it was written.
+    fn share_key_of<'a>(&'a self, record: &'a RecordInfo) -> &'a str {
+        let said = |claim: &Claim| {
+            let info = self.index.services.get(&ServiceKey::new(&claim.namespace, &claim.name))?;
+            (*info.spec.uid == *claim.uid).then(|| ask::share_key(&info.spec))
+        };
+        let mut keys = record.claims.iter().filter_map(said);
+        let Some(first) = keys.next() else { return &record.share_key };
+        if keys.all(|key| key == first) { first } else { "" }
     }
 
     fn usages(&self, claims: &[Claim]) -> Vec<Usage> {

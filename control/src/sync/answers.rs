@@ -37,18 +37,23 @@ impl Controller {
         let work = self.work.entry(job.key.clone()).or_default();
         work.in_flight = work.in_flight.saturating_sub(1);
         self.touched.insert(job.key.clone());
+        // What became of a write to a Service that is no more says nothing of the one that has its name now.
+        let is_current = work.uid == job.uid;
         match result {
             Ok(object) => {
-                work.failures = 0;
-                work.not_before = None;
-                if let Step::Status(wanted) = &job.step {
-                    work.written = Some(wanted.clone());
+                if is_current {
+                    work.failures = 0;
+                    work.not_before = None;
+                    if let Step::Status(wanted) = &job.step {
+                        work.written = Some(wanted.clone());
+                    }
                 }
                 notes.extend(job.notes);
                 if let Some(object) = object {
                     self.on_update(index::wrote_service(*object, &self.kubernetes), now);
                 }
             }
+            Err(error) if !is_current => tracing::debug!(service = %job.key, "{}", api_error(&error)),
             Err(error) => {
                 // What the server will not have now it will not have in a moment either.
                 let failures = if is_final(&error) { u32::MAX } else { work.failures };

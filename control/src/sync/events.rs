@@ -17,14 +17,13 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::index::ServiceKey;
+use crate::index::outcome::shortened;
 
 /// As upstream's correlator: the same Event within this time is one series.
 const SAME: Duration = Duration::from_secs(600);
 /// Writes of one series: the first, then at most one in this time.
 const QUIET: Duration = Duration::from_secs(30);
 const KEPT: usize = 20_000;
-/// `note` has at most 1 kB in the API.
-const NOTE: usize = 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Note {
@@ -91,11 +90,6 @@ pub(super) async fn record(client: kube::Client, instance: String, mut notes: mp
 
 fn event(note: &Note, instance: &str) -> Event {
     let now = Timestamp::now();
-    let mut message = note.message.clone();
-    if message.len() > NOTE {
-        let end = (0..=NOTE).rev().find(|i| message.is_char_boundary(*i)).unwrap_or(0);
-        message.truncate(end);
-    }
     Event {
         // Unique as upstream makes it: the object's name and the time.
         metadata: ObjectMeta {
@@ -105,7 +99,7 @@ fn event(note: &Note, instance: &str) -> Event {
         },
         action: Some(note.reason.to_owned()),
         reason: Some(note.reason.to_owned()),
-        note: Some(message),
+        note: Some(shortened(&note.message).to_owned()),
         type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
         event_time: Some(MicroTime(now)),
         regarding: Some(ObjectReference {

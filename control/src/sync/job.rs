@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
 use serde_json::{Map, Value, json};
 
 use super::events::Note;
@@ -107,9 +108,17 @@ pub(super) async fn perform(client: kube::Client, job: Job) -> Done {
 fn or_gone<T>(result: Result<T, kube::Error>) -> Result<Option<Box<T>>, kube::Error> {
     match result {
         Ok(object) => Ok(Some(Box::new(object))),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 || is_anothers(&status) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A patch whose uid is not the object's is no conflict for the API server: it would change what is immutable. An apply
+/// that names a uid where there is no object is one, and not NotFound.
+fn is_anothers(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| &details.causes);
+    status.code == 422 && causes.into_iter().flatten().any(|cause| cause.field == "metadata.uid")
+        || status.code == 409 && status.message.contains("uid mismatch")
 }
 
 fn params() -> PatchParams {
@@ -227,8 +236,8 @@ fn nulls(status: &impl serde::Serialize) -> Value {
 impl Job {
     /// As if it had failed: whether the server did it after all, the watch will tell.
     #[must_use]
-    pub fn timed_out(self) -> Done {
-        let late = || kube::Error::Service("no answer in time".into());
+    pub fn given_up(self, why: &str) -> Done {
+        let late = || kube::Error::Service(why.into());
         match self {
             Self::Service(job) => Done::Service { job, result: Err(late()) },
             Self::Record(job) => Done::Record { job, result: Err(late()) },

@@ -36,7 +36,7 @@ use self::driver::drive;
 use self::feed::{Input, feed};
 use self::job::Done;
 use crate::config::{ControlConfig, KubernetesConfig};
-use crate::crd::{VipBoxSpec, VipBoxStatus};
+use crate::crd::{VipBox, VipBoxSpec, VipBoxStatus};
 use crate::dataplane::Dataplane;
 use crate::index;
 use crate::leader::{Role, elect};
@@ -402,11 +402,17 @@ impl Loop {
         let (client, permits, done) = (self.client.clone(), self.permits.clone(), self.done_tx.clone());
         let patience = Duration::from_secs(30);
         let backup = job.clone();
+        let roles = self.roles.clone();
         tokio::spawn(async move {
             let Ok(_permit) = permits.acquire().await else { return };
+            // It may have waited for longer than this box has led.
+            if !roles.borrow().leader && !matches!(job, job::Job::Box { .. }) {
+                let _ = done.send(backup.given_up("this box leads no longer")).await;
+                return;
+            }
             let result = match tokio::time::timeout(patience, job::perform(client, job)).await {
                 Ok(result) => result,
-                Err(_) => backup.timed_out(),
+                Err(_) => backup.given_up("no answer in time"),
             };
             let _ = done.send(result).await;
         });
@@ -436,7 +442,7 @@ impl Loop {
             acknowledged: if progress.trouble.is_none() { progress.generation } else { 0 },
             digest: format!("{:016x}", progress.digest),
             services: progress.programmed.len() as u64,
-            fault: progress.trouble.clone(),
+            fault: progress.trouble.as_deref().map(|trouble| index::outcome::shortened(trouble).to_owned()),
             last_seen: String::new(),
         };
         let heartbeat = self.heartbeat();
@@ -454,7 +460,7 @@ impl Loop {
         let seconds = k8s_openapi::jiff::Timestamp::now().as_second();
         status.last_seen = k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string();
         let spec = VipBoxSpec { owner: self.kubernetes.owner.clone(), node: self.kubernetes.own_node.clone() };
-        self.spawn(job::Job::Box { name: format!("{}.{}", self.name, self.kubernetes.owner), spec, status });
+        self.spawn(job::Job::Box { name: VipBox::name_of(&self.name, &self.kubernetes.owner), spec, status });
     }
 
     fn publish_metrics(&mut self, now: Instant) {

@@ -29,6 +29,11 @@ impl Controller {
         if work.uid != plan.uid {
             *work = Work { uid: plan.uid.clone(), in_flight: work.in_flight, ..Work::default() };
         }
+        if plan.stage != Stage::Leaving {
+            // It may leave and come back: the next farewell has its whole time again.
+            work.leaving_since = None;
+            work.forced = false;
+        }
         if work.in_flight > 0 {
             return;
         }

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use penstock_configs::desired::Announce;
-use penstock_perf::apiserver::Fault;
+use penstock_perf::apiserver::{ApiError, Fault};
 use serde_json::{Value, json};
 
-use rig::{Control, OURS, V1, cluster, condition, events, get, ingress, node, records, service, until};
+use rig::{Control, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service, until};
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
@@ -173,6 +173,73 @@ async fn a_410_in_the_stream_leads_to_a_new_list() {
 }
 
 #[tokio::test]
+async fn an_error_in_the_stream_that_stays_leads_to_a_new_list() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.forget_requests();
+    // From here the watch cannot go on, however often it is begun.
+    server.fault(Fault::on("watch", "services").error_in_stream(ApiError::internal()));
+    server.drop_connections();
+    until("the watch begins anew", || server.count("watch", "services") > 0).await;
+    still_serves(&server, "after").await;
+    assert!(server.count("list", "services") >= 1);
+    server.clear_faults();
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_cluster_restored_from_a_backup_is_listed_anew() {
+    let server = cluster();
+    let address = server.address();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    for i in 0..100 {
+        server.put(&node("a", i)).unwrap();
+    }
+    until("the nodes are known", || control.dataplane.last().nodes[0].addresses[0].to_string() == "10.0.0.99").await;
+    drop(server);
+    let server = cluster_at(address);
+    server.put(&service("after")).unwrap();
+    // By its own revisions it is far behind what control has seen.
+    until("an address", || !ingress(&server, "after").is_empty()).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_does_not_end_the_watch_of_the_others() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.forget_requests();
+    let mut odd = node("odd", 9);
+    odd["metadata"]["annotations"] = json!({"number": 1});
+    server.put_raw(&odd).unwrap();
+    server.put(&node("c", 3)).unwrap();
+    until("the next one", || control.dataplane.last().nodes.len() == 3).await;
+    assert_eq!(server.count("list", "nodes"), 0);
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn watches_that_somebody_closes_at_once_are_no_hot_loop() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "before").await;
+    server.fault(Fault::on("watch", "").end_at_once());
+    server.drop_connections();
+    server.forget_requests();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = server.count("watch", "");
+    assert!((6..200).contains(&begun), "{begun} watches in two seconds");
+    assert!(control.metrics.text().contains("k8s_client_config_stale_bool 1"), "and it is said");
+    server.clear_faults();
+    still_serves(&server, "after").await;
+    until("recovered", || control.metrics.text().contains("k8s_client_config_stale_bool 0")).await;
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn dropped_answers_conflicts_and_throttling_are_gone_over() {
     let server = cluster();
     let control = Control::start(&server, "box-a").await;
@@ -293,6 +360,60 @@ async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
     still_serves(&server, "again").await;
     assert_eq!(ingress(&server, "web"), ["203.0.113.1"], "no address moved");
     third.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_that_somebody_deletes_fences_nobody_off_for_ever() {
+    let server = cluster();
+    let mut control = Control::start(&server, "box-a").await;
+    for name in ["web", "more", "most"] {
+        still_serves(&server, name).await;
+        let dataplane = control.dataplane.clone();
+        control.stop().await;
+        control = Control::start_with(&server, "box-a", dataplane).await;
+    }
+    still_serves(&server, "last").await;
+    server.delete("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap();
+    still_serves(&server, "after").await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn what_waits_to_be_written_is_not_written_by_a_box_that_leads_no_longer() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
+    server.forget_requests();
+    // As many at a time as there are permits; the rest waits for them.
+    server.fault(Fault::on("patch", "services/status").delay(Duration::from_millis(1500)));
+    for i in 0..100 {
+        server.put(&service(&format!("s{i}"))).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server
+        .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
+            lease["spec"]["holderIdentity"] = json!("box-z");
+            lease["spec"]["leaseDurationSeconds"] = json!(3600);
+        })
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    let written = server.count("patch", "services/status");
+    assert!((1..=32).contains(&written), "{written} patches");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_right_to_the_lease_it_is_said_what_is_missing() {
+    let server = cluster();
+    server.fault(Fault::on("get", "leases").refuse(ApiError::new(403, "Forbidden", "leases is forbidden")));
+    let control = Control::start(&server, "box-a").await;
+    until("asked", || server.count("get", "leases") > 1).await;
+    assert!(control.notices().await.iter().any(|notice| notice.contains("Lease")), "{:?}", control.notices().await);
+    server.clear_faults();
+    still_serves(&server, "web").await;
+    assert!(!control.notices().await.iter().any(|notice| notice.contains("Lease")));
+    control.stop().await;
 }
 
 #[tokio::test]

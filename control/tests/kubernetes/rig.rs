@@ -97,8 +97,12 @@ impl Dataplane for Notes {
 
 /// A cluster with our objects, our rights, a pool and two nodes.
 pub fn cluster() -> ApiServer {
+    cluster_at(([127, 0, 0, 1], 0).into())
+}
+
+pub fn cluster_at(address: std::net::SocketAddr) -> ApiServer {
     let settings = Settings { require_token: true, bookmark_every: Duration::from_millis(200), ..Settings::default() };
-    let server = ApiServer::start(settings).unwrap();
+    let server = ApiServer::start_at(address, settings).unwrap();
     server.put(&json!({"apiVersion": V1, "kind": "Namespace", "metadata": {"name": "penstock-system"}})).unwrap();
     for definition in crd::definitions() {
         server.put(&serde_json::to_value(definition).unwrap()).unwrap();
@@ -174,6 +178,12 @@ impl Control {
     pub async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
+    }
+
+    pub async fn notices(&self) -> Vec<String> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        self.queries.send(Query::Status { reply }).await.unwrap();
+        answer.await.unwrap().notices
     }
 
     pub async fn why(&self, name: &str) -> String {

@@ -18,7 +18,7 @@ use super::engine::{Engine, Snapshots};
 use super::faults::check_name;
 use super::owners::{Judgement, Owners};
 use super::refusal::Refusal;
-use super::store::{Restored, Store, StoreError};
+use super::store::{Restored, Store};
 use super::{faults, overlay};
 
 /// Notices kept; older ones are in the journal.
@@ -60,6 +60,15 @@ struct State {
     notices: Vec<String>,
     /// What the config file's last reading gave reason to say.
     file_notices: Vec<String>,
+    /// What is served and the disk would not take, with its words; tried again until it does.
+    unkept: BTreeMap<Document, String>,
+}
+
+/// A file of the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Document {
+    Owner(String),
+    Drains,
 }
 
 impl AdminHandle {
@@ -216,15 +225,15 @@ impl AdminHandle {
         if let Judgement::Unchanged { epoch } = judgement? {
             self.write().owners.confirm(owner);
             // An earlier write may have failed: say so again rather than claim it is kept.
-            return Ok(self.accepted(generation, epoch, self.0.store.save_owner(owner, &desired)));
+            return Ok(self.accepted(generation, epoch, Some(Document::Owner(owner.to_owned()))));
         }
         snapshots.remove(owner);
         check(&desired, &snapshots)?;
         let desired = Arc::new(desired);
         snapshots.insert(owner.to_owned(), Arc::clone(&desired));
         let epoch = self.publish(&snapshots)?;
-        self.write().owners.accept(owner, Arc::clone(&desired), epoch);
-        Ok(self.accepted(generation, epoch, self.0.store.save_owner(owner, &desired)))
+        self.write().owners.accept(owner, desired, epoch);
+        Ok(self.accepted(generation, epoch, Some(Document::Owner(owner.to_owned()))))
     }
 
     /// `DELETE /v1/desired/{owner}`. A `term`, if given, fences off an old leader; without one the
@@ -251,7 +260,7 @@ impl AdminHandle {
         let epoch = self.publish(&snapshots)?;
         self.write().owners.remove(owner, Instant::now());
         tracing::info!(owner, epoch, "owner deleted");
-        Ok(self.accepted(None, epoch, self.0.store.remove_owner(owner)))
+        Ok(self.accepted(None, epoch, Some(Document::Owner(owner.to_owned()))))
     }
 
     /// `PUT /v1/health`, of one source, in the place of what it said before; the worse of two sources' verdicts holds.
@@ -272,7 +281,7 @@ impl AdminHandle {
             }
             Ok(())
         })?;
-        Ok(self.accepted(None, epoch, Ok(())))
+        Ok(self.accepted(None, epoch, None))
     }
 
     /// `PUT /v1/drain/{target}`, target a node's name or an address.
@@ -303,8 +312,7 @@ impl AdminHandle {
     ) -> Result<Accepted, Refusal> {
         let _writer = self.writer();
         let epoch = self.put_overlays(|overlays, snapshots| change(&mut overlays.drains, snapshots))?;
-        let kept = self.0.store.save_drains(&self.read(|state| state.overlays.drains.clone()));
-        Ok(self.accepted(None, epoch, kept))
+        Ok(self.accepted(None, epoch, Some(Document::Drains)))
     }
 
     /// The caller holds the writer's lock. What changes nothing is not published again: a checker
@@ -337,12 +345,47 @@ impl AdminHandle {
         self.read(|state| overlay::effective(&state.overlays.merged(), &state.overlays.drains, snapshots))
     }
 
-    fn accepted(&self, generation: Option<u64>, epoch: u64, kept: Result<(), StoreError>) -> Accepted {
-        let warnings: Vec<String> = kept.err().map(|error| error.to_string()).into_iter().collect();
-        for warning in &warnings {
-            self.notice(warning.clone());
-        }
+    fn accepted(&self, generation: Option<u64>, epoch: u64, changed: Option<Document>) -> Accepted {
+        let warnings = changed.and_then(|document| self.keep(document)).into_iter().collect();
         Accepted { generation, epoch, acknowledged: self.0.engine.acknowledged() >= epoch, warnings }
+    }
+
+    /// Brings the disk to what is served; what it has against that. The caller holds the writer's lock.
+    fn keep(&self, document: Document) -> Option<String> {
+        let store = &self.0.store;
+        let outcome = match &document {
+            Document::Owner(owner) => match self.desired(owner) {
+                Some(desired) => store.save_owner(owner, &desired),
+                None => store.remove_owner(owner),
+            },
+            Document::Drains => store.save_drains(&self.read(|state| state.overlays.drains.clone())),
+        };
+        let why = outcome.err().map(|error| error.to_string());
+        let mut state = self.write();
+        let before = match &why {
+            Some(why) => state.unkept.insert(document, why.clone()),
+            None => state.unkept.remove(&document),
+        };
+        drop(state);
+        match (&why, before) {
+            (Some(why), before) if before.as_ref() != Some(why) => tracing::warn!("{why}"),
+            (None, Some(before)) => tracing::info!("mended, it is kept now: {before}"),
+            _ => {}
+        }
+        why
+    }
+
+    /// Tries again what the disk would not take. Waits for the disk: call it on a blocking thread.
+    pub fn keep_again(&self) {
+        let _writer = self.writer();
+        for document in self.read(|state| state.unkept.keys().cloned().collect::<Vec<_>>()) {
+            self.keep(document);
+        }
+    }
+
+    #[must_use]
+    pub fn has_unkept(&self) -> bool {
+        self.read(|state| !state.unkept.is_empty())
     }
 
     #[must_use]
@@ -390,7 +433,7 @@ impl AdminHandle {
         let mut state = self.write();
         state.owners.settle(acknowledged);
         status.owners = state.owners.status();
-        status.notices.extend(state.notices.iter().chain(&state.file_notices).cloned());
+        status.notices.extend(state.notices.iter().chain(&state.file_notices).chain(state.unkept.values()).cloned());
         drop(state);
         for (target, drain) in self.drains() {
             if drain.addresses.is_empty() {

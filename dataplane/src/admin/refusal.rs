@@ -55,7 +55,7 @@ pub enum Refusal {
     UnknownTarget { target: String, nearest: Option<String> },
     #[error("`{target}` is the name of different nodes of {owners}; name its address instead")]
     AmbiguousTarget { target: String, owners: String },
-    #[error("`{0}` is not drained; GET /v1/drain lists what is")]
+    #[error("`{0}` is not drained; `penstock drain` (GET /v1/drain) lists what is")]
     NotDrained(String),
     #[error("no such endpoint: {0}; README.md lists them")]
     NoEndpoint(String),

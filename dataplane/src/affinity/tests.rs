@@ -46,7 +46,8 @@ fn time_counts_from_the_last_new_flow() {
 
 #[test]
 fn clients_and_groups_are_apart() {
-    let mut table = table(16);
+    // All in one set.
+    let mut table = table(1);
     table.keep(&client(1), node(1), TIMEOUT, Tick(10));
     let other_group = Client::of::<V4>(0xc633_0001, &Affinity { group: 2, ..affinity(32) });
     assert_eq!(table.find(&other_group, TIMEOUT, Tick(10)), None);
@@ -67,6 +68,42 @@ fn a_prefix_is_one_client() {
     assert_eq!(v4(0xc633_6407, 24), v4(0xc633_64ff, 24));
     assert_ne!(v4(0xc633_6407, 24), v4(0xc633_6507, 24));
     assert_eq!([V4::prefix(u32::MAX, 0), V4::prefix(u32::MAX, 32), V4::prefix(u32::MAX, 1)], [0, u32::MAX, 1 << 31]);
+}
+
+#[test]
+fn who_comes_back_too_late_begins_anew_where_it_was() {
+    let mut table = table(1);
+    for (n, tick) in [(1, 10), (2, 10), (2, 20)] {
+        table.keep(&client(n), node(n), TIMEOUT, Tick(tick));
+    }
+    let again = |table: &AffinityTable<V4>| table.entries[table.place(&client(2)).unwrap()].again;
+    assert!(again(&table));
+    table.keep(&client(2), node(2), TIMEOUT, Tick(1000));
+    assert!(!again(&table), "it is as good as new");
+    assert_eq!((table.used(), table.evicted()), (2, 0));
+    table.check();
+}
+
+#[test]
+fn who_has_to_make_room() {
+    let comes = client(7);
+    let sets = table(16).sets(&comes);
+    assert_ne!(sets[0], sets[1]);
+    let full = |worth: &dyn Fn(usize) -> (bool, u32)| {
+        let mut table = table(16);
+        for (n, at) in sets.into_iter().flat_map(|set| set..set + WAYS).enumerate() {
+            let (again, last) = worth(n);
+            table.entries[at] =
+                Entry { client: n as u32, node: 0, group: 9, last, until: last + TIMEOUT, port: 0, again };
+            table.used += 1;
+        }
+        table.keep(&comes, node(1), TIMEOUT, Tick(50));
+        assert_eq!((table.used(), table.evicted()), (2 * WAYS, 1));
+        let at = table.place(&comes).expect("a place");
+        sets.into_iter().flat_map(|set| set..set + WAYS).position(|place| place == at)
+    };
+    assert_eq!(full(&|n| (n != 6, 10)), Some(6), "who came once, in either set");
+    assert_eq!(full(&|n| (true, 40 - n as u32)), Some(7), "who was away longest");
 }
 
 #[test]
@@ -144,6 +181,7 @@ fn what_is_recalled_is_the_newest() {
     table.recall(&client(1), node(2), TIMEOUT, Tick(970), Tick(1000));
     table.recall(&client(1), node(3), TIMEOUT, Tick(960), Tick(1000));
     table.recall(&client(2), node(4), TIMEOUT, Tick(899), Tick(1000));
+    assert_eq!(table.used(), 1, "one too old takes no place");
     assert_eq!(table.find(&client(1), TIMEOUT, Tick(1070)), Some(node(2)));
     assert_eq!(table.find(&client(1), TIMEOUT, Tick(1071)), None);
     assert_eq!(table.find(&client(2), TIMEOUT, Tick(1000)), None);

@@ -4,24 +4,29 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use penstock_configs::file::ConfigFile;
+use penstock_configs::file::{ConfigFile, Limits};
 use penstock_configs::source;
 use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
 use penstock_dataplane::engine::{Dataplane, Live};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 
 /// The packet path of the box: AF_XDP workers between clients and nodes.
 ///
-/// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
+/// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
 /// SIGHUP, or a change of the file, reloads it; a bad file leaves what runs alone and says why.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "Logs go to standard error; PENSTOCK_LOG=debug says more.\n\
+                  Exit codes: 0 stopped, 1 it failed (trying again may help), 2 the config file or command line is at fault."
+)]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
@@ -53,8 +58,11 @@ enum Command {
     },
 }
 
+/// systemd starts again a tenth of a second after an end. What fails at once, and so again, is tried once a second.
+const SHORTEST_RUN: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let (args, began) = (Args::parse(), Instant::now());
     let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -68,8 +76,20 @@ fn main() -> ExitCode {
         Some(Command::Run) | None => run(&args),
     };
     result.unwrap_or_else(|error| {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", chain(&error));
+        if matches!(args.command, Some(Command::Run) | None) {
+            std::thread::sleep(SHORTEST_RUN.saturating_sub(began.elapsed()));
+        }
         ExitCode::FAILURE
+    })
+}
+
+/// What failed, and why; a message that names its own cause is not followed by it once more.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        told if told.contains(&cause) => text,
+        told => format!("{told}: {cause}"),
     })
 }
 
@@ -89,6 +109,13 @@ fn detach(run_dir: &Path) -> anyhow::Result<()> {
     for what in removed {
         println!("{what}");
     }
+    if penstock_dataplane::engine::is_running(run_dir) {
+        tracing::warn!(
+            "a penstock-dataplane runs with {} and serves nothing now: stop it (systemctl stop penstock-dataplane), or start it \
+             anew to have it serve",
+            run_dir.display()
+        );
+    }
     Ok(())
 }
 
@@ -98,7 +125,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Ok(config) => config,
         Err(faults) => {
             eprintln!("{faults}");
-            return Ok(ExitCode::from(2));
+            return faults_of(&args.config);
         }
     };
     let mut dataplane = Dataplane::prepare(&config)?;
@@ -118,6 +145,17 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     served.and(stopped).map(|()| ExitCode::SUCCESS)
 }
 
+/// 2: the file is at fault, and trying again will not mend it. What only this machine lacks now (an interface whose
+/// driver is slow at boot) is an error like others, after which systemd tries again.
+fn faults_of(path: &Path) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(
+        source::load(path).is_err(),
+        "{}: good by itself, but not for this machine as it is now",
+        path.display()
+    );
+    Ok(ExitCode::from(2))
+}
+
 /// Serves the API and follows the file until a signal says stop.
 async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
     let socket = config.the_box.run_dir.join("dataplane.sock");
@@ -131,6 +169,7 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     let mut file = Watched::new(&args.config, config.clone());
+    let mut keeping: Option<JoinHandle<()>> = None;
     tracing::info!(api = %socket.display(), "serving");
     loop {
         tokio::select! {
@@ -139,7 +178,12 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
                 if file.has_changed() {
                     file.reload(admin, dataplane).await;
                 }
-                anyhow::ensure!(dataplane.is_alive(), "a worker has ended; see the lines above");
+                // Not waited for: a disk that hangs must not keep us from signals.
+                if admin.has_unkept() && keeping.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let admin = admin.clone();
+                    keeping = Some(tokio::task::spawn_blocking(move || admin.keep_again()));
+                }
+                anyhow::ensure!(dataplane.is_alive(), "a thread has ended; see the lines above");
                 anyhow::ensure!(!api.is_finished(), "the API on {} has ended", socket.display());
             }
             _ = terminate.recv() => break,
@@ -224,24 +268,23 @@ fn reload(
 }
 
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
-    let mut changed = Vec::new();
-    if old.ports != new.ports {
-        changed.push("port");
-    }
-    if old.workers != new.workers {
-        changed.push("workers");
-    }
-    let maglev =
-        |limits: &penstock_configs::file::Limits| penstock_configs::file::Limits { maglev_size: 0, ..limits.clone() };
-    if maglev(&old.limits) != maglev(&new.limits) {
-        changed.push("limits");
-    }
-    if (&old.the_box.run_dir, &old.the_box.state_dir, old.the_box.probe)
-        != (&new.the_box.run_dir, &new.the_box.state_dir, new.the_box.probe)
-    {
-        changed.push("box");
-    }
-    changed
+    let fixed = |file: &ConfigFile| {
+        let mut ports = file.ports.clone();
+        ports.iter_mut().for_each(|port| port.mss_clamp = None);
+        (ports, Limits { maglev_size: 0, ..file.limits.clone() })
+    };
+    let ((old_ports, old_limits), (new_ports, new_limits)) = (fixed(old), fixed(new));
+    let (old_box, new_box) = (&old.the_box, &new.the_box);
+    let changes = [
+        (old_ports != new_ports, "port"),
+        (old.workers != new.workers, "workers"),
+        (old_limits != new_limits, "limits"),
+        (old_box.name != new_box.name, "box.name"),
+        (old_box.run_dir != new_box.run_dir, "box.run_dir"),
+        (old_box.state_dir != new_box.state_dir, "box.state_dir"),
+        (old_box.probe != new_box.probe, "box.probe"),
+    ];
+    changes.into_iter().filter_map(|(changed, key)| changed.then_some(key)).collect()
 }
 
 fn look(path: &Path) -> Option<(SystemTime, u64)> {
@@ -267,4 +310,22 @@ fn host_facts() -> anyhow::Result<HostFacts> {
 fn cores() -> u16 {
     static CORES: OnceLock<u16> = OnceLock::new();
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_a_restart_is_named_and_nothing_else() {
+        let text = "version = 1\n[[port]]\ninterface = \"eth0\"\n";
+        let file = |more: &str| source::parse(&format!("{text}{more}"), "lb.toml").expect("a good file");
+        let old = file("");
+        let named = |more: &str| needs_restart(&old, &file(more));
+        assert!(named("").is_empty());
+        assert!(named("mss_clamp = 1360\n[limits]\nmaglev_size = 251\n[timeouts]\nudp = 200\n").is_empty());
+        assert_eq!(named("queues = 1\n[workers]\ncount = 1\n[limits]\nservices = 9\n"), ["port", "workers", "limits"]);
+        let the_box = "[box]\nname = \"b\"\nrun_dir = \"/run/b\"\nstate_dir = \"/srv/b\"\nprobe = \"quick\"\n";
+        assert_eq!(named(the_box), ["box.name", "box.run_dir", "box.state_dir", "box.probe"]);
+    }
 }

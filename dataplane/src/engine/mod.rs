@@ -13,6 +13,7 @@ mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -33,7 +34,7 @@ use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
 
-pub use start::{Dataplane, StartError};
+pub use start::{Dataplane, StartError, is_running};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +89,8 @@ pub struct Shared {
     /// By worker: nanoseconds from receive to transmit, sampled.
     latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
+    /// A port's device was made anew: this process can not serve it.
+    lost_device: AtomicBool,
 }
 
 /// One worker, from outside.
@@ -110,6 +113,7 @@ pub struct SocketFacts {
 /// A port as it was set up.
 pub struct PortFacts {
     pub interface: String,
+    pub ifindex: Option<u32>,
     pub queues: u16,
     pub zero_copy: bool,
 }
@@ -163,25 +167,36 @@ impl Shared {
         self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks whether the program still steers on every port, and attaches it again where a device
-    /// came back. Its sockets died with the device: that takes a restart, and the operator is told.
+    /// Looks whether the program still steers on every port, and attaches it again where a device came back. The
+    /// sockets died with one that was made anew: then all of it is to end, and the next start serves on.
     fn check_steering(&self) {
         for (at, port) in self.ports.iter().enumerate() {
             let mut network = self.network();
-            if matches!(network.steer.check(at), Ok(true) | Err(_)) {
-                continue;
-            }
-            let result = network.steer.attach_interface(at);
+            let (result, now) = match network.steer.check(at) {
+                Err(_) => continue,
+                Ok(true) => (None, port.ifindex),
+                Ok(false) => (Some(network.steer.attach_interface(at)), network.steer.ifindex(at)),
+            };
             drop(network);
-            self.notice(match result {
-                Ok(mode) => format!(
-                    "{}: the XDP program had gone from the interface and runs again ({}); if the device was made anew, \
-                     restart the dataplane: its sockets went with the old one",
+            let unsteered = format!("{}: no packet is steered: ", port.interface);
+            self.notices().retain(|notice| !notice.starts_with(&unsteered) || matches!(result, Some(Err(_))));
+            match result {
+                None => {}
+                Some(Err(error)) => self.notice(unsteered + &error.to_string()),
+                Some(Ok(_)) if now != port.ifindex => {
+                    tracing::error!(
+                        "{}: the device was made anew, and the sockets went with the old one: ending, for the next start to open \
+                         new ones; flows are kept",
+                        port.interface
+                    );
+                    self.lost_device.store(true, Ordering::Relaxed);
+                }
+                Some(Ok(mode)) => self.notice(format!(
+                    "{}: the XDP program had gone from the interface and runs again ({})",
                     port.interface,
                     mode.name()
-                ),
-                Err(error) => format!("{}: no packet is steered: {error}", port.interface),
-            });
+                )),
+            }
         }
     }
 
@@ -311,12 +326,17 @@ impl Shared {
         published.view
     }
 
-    /// Something the operator should see in `penstock status`.
+    /// Something the operator should see in `penstock status`; logged when it is news.
     pub fn notice(&self, text: String) {
-        tracing::warn!("{text}");
-        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
-        notices.retain(|known| *known != text);
-        notices.push(text);
+        let mut notices = self.notices();
+        if !notices.contains(&text) {
+            tracing::warn!("{text}");
+            notices.push(text);
+        }
+    }
+
+    fn notices(&self) -> MutexGuard<'_, Vec<String>> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -86,7 +86,9 @@ impl Network {
 
     /// Follows what the tables name: nodes to resolve, addresses to announce, routes to hold.
     pub fn want(&mut self, tables: &Tables, live: &Live) {
-        self.mirror.want(&tables.nodes);
+        // A node that left leaves its slot vacant.
+        let nodes: Vec<IpAddr> = tables.nodes.iter().copied().filter(|node| !node.is_unspecified()).collect();
+        self.mirror.want(&nodes);
         self.wanted = announced(tables);
         self.mss_clamps.clone_from(&live.mss_clamps);
         self.vlan_tags = live.vlan_tags;

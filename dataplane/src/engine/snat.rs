@@ -224,6 +224,9 @@ impl Occupancy {
     fn warning(&self, pair: Pair, level: &Level, tables: &Tables) -> String {
         let addresses = active(tables, pair.address.is_ipv4());
         let forecast = match level.full_in(self.growth(pair)) {
+            _ if level.fullest >= 1.0 && level.resting > 0 => {
+                "new flows get those that rest, where RFC 6191 allows, or are refused (snat_exhausted)".to_owned()
+            }
             _ if level.fullest >= 1.0 => "new flows are refused now (snat_exhausted)".to_owned(),
             Some(seconds) => format!("at the rate of the last minute full in ~{}", rounded(seconds)),
             None => "not growing".to_owned(),
@@ -369,6 +372,10 @@ mod tests {
         occupancy.add(Instant::now(), &counts, &one, 2);
         assert!(occupancy.warnings[0].contains("refused now (snat_exhausted)"), "{}", occupancy.warnings[0]);
         assert_eq!(occupancy.pairs.len(), 1);
+        let mut counts = Counts::default();
+        used(&mut counts, pair(ONE, 80), 0, 0, 32);
+        occupancy.add(Instant::now(), &counts, &one, 2);
+        assert!(occupancy.warnings[0].contains("get those that rest"), "{}", occupancy.warnings[0]);
     }
 
     #[test]

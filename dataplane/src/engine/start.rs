@@ -60,7 +60,7 @@ impl Dataplane {
     /// What could not be had, and what to do about it.
     pub fn prepare(config: &ConfigFile) -> Result<Self, StartError> {
         let run_dir = &config.the_box.run_dir;
-        std::fs::create_dir_all(run_dir).with_context(|| format!("box.run_dir {}", run_dir.display()))?;
+        std::fs::create_dir_all(run_dir).with_context(|| no_run_dir(run_dir))?;
         let lock = lock(run_dir)?;
         let Resolved { ports, jumbo } = bond::resolve(&config.ports, config.workers.frame_size)?;
         let configured = config;
@@ -94,6 +94,7 @@ impl Dataplane {
         let (mut placement, why) = Placement::read(&names, workers);
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
+        let ifindexes: Vec<Option<u32>> = (0..queues.len()).map(|port| steer.ifindex(port)).collect();
         let network = Network::new(steer, mirror, routes, tap, Arc::new(placement), quick);
         let network = network.with_frames(config.workers.frame_size, jumbo);
         // From 100 ns to 10 s, three digits: fixed buckets, a few tens of KiB a worker.
@@ -109,8 +110,10 @@ impl Dataplane {
                 .iter()
                 .zip(&queues)
                 .zip(&zero_copy)
-                .map(|((port, queues), zero_copy)| PortFacts {
+                .zip(ifindexes)
+                .map(|(((port, queues), zero_copy), ifindex)| PortFacts {
                     interface: port.interface.clone(),
+                    ifindex,
                     queues: *queues,
                     zero_copy: *zero_copy,
                 })
@@ -131,6 +134,7 @@ impl Dataplane {
             occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
+            lost_device: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -186,7 +190,7 @@ impl Dataplane {
         self.sockets.clear();
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let housekeeping = move || {
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) && !shared.lost_device.load(Ordering::Relaxed) {
                 keep_house(&shared);
             }
         };
@@ -194,7 +198,7 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Whether every worker still runs.
+    /// Whether every thread still runs: the workers, and the one that keeps house.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.threads.iter().all(|thread| !thread.is_finished())
@@ -421,9 +425,24 @@ impl<'a> Setup<'a> {
     }
 }
 
+/// Whether a dataplane holds the run directory.
+#[must_use]
+pub fn is_running(run_dir: &Path) -> bool {
+    let taken =
+        |file: &std::fs::File| rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err();
+    std::fs::File::open(run_dir.join("lock")).is_ok_and(|file| taken(&file))
+}
+
+fn no_run_dir(run_dir: &Path) -> String {
+    format!(
+        "box.run_dir {}: run as root, or name a directory this process can write, on a file system with room",
+        run_dir.display()
+    )
+}
+
 fn lock(run_dir: &Path) -> Result<std::fs::File, StartError> {
     let path = run_dir.join("lock");
-    let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let file = std::fs::File::create(&path).with_context(|| no_run_dir(run_dir))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(|| {
         format!(
             "{}: another penstock-dataplane runs with this run_dir; stop it, or give this one its own",

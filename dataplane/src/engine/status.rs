@@ -19,7 +19,7 @@ use crate::verdict::DropReason;
 pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let network = shared.network();
     let ports = shared.ports.iter().enumerate().map(|(at, port)| port_status(shared, &network, at, port)).collect();
-    let mut notices = shared.notices.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    let mut notices = shared.notices().clone();
     notices.extend(network.notices());
     drop(network);
     let (services, services_total) = services(shared, query);

@@ -106,6 +106,24 @@ mod tests {
     }
 
     #[test]
+    fn the_clients_half_of_an_association() {
+        use crate::wire::sctp::{COOKIE_ACK, INIT, read};
+        use State::{SctpClosed as X, SctpEstablished as E, SctpInit as I, SctpShutdown as S};
+        let sctp = |chunks: &[u8]| {
+            let mut word =
+                Word { state: I, flags: Flags::of_mode(penstock_configs::desired::Mode::Dsr), protocol: 132 };
+            let step = |kind: &u8| {
+                word = advance_sctp(word, &read(&[0, 1, 0, 2, 0, 0, 0, 7, 0, 0, 0, 0, *kind, 0, 0, 4]));
+                word.state
+            };
+            chunks.iter().map(step).collect::<Vec<_>>()
+        };
+        assert_eq!(sctp(&[INIT, ABORT, COOKIE_ACK, COOKIE_ECHO, 3]), [I, I, I, E, E]);
+        assert_eq!(sctp(&[COOKIE_ECHO, SHUTDOWN, 3, SHUTDOWN_COMPLETE]), [E, S, S, X]);
+        assert_eq!(sctp(&[COOKIE_ECHO, SHUTDOWN_ACK, ABORT]), [E, S, X]);
+    }
+
+    #[test]
     fn udp_is_a_stream_from_the_second_packet_on() {
         use State::{UdpOneWay, UdpStream};
         assert_eq!(walk(17, UdpOneWay, &[0, 0, 0]), [UdpOneWay, UdpStream, UdpStream]);

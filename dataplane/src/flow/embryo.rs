@@ -40,6 +40,12 @@ impl EmbryoQueue {
         size_of_val(&*self.links)
     }
 
+    /// This record will be appended soon.
+    #[inline]
+    pub fn prefetch(&self, record: u32) {
+        crate::sys::prefetch(&self.links[record as usize]);
+    }
+
     /// Appends a record that is not in the queue.
     pub fn push(&mut self, record: u32) {
         let number = record + 1;

@@ -5,13 +5,16 @@
 //! its other bucket. The index holds no keys: a 32-bit tag picks the record, the record decides.
 //! It is never persisted: a restart rebuilds it by a scan of the records.
 
-use crate::sys::{HugeArray, equal_lanes, prefetch};
+use crate::sys::{HugeArray, equal_lanes, prefetch, top_bits};
 
 const SLOTS: usize = 8;
 const EMPTY: u32 = 0;
-/// In a bucket's first slot: some key that would have come here went to its second bucket instead. So
-/// most lookups of a key that is not there touch one line too. Set for good: a rebuild clears it.
-const OVERFLOWED: u32 = 1 << 31;
+/// The top bits of a bucket's slots, the first slot's the lowest, are a number: how many keys that would have
+/// come here are in their second bucket. While there are none, a lookup of a key that is not there touches
+/// one line too.
+const TOP: u32 = 1 << 31;
+/// What eight bits can count. A bucket that got so far is not counted down any more.
+const MOST_STRAYS: u32 = (1 << SLOTS) - 1;
 /// What a slot's other bits can count.
 const MAX_RECORDS: usize = (1 << 30) - 1;
 
@@ -31,12 +34,31 @@ impl Bucket {
 
     #[inline(always)]
     fn slot(&self, at: usize) -> u32 {
-        self.slots[at] & !OVERFLOWED
+        self.slots[at] & !TOP
     }
 
-    #[inline]
-    fn overflowed(&self) -> bool {
-        self.slots[0] & OVERFLOWED != 0
+    /// Keys of this bucket that are in their second one.
+    #[inline(always)]
+    fn strays(&self) -> u32 {
+        top_bits(&self.slots)
+    }
+
+    fn set_strays(&mut self, strays: u32) {
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            *slot = *slot & !TOP | (strays >> at & 1) << 31;
+        }
+    }
+
+    fn gain_stray(&mut self) {
+        self.set_strays((self.strays() + 1).min(MOST_STRAYS));
+    }
+
+    fn lose_stray(&mut self) {
+        let strays = self.strays();
+        if strays != MOST_STRAYS {
+            debug_assert!(strays > 0, "a key in its second bucket was counted in its first");
+            self.set_strays(strays.saturating_sub(1));
+        }
     }
 
     /// The first entry of this tag that `is_it` recognises.
@@ -59,15 +81,13 @@ impl Bucket {
     /// The first slot with this value.
     #[inline]
     fn slot_of(&self, value: u32) -> Option<usize> {
-        let mut slots = self.slots;
-        slots[0] &= !OVERFLOWED;
-        let matches = equal_lanes(&slots, value);
+        let matches = equal_lanes(&self.slots.map(|slot| slot & !TOP), value);
         (matches != 0).then(|| matches.trailing_zeros() as usize % SLOTS)
     }
 
     fn put(&mut self, at: usize, tag: u32, slot: u32) {
         self.tags[at] = tag;
-        self.slots[at] = self.slots[at] & OVERFLOWED | slot;
+        self.slots[at] = self.slots[at] & TOP | slot;
     }
 }
 
@@ -147,6 +167,16 @@ impl Index {
         prefetch(&self.buckets[self.first(hash)]);
     }
 
+    /// For a key that is not in its first bucket, whose line is here by now: starts the load of the second
+    /// one where a lookup or an insertion will go on to it.
+    #[inline]
+    pub fn prefetch_second(&self, hash: u64) {
+        let first = &self.buckets[self.first(hash)];
+        if first.strays() != 0 || first.slot_of(EMPTY).is_none() {
+            prefetch(&self.buckets[self.second(hash)]);
+        }
+    }
+
     /// The entry a lookup of `hash` will most likely compare: its record is worth prefetching.
     #[inline(always)]
     pub fn likely(&self, hash: u64) -> Option<Entry> {
@@ -165,7 +195,7 @@ impl Index {
         if let Some(entry) = first.search(tag, &mut is_it) {
             return Some(entry);
         }
-        if !first.overflowed() {
+        if first.strays() == 0 {
             return None;
         }
         self.buckets[self.second(hash)].search(tag, &mut is_it)
@@ -181,7 +211,7 @@ impl Index {
             return true;
         }
         if self.place(choices[1], tag, slot) {
-            self.overflow(choices[0]);
+            self.buckets[choices[0]].gain_stray();
             self.used += 1;
             return true;
         }
@@ -189,22 +219,23 @@ impl Index {
             for at in 0..SLOTS {
                 let resident = self.buckets[bucket].slot(at);
                 let its_hash = rehash(Entry::unpack(resident));
-                let first = self.first(its_hash);
-                let other = if first == bucket { self.second(its_hash) } else { first };
-                if self.place(other, its_hash as u32, resident) {
-                    self.overflow(first);
-                    self.overflow(choices[0]);
+                let [first, second] = [self.first(its_hash), self.second(its_hash)];
+                if self.place(if first == bucket { second } else { first }, its_hash as u32, resident) {
+                    if first == bucket {
+                        self.buckets[first].gain_stray();
+                    } else {
+                        self.buckets[first].lose_stray();
+                    }
                     self.buckets[bucket].put(at, tag, slot);
+                    if bucket == choices[1] {
+                        self.buckets[choices[0]].gain_stray();
+                    }
                     self.used += 1;
                     return true;
                 }
             }
         }
         false
-    }
-
-    fn overflow(&mut self, bucket: usize) {
-        self.buckets[bucket].slots[0] |= OVERFLOWED;
     }
 
     fn place(&mut self, bucket: usize, tag: u32, slot: u32) -> bool {
@@ -217,15 +248,20 @@ impl Index {
     /// Removes the entry. False: it was not there.
     pub fn remove(&mut self, hash: u64, entry: Entry) -> bool {
         let slot = entry.pack();
-        for bucket in [self.first(hash), self.second(hash)] {
-            let bucket = &mut self.buckets[bucket];
-            if let Some(at) = bucket.slot_of(slot) {
-                bucket.put(at, 0, EMPTY);
-                self.used -= 1;
-                return true;
-            }
+        let first = self.first(hash);
+        let mut bucket = first;
+        let mut found = self.buckets[first].slot_of(slot);
+        if found.is_none() && self.buckets[first].strays() != 0 {
+            bucket = self.second(hash);
+            found = self.buckets[bucket].slot_of(slot);
         }
-        false
+        let Some(at) = found else { return false };
+        self.buckets[bucket].put(at, 0, EMPTY);
+        if bucket != first {
+            self.buckets[first].lose_stray();
+        }
+        self.used -= 1;
+        true
     }
 }
 
@@ -261,6 +297,64 @@ mod tests {
         for n in 0..2 * flows as u32 {
             assert_eq!(index.find(hash(n), |e| e.record == n).is_some(), n % 2 == 1);
         }
+    }
+
+    /// Each bucket's strays, counted anew.
+    fn check_strays(index: &Index, hash: impl Fn(u32) -> u64) {
+        let mut strays = vec![0; index.buckets.len()];
+        for bucket in 0..index.buckets.len() {
+            let slots = (0..SLOTS).map(|at| index.buckets[bucket].slot(at)).filter(|slot| *slot != EMPTY);
+            for first in slots.map(|slot| index.first(hash(Entry::unpack(slot).record))) {
+                strays[first] += u32::from(first != bucket);
+            }
+        }
+        for (bucket, strays) in index.buckets.iter().zip(strays) {
+            assert_eq!(bucket.strays(), strays);
+        }
+    }
+
+    /// Entries come and go for long, in a table as full as they get: what is left behind is nothing.
+    #[test]
+    fn strays_are_known_and_forgotten() {
+        let flows = 2_000;
+        let mut index = Index::new(flows).unwrap();
+        let hash = |n: u32| mix(u64::from(n) + 7);
+        let mut known = std::collections::VecDeque::new();
+        let mut seen = 0;
+        for n in 0..20 * flows as u32 {
+            assert!(index.insert(hash(n), entry(n), |e| hash(e.record)));
+            known.push_back(n);
+            if known.len() == 2 * flows {
+                // Not in the order they came.
+                known.rotate_left(n as usize % 100);
+                let gone = known.pop_front().unwrap();
+                assert!(index.remove(hash(gone), entry(gone)));
+            }
+            if n % 1_000 == 0 {
+                check_strays(&index, hash);
+                seen += index.buckets.iter().map(Bucket::strays).sum::<u32>();
+            }
+        }
+        assert!(seen > 0, "none ever strayed: nothing was tested");
+        for n in known {
+            assert_eq!(index.find(hash(n), |e| e.record == n), Some(entry(n)));
+            assert!(index.remove(hash(n), entry(n)));
+        }
+        assert!(index.used() == 0 && index.buckets.iter().all(|bucket| bucket.strays() == 0));
+    }
+
+    /// More keys for two buckets than eight bits count: no key is lost, nor believed gone.
+    #[test]
+    fn a_count_at_its_end_stays_there() {
+        let mut bucket = Bucket { tags: [0; SLOTS], slots: [5; SLOTS] };
+        for strays in 1..=MOST_STRAYS {
+            bucket.gain_stray();
+            assert_eq!(bucket.strays(), strays);
+        }
+        bucket.gain_stray();
+        bucket.lose_stray();
+        assert_eq!(bucket.strays(), MOST_STRAYS);
+        assert!((0..SLOTS).all(|at| bucket.slot(at) == 5));
     }
 
     #[test]

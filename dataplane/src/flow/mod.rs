@@ -36,7 +36,7 @@ use index::Index;
 /// The free record this many insertions from now is asked for: a burst of SYNs would wait for each otherwise.
 const SOON: usize = 4;
 
-/// What a call of [`FlowTable::sweep`] may do: no packet waits for more of it.
+/// What sweeps may do between two bursts: no packet waits for more of it.
 pub const MOST_EFFORT: u32 = 256;
 
 /// What became of a record that the sweep came to.
@@ -264,6 +264,12 @@ impl<F: Family> FlowTable<F> {
         self.index.prefetch(hash);
     }
 
+    /// Second stage of a tuple no record has: what the opening of a flow will look at beside its index line.
+    #[inline]
+    pub fn prefetch_insertion(&self, hash: u64) {
+        self.index.prefetch_second(hash);
+    }
+
     /// Second stage: the entry that the third will most likely want; its record is on its way.
     #[inline(always)]
     #[must_use]
@@ -408,6 +414,7 @@ impl<F: Family> FlowTable<F> {
         let at = self.free.take().ok_or(DropReason::FlowTableFull)?;
         if let Some(soon) = self.free.ahead(SOON) {
             prefetch(&self.records[soon as usize]);
+            self.embryos.prefetch(soon);
         }
         let record = &mut self.records[at as usize];
         record.client = flow.client;
@@ -450,10 +457,15 @@ impl<F: Family> FlowTable<F> {
         if self.embryos.is_full()
             && let Some(oldest) = self.embryos.oldest()
         {
-            self.counts.evicted += 1;
-            self.remove(oldest);
+            self.evict(oldest);
             self.prepare_eviction();
         }
+    }
+
+    /// Forgets an embryo because others need its room.
+    pub fn evict(&mut self, at: u32) {
+        self.counts.evicted += 1;
+        self.remove(at);
     }
 
     /// Under a flood of openings each evicts one. What the next eviction will touch is in no cache: its
@@ -492,17 +504,18 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets those it
-    /// says so of. Stops early where what it did was [`MOST_EFFORT`]. Returns how many it has gone over, and
-    /// whether the round through the table is complete.
+    /// says so of. Stops early where no `effort` is left. Returns how many it has gone over, and whether the
+    /// round through the table is complete.
     pub fn sweep(
         &mut self,
         budget: u32,
+        effort: &mut u32,
         mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> Swept,
     ) -> (u32, bool) {
         let start = self.sweep_at;
         let end = (start + budget).min(self.high_water);
-        let (mut at, mut effort) = (start, 0);
-        while at < end && effort < MOST_EFFORT {
+        let mut at = start;
+        while at < end && *effort > 0 {
             let record = &mut self.records[at as usize];
             let swept = match record.word() {
                 Some(word) => visit(at, record, word, &mut self.tally),
@@ -511,7 +524,7 @@ impl<F: Family> FlowTable<F> {
             if swept == Swept::Forgotten {
                 self.remove(at);
             }
-            effort += swept.effort();
+            *effort = effort.saturating_sub(swept.effort());
             at += 1;
         }
         let round = at >= self.high_water;

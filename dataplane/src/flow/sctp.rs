@@ -11,9 +11,7 @@
 use super::index::Direction;
 use super::record::{Flags, Record, Word};
 use super::tcp::{Positions, State};
-use crate::wire::sctp::{
-    ABORT, COOKIE_ACK, COOKIE_ECHO, Chunks, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
-};
+use crate::wire::sctp::{ABORT, COOKIE_ACK, COOKIE_ECHO, Chunks, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE};
 
 /// The verification tags of an association; 0: not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,10 +54,8 @@ pub fn advance<A>(record: &mut Record<A>, word: Word, chunks: &Chunks, direction
     next
 }
 
+/// An INIT, which is alone in its packet and has tag 0, changes nothing.
 fn step(tags: &mut Tags, mut word: Word, chunks: &Chunks, direction: Direction) -> Word {
-    if chunks.has(INIT) {
-        return word;
-    }
     if word.state == State::SctpInit {
         return open(tags, word, chunks, direction);
     }
@@ -98,9 +94,7 @@ fn open(tags: &mut Tags, mut word: Word, chunks: &Chunks, direction: Direction) 
             *tags = Tags { to_node: chunks.initiate_tag, to_client: chunks.tag };
             word.flags = word.flags.with(Flags::ANSWERED);
         }
-        Direction::Forward
-            if chunks.has(COOKIE_ECHO) && word.flags.has(Flags::ANSWERED) && tags.believes(chunks, direction) =>
-        {
+        Direction::Forward if chunks.has(COOKIE_ECHO) && tags.believes(chunks, direction) => {
             word.state = State::SctpEstablished;
         }
         _ => {}
@@ -111,7 +105,7 @@ fn open(tags: &mut Tags, mut word: Word, chunks: &Chunks, direction: Direction) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::sctp::read;
+    use crate::wire::sctp::{INIT, read};
 
     const C: Direction = Direction::Forward;
     const N: Direction = Direction::Reverse;
@@ -162,6 +156,7 @@ mod tests {
             ("INIT again", walk(&[init, init]).0, SctpInit),
             ("INIT answered", walk(&[init, init_ack]).0, SctpInit),
             ("a cookie out of the blue", walk(&[init, echo]).0, SctpInit),
+            ("the node says more before the cookie", walk(&[init, init_ack, to_client(9), echo]).0, SctpEstablished),
             ("a cookie under a guessed tag", walk(&[init, init_ack, (C, chunk(1, COOKIE_ECHO))]).0, SctpInit),
             ("data before the cookie", walk(&[init, init_ack, to_node(0)]).0, SctpInit),
             ("refused", walk(&[init, to_client(ABORT)]).0, SctpInit),
@@ -170,6 +165,7 @@ mod tests {
             ("data and SACK", with(&[to_node(0), to_client(3), to_client(4), to_node(5)]), SctpEstablished),
             ("shutdown begun", with(&[to_node(SHUTDOWN)]), SctpShutdown),
             ("shutdown answered", with(&[to_node(SHUTDOWN), to_client(SHUTDOWN_ACK)]), SctpShutdown),
+            ("shutdown answered, begun unseen", with(&[to_node(SHUTDOWN_ACK)]), SctpShutdown),
             ("both at once", with(&[to_node(SHUTDOWN), to_client(SHUTDOWN)]), SctpShutdown),
             (
                 "shutdown complete",
@@ -185,12 +181,20 @@ mod tests {
             ("the T bit with a guess", with(&[reflected(C, 7, ABORT)]), SctpEstablished),
             ("the T bit with the own tag", with(&[reflected(C, NODE, ABORT)]), SctpEstablished),
             ("a forged shutdown", with(&[(N, chunk(7, SHUTDOWN))]), SctpEstablished),
+            ("a forged COOKIE ACK of the client", with(&[(C, chunk(7, COOKIE_ACK)), to_node(ABORT)]), SctpClosed),
             ("a forged INIT", with(&[init, to_node(0)]), SctpEstablished),
             ("the old tags behind a forged INIT", with(&[init, restart[1], to_node(ABORT)]), SctpClosed),
             ("restarted", restarted(&[]), SctpEstablished),
             ("restarted, then the old tag", restarted(&[(C, chunk(0xbb, 0)), to_node(ABORT)]), SctpEstablished),
             ("restarted, then the new tag", restarted(&[(C, chunk(0xbb, 0)), (C, chunk(0xbb, ABORT))]), SctpClosed),
             ("restarted, and at once an ABORT nobody knows", restarted(&[to_node(ABORT)]), SctpEstablished),
+            ("restarted, and an ABORT under no tag", restarted(&[(C, chunk(0, ABORT))]), SctpEstablished),
+            (
+                "restarted, and a tag only an INIT ACK has told of",
+                restarted(&[(C, packet(0xdd, INIT_ACK, 0, 0xee)), (C, chunk(0xdd, ABORT))]),
+                SctpEstablished,
+            ),
+            ("taken up by the node", with(&[(N, chunk(0xaa, COOKIE_ECHO)), (N, chunk(0xaa, ABORT))]), SctpClosed),
             (
                 "restarted in the middle of a shutdown",
                 {

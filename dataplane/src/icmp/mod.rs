@@ -48,13 +48,8 @@ pub fn is_error(bytes: &[u8], headers: &Packet) -> bool {
 /// section 2.4e).
 #[must_use]
 pub fn may_complain(bytes: &[u8], headers: &Packet) -> bool {
-    const GROUP_BIT: u8 = 1;
-    let [first] = bytes_at(bytes, 0);
-    if first & GROUP_BIT != 0 {
-        return false;
-    }
     let l3 = usize::from(headers.l3);
-    if !is_first_piece(bytes, headers) || headers.transport == Transport::Icmp {
+    if !may_answer(bytes) || !is_first_piece(bytes, headers) || headers.transport == Transport::Icmp {
         return false;
     }
     if headers.v6 {
@@ -62,6 +57,15 @@ pub fn may_complain(bytes: &[u8], headers: &Packet) -> bool {
         return !V6::is_martian(src) && !V6::is_martian(dst);
     }
     !V4::is_martian(be32(bytes, l3 + 12)) && !V4::is_martian(be32(bytes, l3 + 16))
+}
+
+/// Whether the sender of a frame may be answered by way of its own addresses: what came from a group's address would
+/// go to the whole segment, and what came to one says nothing of whom it was for.
+#[must_use]
+pub fn may_answer(bytes: &[u8]) -> bool {
+    const GROUP_BIT: u8 = 1;
+    let ([to], [from]) = (bytes_at(bytes, 0), bytes_at(bytes, 6));
+    (to | from) & GROUP_BIT == 0
 }
 
 /// A whole packet, or the fragment with the transport header.

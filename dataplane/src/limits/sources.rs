@@ -81,9 +81,7 @@ impl Sources {
         let ways = self.0[line].0.iter().enumerate();
         let idle = ways.filter(|(_, way)| way.connections.load(Ordering::Relaxed) == 0);
         let age = |way: &Way| Window(way.window.load(Ordering::Relaxed)).second();
-        let Some((at, way)) = idle.min_by_key(|(_, way)| (way.tag.load(Ordering::Relaxed) != 0, age(way))) else {
-            return 0;
-        };
+        let Some((at, way)) = idle.min_by_key(|(_, way)| age(way)) else { return 0 };
         way.window.store(0, Ordering::Relaxed);
         way.tag.store(tag(hash), Ordering::Relaxed);
         (line * WAYS + at + 1) as u32
@@ -131,11 +129,13 @@ mod tests {
     #[test]
     fn the_idle_make_room_and_the_busy_do_not() {
         let sources = Sources::new(4);
+        assert!(!sources.is_at(1, hash(0)), "nobody is there yet");
         let places: Vec<u32> = (0..4).map(|source| enter(&sources, source)).collect();
         assert_eq!(places, [1, 2, 3, 4]);
         assert_eq!(enter(&sources, 4), 0, "all four have flows");
         assert_eq!(sources.seen(hash(4), NOW), [0, 0]);
         sources.opened(places[1], NOW);
+        sources.opened(places[2], Now { ns: NOW.ns - 1 });
         sources.change(places[1], u32::MAX);
         sources.change(places[2], u32::MAX);
         assert_eq!(sources.seen(hash(1), NOW), [0, 1], "its rate is known without a flow");
@@ -145,5 +145,6 @@ mod tests {
         assert_eq!(enter(&sources, 4), places[2]);
         assert_eq!(sources.seen(hash(4), NOW), [2, 0]);
         assert!(sources.is_at(places[2], hash(4)) && !sources.is_at(places[2], hash(2)) && !sources.is_at(0, hash(9)));
+        assert!(!sources.is_at(places[1], hash(4)));
     }
 }

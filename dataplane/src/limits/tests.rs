@@ -32,6 +32,17 @@ fn workers(count: u16, records: usize) -> Vec<Limiter> {
     (0..).zip(shares).map(limiter).collect()
 }
 
+/// Two services of one VIP, each at most so many connections.
+fn two_services(connections: u32) -> [Arc<Service>; 2] {
+    let mut plan = Plan::default();
+    for at in [AT, "203.0.113.10:80/tcp"] {
+        let limits = ServiceLimits { connections: Some(connections), ..ServiceLimits::default() };
+        plan.serve(at, &["10.0.0.11:31443"]).limits = Some(limits);
+    }
+    let tables = plan.compile(&mut Compiler::default()).expect("a plan");
+    [0, 1].map(|slot| Arc::clone(tables.service(slot).expect("a slot")))
+}
+
 fn word(state: State) -> Word {
     Word { state, flags: Flags::default(), protocol: PROTO_TCP }
 }
@@ -149,4 +160,82 @@ fn flows_are_counted_where_their_service_limits_them_now() {
     of = worker.moves(0, resting, of);
     of = worker.assign(0, of, &unlimited, client(1));
     assert_eq!((of, worker.connections(0)), (word(State::Established), 0));
+}
+
+/// Each service limits its sources by itself, whatever of its address, port and protocol another one shares.
+#[test]
+fn a_source_has_its_own_count_at_each_service() {
+    let source = desired::SourceLimits { connections: Some(1), ..Default::default() };
+    let limits = ServiceLimits { per_source: Some(source), ..ServiceLimits::default() };
+    let at = |at: &str, node: &str| {
+        let mut plan = Plan::default();
+        plan.serve(at, &[node]).limits = Some(limits.clone());
+        let tables = plan.compile(&mut Compiler::default()).expect("a plan");
+        Arc::clone(tables.service(0).expect("the first slot"))
+    };
+    let [mut worker] = workers(1, 2).try_into().expect("one");
+    let now = Now::from_secs(9);
+    let families = [
+        (client(1), "10.0.0.11:1", [AT, "203.0.113.11:443/tcp", "203.0.113.10:444/tcp", "203.0.113.10:443/udp"]),
+        (
+            "2001:db8::7".parse().unwrap(),
+            "[fd00::11]:1",
+            [
+                "[2001:db8:1::1]:443/tcp",
+                "[2001:db8:1::2]:443/tcp",
+                "[2001:db8:1::1]:444/tcp",
+                "[2001:db8:1::1]:443/udp",
+            ],
+        ),
+    ];
+    for (record, (client, node, services)) in (0..).zip(families) {
+        let [first, others @ ..] = services.map(|service| at(service, node));
+        open(&mut worker, record, &first, client, now).expect("the first");
+        assert_eq!(worker.admits(&first, client, now), Err(DropReason::SourceConnections));
+        for other in others {
+            assert_eq!(worker.admits(&other, client, now), Ok(()), "{}:{}", other.vip, other.port);
+        }
+    }
+}
+
+#[test]
+fn a_flow_counts_once_and_as_long_as_it_is_open() {
+    let [one, other] = two_services(1);
+    let [mut worker] = workers(1, 8).try_into().expect("one");
+    let now = Now::from_secs(9);
+    for state in [State::TimeWait, State::Reset, State::Expired, State::SctpClosed] {
+        assert!(!counts(state), "{state:?}: only its port rests");
+    }
+    for state in [State::SynSent, State::FinWait, State::UdpOneWay, State::SctpInit, State::SctpShutdown] {
+        assert!(counts(state), "{state:?}");
+    }
+    let resting = worker.assign(0, word(State::TimeWait), &one, client(1));
+    assert_eq!(worker.connections(one.slot), 0);
+    // What a step makes of a word keeps that it is counted, or it would never be taken off.
+    let opened = worker.moves(0, resting, word(State::SynSent));
+    assert!(opened.flags.has(Flags::LIMITED));
+    assert_eq!(worker.admits(&one, client(1), now), Err(DropReason::ServiceConnections));
+    // Its service has another number.
+    let moved = worker.assign(0, opened, &other, client(1));
+    assert_eq!((worker.connections(one.slot), worker.connections(other.slot)), (0, 1));
+    worker.leave(0, moved);
+    assert_eq!(worker.connections(other.slot), 0);
+    // One that nobody counts is in no rate.
+    worker.opened(5, word(State::SynSent), now);
+    let rated = service(ServiceLimits { new_per_second: Some(1), ..ServiceLimits::default() });
+    assert_eq!(worker.admits(&rated, client(1), now), Ok(()));
+}
+
+#[test]
+fn a_source_is_not_counted_where_sources_are_limited_no_more() {
+    let source = desired::SourceLimits { connections: Some(1), ..Default::default() };
+    let by_source = service(ServiceLimits { per_source: Some(source), ..ServiceLimits::default() });
+    let all = service(ServiceLimits { connections: Some(5), ..ServiceLimits::default() });
+    let [mut worker] = workers(1, 1).try_into().expect("one");
+    let now = Now::from_secs(9);
+    let of = open(&mut worker, 0, &by_source, client(1), now).expect("the first");
+    let of = worker.assign(0, of, &all, client(1));
+    assert_eq!((worker.admits(&by_source, client(1), now), worker.connections(0)), (Ok(()), 1));
+    worker.leave(0, of);
+    assert_eq!(worker.connections(0), 0);
 }

@@ -59,6 +59,14 @@ pub struct Allocation {
     pub hash: u64,
 }
 
+/// A tuple that will most likely be free when its packet's turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guess {
+    tuple: Allocation,
+    /// Where the search goes on behind it.
+    next: u32,
+}
+
 pub struct PortAllocator {
     partition: Partition,
     /// Where the search goes on, by node slot: the longest unused port is next.
@@ -77,6 +85,8 @@ enum Candidate {
     Free,
     /// Rests; the node would take this SYN all the same. The record to forget.
     Resting(u32),
+    /// Of a flow that is not established, which may have to make room.
+    Embryo(u32),
     Taken,
 }
 
@@ -124,6 +134,7 @@ impl PortAllocator {
         let slot = self.slot(towards.node_slot);
         let start = address_of(of_groups, towards.client_hash);
         let mut reason = DropReason::NoSnatAddress;
+        let mut embryo = None;
         for turn in 0..snats.len() {
             let id = (start + turn) % snats.len();
             let snat = &snats[id];
@@ -143,6 +154,9 @@ impl PortAllocator {
                 let hash = flows.hash(&reply);
                 match candidate(flows, &reply, hash, towards, &timed_out) {
                     Candidate::Taken => {}
+                    Candidate::Embryo(record) => {
+                        embryo = embryo.or(Some((id, reply.dst_port, record, place, hash, ports.count)));
+                    }
                     Candidate::Resting(record) => resting = resting.or(Some((reply.dst_port, record, place, hash))),
                     Candidate::Free if is_home(&reply) => {
                         away = Some((reply.dst_port, place, hash));
@@ -150,8 +164,9 @@ impl PortAllocator {
                     }
                     Candidate::Free => away = away.or(Some((reply.dst_port, place, hash))),
                 }
-                // Where all rest, those near by have rested longest.
-                if away.is_some() && attempt >= HOME_TRIES || resting.is_some() && attempt >= NEAR {
+                // Where all rest, those near by have rested longest; where all are half-open, they are oldest.
+                let searched = resting.is_some() && attempt >= NEAR || embryo.is_some() && attempt == NEAR;
+                if away.is_some() && attempt >= HOME_TRIES || searched {
                     break;
                 }
             }
@@ -168,11 +183,34 @@ impl PortAllocator {
             // None of these: the next flow looks further on.
             self.cursors[slot] = (self.cursors[slot].wrapping_add(TRIES)) % ports.count;
         }
-        Err(reason)
+        // As in the pool of embryos an old one makes room, the first met: else a flood would keep everybody from opening
+        // flows, for it takes a node's ports long before it fills the pool.
+        let (id, port, record, place, hash, count) = embryo.ok_or(reason)?;
+        flows.evict(record);
+        self.cursors[slot] = (place + 1) % count;
+        Ok(Allocation { snat: id as u16, port, hash })
     }
 
-    /// Asks for the line of the index that [`Self::allocate`] will most likely look at for this flow, the
-    /// next of its burst. Says the hash it belongs to.
+    /// The tuple that was guessed, if it is free.
+    pub fn take<F: Family>(
+        &mut self,
+        flows: &mut FlowTable<F>,
+        snats: &[Snat<F::Addr>],
+        towards: &Towards<F::Addr>,
+        guess: Guess,
+    ) -> Option<Allocation> {
+        let Allocation { snat, port, hash } = guess.tuple;
+        let reply = towards.reply(snats.get(usize::from(snat))?.addr, port);
+        if flows.find(&reply, hash).is_some() {
+            return None;
+        }
+        let slot = self.slot(towards.node_slot);
+        self.cursors[slot] = guess.next;
+        Some(guess.tuple)
+    }
+
+    /// Guesses the tuple that [`Self::allocate`] would find for this flow, the next of its burst, and asks for
+    /// the line of the index that shows whether it is free.
     pub fn foresee<F: Family>(
         &mut self,
         flows: &FlowTable<F>,
@@ -180,9 +218,10 @@ impl PortAllocator {
         of_groups: &[u16],
         towards: &Towards<F::Addr>,
         is_home: impl Fn(&Tuple<F::Addr>) -> bool,
-    ) -> Option<u64> {
+    ) -> Option<Guess> {
         let slot = self.slot(towards.node_slot);
-        let snat = snats.get(address_of(of_groups, towards.client_hash))?;
+        let id = address_of(of_groups, towards.client_hash);
+        let snat = snats.get(id).filter(|snat| !snat.retired)?;
         let ports = self.partition.ports(snat.first_port, snat.last_port);
         let mut cursor = self.foreseen[slot];
         if cursor == NOT_BEGUN {
@@ -196,10 +235,11 @@ impl PortAllocator {
             (place, towards.reply(snat.addr, ports.at(place)))
         });
         let (place, reply) = near.find(|(_, reply)| is_home(reply))?;
-        self.foreseen[slot] = place + 1;
+        let next = if place + 1 < ports.count { place + 1 } else { 0 };
+        self.foreseen[slot] = next;
         let hash = flows.hash(&reply);
         flows.prefetch_index(hash);
-        Some(hash)
+        Some(Guess { tuple: Allocation { snat: id as u16, port: reply.dst_port, hash }, next })
     }
 
     /// What was foreseen has happened, or did not.
@@ -279,6 +319,9 @@ fn candidate<F: Family>(
     if word.state == State::SctpClosed {
         return Candidate::Resting(entry.record);
     }
+    if word.state.is_embryonic() {
+        return Candidate::Embryo(entry.record);
+    }
     // Not before both FINs are acknowledged, or the node would still be closing and refuse the SYN.
     let reusable = word.state == State::TimeWait && towards.protocol == PROTO_TCP;
     match towards.syn {
@@ -327,7 +370,8 @@ mod tests {
         assert!((9_300..10_700).contains(&moved), "{moved}");
     }
 
-    /// A burst's openings towards three nodes, half of the ports elsewhere's.
+    /// A burst's openings towards three nodes, half of the ports elsewhere's; every other one takes what was
+    /// guessed, the others look for themselves, and come to the same.
     #[test]
     fn what_is_foreseen_is_what_is_allocated() {
         use crate::flow::{Capacity, Flags, NewFlow, Word};
@@ -357,16 +401,20 @@ mod tests {
         let mut right = 0;
         for burst in 0..20 {
             let clients = (burst * 30)..(burst * 30 + 30);
-            let foreseen: Vec<Option<u64>> = clients
+            let foreseen: Vec<Option<Guess>> = clients
                 .clone()
                 .map(|client| ports.foresee(&flows, &snats, &of_groups, &towards(client), is_home))
                 .collect();
             ports.end_burst();
-            for (client, foreseen) in clients.zip(foreseen) {
+            for (client, guess) in clients.zip(foreseen) {
                 let towards = towards(client);
                 let never = |_: &crate::flow::Record<u32>, _| false;
-                let found = ports.allocate(&mut flows, &snats, &of_groups, &towards, never, is_home).unwrap();
-                right += usize::from(foreseen == Some(found.hash));
+                let guessed = guess.filter(|_| client % 2 == 0);
+                let taken = guessed.and_then(|guess| ports.take(&mut flows, &snats, &towards, guess));
+                let found = taken.unwrap_or_else(|| {
+                    ports.allocate(&mut flows, &snats, &of_groups, &towards, never, is_home).unwrap()
+                });
+                right += usize::from(guess.is_some_and(|guess| guess.tuple == found));
                 let word = Word { state: State::SynSent, flags: Flags::default(), protocol: PROTO_TCP };
                 let flow = NewFlow {
                     client,

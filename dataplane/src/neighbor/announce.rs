@@ -207,8 +207,8 @@ impl Announcer {
         }
     }
 
-    /// A [`Action::Join`] failed: the next poll asks for it again.
-    pub fn join_failed(&mut self, port: PortId, group: Ipv6Addr) {
+    /// The next poll asks for this [`Action::Join`] again: it failed, or the port has one more VLAN.
+    pub fn join_again(&mut self, port: PortId, group: Ipv6Addr) {
         self.joined.remove(&(port.0, group));
     }
 

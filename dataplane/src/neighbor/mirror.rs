@@ -17,7 +17,7 @@ use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourExtFlags, Nei
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 
 use super::netlink::{Event, Events, NetlinkError, Requests, family_of};
-use super::view::{Change, KernelView, NeighborEntry, NeighborKey, PROTOCOL, VlanTags, route_address};
+use super::view::{Change, KernelView, NeighborEntry, NeighborKey, PROTOCOL, Vlan, VlanTags, route_address};
 use super::{Mac, format_mac};
 use crate::verdict::PortId;
 
@@ -59,8 +59,8 @@ pub struct Hops {
     pub default_v4: Option<Hop>,
     pub default_v6: Option<Hop>,
     pub links: Vec<Link>,
-    /// VLANs the kernel is a member of, by port.
-    pub vlans: Vec<(PortId, VlanTags)>,
+    /// VLANs the kernel is a member of.
+    pub vlans: Vec<Vlan>,
 }
 
 /// How the kernel would send to a target.

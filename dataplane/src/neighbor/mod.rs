@@ -22,7 +22,7 @@ pub mod routes;
 pub mod sockets;
 mod view;
 
-pub use view::{PROTOCOL, VlanTag, VlanTags};
+pub use view::{PROTOCOL, Vlan, VlanTag, VlanTags};
 
 /// An Ethernet hardware address.
 pub type Mac = [u8; 6];

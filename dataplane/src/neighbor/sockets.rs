@@ -1,8 +1,8 @@
 //! The announcer on real ports: packet sockets that send its frames and hear other hosts, and
-//! multicast memberships, for which the kernel sends MLD. Only requests for our addresses are
+//! multicast memberships, for which the kernel sends MLD, on a port and on its VLANs' interfaces. Only requests for our addresses are
 //! steered to the packet path, so other hosts' answers arrive here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use super::announce::{Action, Announcer};
 use super::frames::{ETHERTYPE_ARP, ETHERTYPE_IPV6, FRAME_ROOM};
 use super::mirror::Link;
 use super::raw;
-use super::view::VlanTags;
+use super::view::Vlan;
 use crate::verdict::PortId;
 use crate::wire::{Tags, tags};
 
@@ -36,24 +36,27 @@ impl PortSockets {
     }
 
     /// Sends the frame as it is, and in the tags of each VLAN the box is a member of on the link.
-    fn send(&self, frame: &[u8], vlans: &[Tags]) -> io::Result<()> {
+    fn send(&self, frame: &[u8], vlans: &[PortVlan]) -> io::Result<()> {
         let socket = if frame[12..14] == ETHERTYPE_ARP.to_be_bytes() { &self.arp } else { &self.nd };
         rustix::net::send(socket, frame, SendFlags::empty())?;
-        for vlan in vlans {
+        for (tags, _) in vlans {
             let mut room = [0; FRAME_ROOM + 8];
             room[..frame.len()].copy_from_slice(frame);
-            let len = tags::retag(&mut room, frame.len(), *vlan).unwrap_or(frame.len());
+            let len = tags::retag(&mut room, frame.len(), *tags).unwrap_or(frame.len());
             rustix::net::send(socket, &room[..len], SendFlags::empty())?;
         }
         Ok(())
     }
 }
 
+/// A VLAN's tags, and the kernel's interface in it.
+type PortVlan = (Tags, u32);
+
 /// The announcer, driven.
 pub struct Announcements {
     announcer: Announcer,
     ports: BTreeMap<u8, PortSockets>,
-    vlans: BTreeMap<u8, Vec<Tags>>,
+    vlans: BTreeMap<u8, Vec<PortVlan>>,
     memberships: Memberships,
     /// What fails on a port, in words; cleared when it works again.
     faults: BTreeMap<(u8, &'static str), String>,
@@ -92,16 +95,35 @@ impl Announcements {
                 }
             }
         }
-        self.memberships.joined.retain(|(ifindex, _), _| links.iter().any(|link| link.ifindex == *ifindex));
         self.announcer.set_links(links);
+        self.forget_memberships();
     }
 
     /// The VLANs of each port ([`super::mirror::Hops::vlans`]): what is announced on it is announced in them too.
-    pub fn set_vlans(&mut self, vlans: &[(PortId, VlanTags)]) {
+    /// A switch that snoops does so VLAN by VLAN: the groups of the port are joined in each.
+    pub fn set_vlans(&mut self, vlans: &[Vlan]) {
         self.vlans.clear();
-        for (port, tags) in vlans {
+        for Vlan { port, tags, ifindex } in vlans {
             let tags = tags.iter().flatten().fold(Tags::NONE, |tags, tag| tags.with(tag.ethertype, tag.id));
-            self.vlans.entry(port.0).or_default().push(tags);
+            self.vlans.entry(port.0).or_default().push((tags, *ifindex));
+        }
+        self.forget_memberships();
+        for port in self.vlans.keys() {
+            let Some(sockets) = self.ports.get(port) else { continue };
+            for group in self.memberships.groups(sockets.ifindex) {
+                self.announcer.join_again(PortId(*port), group);
+            }
+        }
+    }
+
+    /// Those of interfaces that are gone went with them, but the socket remembers them: another interface of the same
+    /// index would be joined by name only.
+    fn forget_memberships(&mut self) {
+        let ports = self.ports.values().map(|port| port.ifindex);
+        let here: HashSet<u32> = ports.chain(self.vlans.values().flatten().map(|(_, ifindex)| *ifindex)).collect();
+        let joined: Vec<_> = self.memberships.joined.keys().copied().collect();
+        for (ifindex, group) in joined.into_iter().filter(|(ifindex, _)| !here.contains(ifindex)) {
+            let _ = self.memberships.leave(ifindex, group);
         }
     }
 
@@ -152,20 +174,21 @@ impl Announcements {
         for action in self.announcer.poll(now) {
             let (Action::Send { port, .. } | Action::Join { port, .. } | Action::Leave { port, .. }) = action;
             let Some(sockets) = self.ports.get(&port.0) else { continue };
+            let vlans = self.vlans.get(&port.0).map_or(&[][..], Vec::as_slice);
+            let mut interfaces = std::iter::once(sockets.ifindex).chain(vlans.iter().map(|(_, ifindex)| *ifindex));
             let (what, result) = match action {
-                Action::Send { frame, .. } => {
-                    ("send announcements", sockets.send(&frame, self.vlans.get(&port.0).map_or(&[][..], Vec::as_slice)))
-                }
+                Action::Send { frame, .. } => ("send announcements", sockets.send(&frame, vlans)),
                 Action::Join { group, .. } => {
-                    let joined = self.memberships.join(sockets.ifindex, group);
+                    let joined = interfaces.try_for_each(|ifindex| self.memberships.join(ifindex, group));
                     if joined.is_err() {
-                        self.announcer.join_failed(port, group);
+                        self.announcer.join_again(port, group);
                     }
                     ("join multicast groups", joined)
                 }
-                Action::Leave { group, .. } => {
-                    ("leave multicast groups", self.memberships.leave(sockets.ifindex, group))
-                }
+                Action::Leave { group, .. } => (
+                    "leave multicast groups",
+                    interfaces.try_for_each(|ifindex| self.memberships.leave(ifindex, group)),
+                ),
             };
             match result {
                 Ok(()) => {
@@ -191,6 +214,11 @@ struct Memberships {
 }
 
 impl Memberships {
+    /// Those joined on an interface.
+    fn groups(&self, ifindex: u32) -> impl Iterator<Item = Ipv6Addr> {
+        self.joined.keys().filter(move |(on, _)| *on == ifindex).map(|(_, group)| *group)
+    }
+
     fn join(&mut self, ifindex: u32, group: Ipv6Addr) -> io::Result<()> {
         if self.joined.contains_key(&(ifindex, group)) {
             return Ok(());

@@ -92,6 +92,14 @@ pub(super) enum Change {
     AllRoutes,
 }
 
+/// A VLAN the kernel is a member of on a port, by a sub-interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vlan {
+    pub port: PortId,
+    pub tags: VlanTags,
+    pub ifindex: u32,
+}
+
 /// The way out by a link: through which port, in which tags, from which address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Path {
@@ -246,11 +254,13 @@ impl KernelView {
     }
 
     /// The VLANs the kernel is a member of on the ports. Over a bond, on the member a packet would leave by.
-    pub(super) fn vlans(&self, ports: &[String]) -> Vec<(PortId, VlanTags)> {
+    pub(super) fn vlans(&self, ports: &[String]) -> Vec<Vlan> {
         let tagged = self.links.iter().filter(|(_, link)| link.vlan.is_some());
-        let mut vlans: Vec<_> =
-            tagged.filter_map(|(index, _)| self.path(*index, ports)).map(|path| (path.port, path.tags)).collect();
-        vlans.sort_by_key(|(port, tags)| (port.0, tags.map(|tag| tag.map(|tag| (tag.ethertype, tag.id)))));
+        let vlan = |(index, _): (&u32, _)| {
+            self.path(*index, ports).map(|path| Vlan { port: path.port, tags: path.tags, ifindex: *index })
+        };
+        let mut vlans: Vec<Vlan> = tagged.filter_map(vlan).collect();
+        vlans.sort_by_key(|vlan| (vlan.port.0, vlan.tags.map(|tag| tag.map(|tag| (tag.ethertype, tag.id)))));
         vlans
     }
 

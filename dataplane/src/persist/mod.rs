@@ -73,6 +73,16 @@ pub struct Shape {
     pub records_v6: u32,
 }
 
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { worker, workers, records_v4, records_v6 } = self;
+        write!(
+            f,
+            "worker {worker} of {workers}, {records_v4} IPv4 and {records_v6} IPv6 flows (half-open ones included)"
+        )
+    }
+}
+
 impl Shape {
     const fn records_at() -> usize {
         size_of::<Header>().next_multiple_of(4096)
@@ -303,7 +313,7 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
     } else if header.boot_id != boot_id {
         Some("the machine was booted since".into())
     } else if found != shape {
-        Some(format!("workers or limits changed: it was made for {found:?}, the config asks for {shape:?}"))
+        Some(format!("workers or limits changed: it was made for {found}; the config asks for {shape}"))
     } else if len != shape.len() as u64 {
         Some(format!("the file has {len} bytes, not {}", shape.len()))
     } else {

@@ -45,6 +45,7 @@ fn what_does_not_fit_is_begun_anew_and_said() {
     assert_eq!(after(nothing, SHAPE, [8; 16]).as_deref(), Some("the machine was booted since"));
     let why = after(nothing, Shape { workers: 3, ..SHAPE }, BOOT).unwrap();
     assert!(why.starts_with("workers or limits changed"), "{why}");
+    assert!(why.contains("IPv4 and"), "in words: {why}");
     assert!(after(nothing, Shape { records_v4: 101, ..SHAPE }, BOOT).is_some());
     assert!(after(nothing, Shape { records_v6: 49, ..SHAPE }, BOOT).is_some());
     let why = after(|file| file.write_all_at(&99_u32.to_ne_bytes(), 8).unwrap(), SHAPE, BOOT).unwrap();

@@ -86,8 +86,8 @@ impl Pipeline {
         if owner == self.worker || handed { self.unmatched(local, packet) } else { Verdict::Handoff(owner) }
     }
 
-    /// An ICMP error about nothing the box knows: for the kernel, where the address is its too.
-    fn unmatched(&self, local: Option<Local>, packet: &Packet) -> Verdict {
+    /// An ICMP packet about nothing the box knows: for the kernel, where the address is its too.
+    pub(super) fn unmatched(&self, local: Option<Local>, packet: &Packet) -> Verdict {
         match local {
             None => Verdict::Kernel,
             Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
@@ -182,7 +182,8 @@ impl Pipeline {
         if !icmp::may_complain(memory.bytes(frame), packet) {
             return Verdict::Drop(reason);
         }
-        if !self.icmp.allows(now) {
+        let budget = if reason == DropReason::TooBig { &mut self.too_big } else { &mut self.icmp };
+        if !budget.allows(now) {
             self.stats.count_drop(DropReason::RateLimited);
             self.stats.generated.add(1);
             return Verdict::Drop(reason);

@@ -363,9 +363,7 @@ impl Pipeline {
             Fate::Sized => self.release_sized::<V4>(memory, &mut frame, from, now),
             fate => self.follow_held(memory, &mut frame, fate, from, now),
         };
-        if let Verdict::Drop(reason) = verdict {
-            self.stats.count_drop(reason);
-        }
+        let verdict = self.concluded(verdict, from);
         Some(Released { frame, from, verdict })
     }
 

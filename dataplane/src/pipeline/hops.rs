@@ -36,6 +36,9 @@ const TAGGED: u8 = 2;
 /// No last hop: the number a record has when its client's is not known.
 pub const UNKNOWN: u16 = 0;
 
+/// Hops a call of [`LastHops::forget`] looks at.
+const AT_ONCE: usize = 64;
+
 pub struct LastHops {
     hops: Vec<StoredHop>,
     /// Of those whose frames have some; apart, so that a plain packet's hop is eight bytes.
@@ -47,6 +50,8 @@ pub struct LastHops {
     recent: u16,
     next: usize,
     rounds: Rounds,
+    /// Where clearing the marks is; [`MAX_HOPS`]: it is done.
+    clearing: usize,
 }
 
 /// How far each family's sweep is since marks were last cleared. Marks count only if every record
@@ -82,6 +87,7 @@ impl Default for LastHops {
             recent: UNKNOWN,
             next: 1,
             rounds: Rounds::default(),
+            clearing: MAX_HOPS,
         }
     }
 }
@@ -172,12 +178,18 @@ impl LastHops {
     }
 
     /// A round through a family's flows is complete. Once that is so of both, hops that no flow
-    /// refers to are forgotten.
-    pub fn end_round(&mut self, v6: bool, mut store: impl FnMut(u16, StoredHop, Tags)) {
-        if !self.rounds.complete(usize::from(v6)) {
-            return;
+    /// refers to are [forgotten](Self::forget).
+    pub fn end_round(&mut self, v6: bool) {
+        // A round that ends while marks are cleared says nothing of those cleared before its end.
+        if self.clearing == MAX_HOPS && self.rounds.complete(usize::from(v6)) {
+            self.clearing = 1;
         }
-        for at in 1..MAX_HOPS {
+    }
+
+    /// Forgets the next few of the hops that no flow refers to, if it is time. True: there are more.
+    pub fn forget(&mut self, mut store: impl FnMut(u16, StoredHop, Tags)) -> bool {
+        let end = (self.clearing + AT_ONCE).min(MAX_HOPS);
+        for at in self.clearing..end {
             if !self.marked[at]
                 && let Some(neighbor) = self.get(at as u16)
             {
@@ -187,6 +199,8 @@ impl LastHops {
             }
             self.marked[at] = false;
         }
+        self.clearing = end;
+        end < MAX_HOPS
     }
 }
 
@@ -200,7 +214,10 @@ mod tests {
         let neighbor = Neighbor { mac: [2, 0, 0, 0, 0, 1], port: PortId(0), tags: Tags::NONE };
         let hop = hops.intern(UNKNOWN, neighbor, |_, _, _| {});
         let ends = |hops: &mut LastHops, families: &[bool]| {
-            families.iter().for_each(|v6| hops.end_round(*v6, |_, _, _| {}));
+            for v6 in families {
+                hops.end_round(*v6);
+                while hops.forget(|_, _, _| {}) {}
+            }
         };
         // New hops count as seen. Two ends of each family: one whole round since, and marks are cleared.
         ends(&mut hops, &[false, true, false, true]);
@@ -213,5 +230,56 @@ mod tests {
         assert!(hops.get(hop).is_some(), "forgotten on the word of half a round");
         ends(&mut hops, &[true, false, true, false]);
         assert!(hops.get(hop).is_none(), "nobody named it for a whole round");
+    }
+
+    fn neighbor(n: usize) -> Neighbor {
+        Neighbor { mac: [2, 0, 0, 0, (n >> 8) as u8, n as u8], port: PortId(0), tags: Tags::NONE }
+    }
+
+    #[test]
+    fn hops_that_are_forgotten_together_go_a_few_at_a_time() {
+        let mut hops = LastHops::default();
+        let numbers: Vec<u16> = (1..MAX_HOPS).map(|n| hops.intern(UNKNOWN, neighbor(n), |_, _, _| {})).collect();
+        let known = |hops: &LastHops| numbers.iter().filter(|hop| hops.get(**hop).is_some()).count();
+        // Those just come count as seen; the next whole round finds that nobody names them.
+        for gone in [0, numbers.len()] {
+            for v6 in [false, true, false, true] {
+                hops.end_round(v6);
+            }
+            for call in 1.. {
+                let before = known(&hops);
+                let more = hops.forget(|_, _, _| {});
+                assert!(before - known(&hops) <= AT_ONCE, "{} in one call", before - known(&hops));
+                if !more {
+                    assert_eq!((numbers.len() - known(&hops), call), (gone, numbers.len().div_ceil(AT_ONCE)));
+                    break;
+                }
+            }
+        }
+        assert!(hops.by_neighbor.is_empty());
+    }
+
+    #[test]
+    fn rounds_that_end_while_marks_are_cleared_do_not_count() {
+        let mut hops = LastHops::default();
+        let early = hops.intern(UNKNOWN, neighbor(1), |_, _, _| {});
+        let ends = |hops: &mut LastHops, times| {
+            for _ in 0..times {
+                hops.end_round(false);
+                hops.end_round(true);
+            }
+        };
+        ends(&mut hops, 2);
+        assert!(hops.forget(|_, _, _| {}), "its mark is cleared, others' are not");
+        ends(&mut hops, 9);
+        while hops.forget(|_, _, _| {}) {}
+        assert!(hops.get(early).is_some());
+        // The round under way, and a whole one.
+        ends(&mut hops, 1);
+        assert!(!hops.forget(|_, _, _| {}) && hops.get(early).is_some());
+        hops.mark(early);
+        ends(&mut hops, 1);
+        while hops.forget(|_, _, _| {}) {}
+        assert!(hops.get(early).is_some(), "a flow names it");
     }
 }

@@ -14,6 +14,7 @@ mod foresee;
 mod fragments;
 pub mod hops;
 mod leave;
+mod local;
 mod open;
 mod pick;
 mod refuse;
@@ -35,13 +36,12 @@ use crate::clock::Now;
 use crate::flow::{Direction, Entry, FlowTable, State};
 use crate::fragment::{Holding, Identifications};
 use crate::io::{BURST, Frame, PacketMemory};
-use crate::neighbor::responder::{self, Answer};
 use crate::persist::{PersistError, Store};
 use crate::schedule::Peers;
-use crate::stats::{Conflict, WorkerStats};
-use crate::tables::{Hop, Local, Tabled, View};
+use crate::stats::WorkerStats;
+use crate::tables::{Hop, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6, be32};
+use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6};
 use budget::Budget;
 use farewell::Farewells;
 use hops::{LastHops, Neighbor};
@@ -87,6 +87,8 @@ pub struct Pipeline {
     stats: Arc<WorkerStats>,
     /// Of ICMP errors and refusals.
     icmp: Budget,
+    /// Of those that tell path MTUs, and are caused by packets of known flows only: anybody can spend the other.
+    too_big: Budget,
     /// Why the last packet that was answered in place was dropped.
     answered: DropReason,
     holding: Holding,
@@ -114,6 +116,7 @@ impl Pipeline {
             store,
             stats,
             icmp: Budget::new(config.icmp_per_second),
+            too_big: Budget::new(config.icmp_per_second),
             answered: DropReason::TtlExceeded,
             holding: Holding::default(),
             identifications: Identifications::new(config.worker, config.workers, store_seed),
@@ -185,13 +188,24 @@ impl Pipeline {
                 Stage::Arp => self.neighbor(memory, frame, from),
                 Stage::Settled(verdict) => verdict,
             };
-            if let Verdict::Drop(reason) = verdict {
-                self.stats.count_drop(reason);
-            }
-            verdicts.push(verdict);
+            verdicts.push(self.concluded(verdict, from));
         }
-        self.v4.ports.end_burst();
-        self.v6.ports.end_burst();
+        self.v4.end_burst();
+        self.v6.end_burst();
+    }
+
+    /// The verdict of a packet that came in by `from`; drops are counted.
+    fn concluded(&self, verdict: Verdict, from: PortId) -> Verdict {
+        let is_kernel = || self.view.ports.get(usize::from(from.0)).is_some_and(|port| port.is_kernel);
+        let verdict = match verdict {
+            // The kernel would route here again what it has routed here.
+            Verdict::Kernel if is_kernel() => Verdict::Drop(DropReason::NoService),
+            verdict => verdict,
+        };
+        if let Verdict::Drop(reason) = verdict {
+            self.stats.count_drop(reason);
+        }
+        verdict
     }
 
     /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
@@ -255,6 +269,7 @@ impl Pipeline {
     ) -> Option<Entry> {
         let likely = F::side(self).flows.prefetch_record(hash);
         if likely.is_none() && packet.may_open() {
+            F::side(self).flows.prefetch_insertion(hash);
             self.foresee::<F>(memory.bytes(frame), packet, handed);
         }
         likely
@@ -412,87 +427,6 @@ impl Pipeline {
         }
         let default = if F::V6 { self.view.default_v6 } else { self.view.default_v4 };
         default.ok_or(DropReason::NoNeighbor)
-    }
-
-    /// ICMP for an address of ours: echo answered, neighbour discovery answered, errors translated.
-    fn icmp(
-        &mut self,
-        memory: &PacketMemory,
-        frame: &mut Frame,
-        packet: &Packet,
-        from: PortId,
-        handed: bool,
-    ) -> Verdict {
-        let bytes = memory.bytes(frame);
-        if wire::icmp::is_neighbor_discovery(bytes, packet) {
-            return self.neighbor(memory, frame, from);
-        }
-        if crate::icmp::is_error(bytes, packet) {
-            return if packet.v6 {
-                self.icmp_error::<V6>(memory, frame, packet, handed)
-            } else {
-                self.icmp_error::<V4>(memory, frame, packet, handed)
-            };
-        }
-        match self.local_destination(bytes, packet) {
-            None => Verdict::Kernel,
-            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
-            Some(_) if wire::icmp::is_echo_request(bytes, packet) => {
-                if let Err(reason) = side::check_client(&self.view.tables, bytes, packet) {
-                    return Verdict::Drop(reason);
-                }
-                wire::icmp::echo_reply(memory.bytes_mut(frame), packet);
-                Verdict::Tx(from)
-            }
-            Some(_) => Verdict::Drop(DropReason::IcmpUnmatched),
-        }
-    }
-
-    /// Protocols the box does not balance.
-    fn other(&self, bytes: &[u8], packet: &Packet) -> Verdict {
-        match self.local_destination(bytes, packet) {
-            None => Verdict::Kernel,
-            Some(Local::Snat { id }) if side::is_shared(&self.view.tables, packet.v6, id) => Verdict::Kernel,
-            Some(_) => Verdict::Drop(DropReason::UnsupportedProtocol),
-        }
-    }
-
-    fn local_destination(&self, bytes: &[u8], packet: &Packet) -> Option<Local> {
-        let l3 = usize::from(packet.l3);
-        if packet.v6 {
-            let addr = u128::from_be_bytes(wire::bytes_at(bytes, l3 + 24));
-            self.view.tables.v6.locals.get(&addr).copied()
-        } else {
-            self.view.tables.v4.locals.get(&be32(bytes, l3 + 16)).copied()
-        }
-    }
-
-    fn neighbor(&mut self, memory: &PacketMemory, frame: &mut Frame, from: PortId) -> Verdict {
-        let Some(port) = self.view.ports.get(usize::from(from.0)) else {
-            return Verdict::Drop(DropReason::NeighborIgnored);
-        };
-        let view = &self.view;
-        // The kernel behind the TAP may ask for every VIP; others only for what was claimed on their port.
-        let ours = |addr| {
-            if port.is_kernel { view.tables.local(addr).is_some() } else { view.claimed.contains(&(from.0, addr)) }
-        };
-        if frame.is_chain() {
-            // Such packets are a few dozen bytes long.
-            return Verdict::Drop(DropReason::NeighborIgnored);
-        }
-        let len = frame.len();
-        match responder::answer(memory.room_mut(frame), len, port.mac, ours) {
-            Answer::Reply(len) => {
-                memory.resize(frame, len);
-                Verdict::Tx(from)
-            }
-            Answer::Kernel => Verdict::Kernel,
-            Answer::Conflict { address, mac } => {
-                let _ = self.stats.conflicts.push(Conflict { port: from, address, mac });
-                Verdict::Drop(DropReason::NeighborIgnored)
-            }
-            Answer::Drop(reason) => Verdict::Drop(reason),
-        }
     }
 
     /// Runs on another view from the next packet on; returns the one it ran on, for somebody else to free.

@@ -6,12 +6,12 @@ use super::Pipeline;
 use super::access::within_limits;
 use super::dsr;
 use super::hops::Neighbor;
-use super::pick::pick;
+use super::pick::{in_place, pick};
 use super::revalidate::{Standing, revalidate};
 use super::side::{Parts, Side, Sided, check_client_of, node_addr};
 use crate::clock::Now;
 use crate::flow::{Flags, NewFlow, State, SynInfo, Word};
-use crate::nat::{self, Towards};
+use crate::nat::{self, Allocation, Guess, Towards};
 use crate::rss::placement::owner_by_client;
 use crate::tables::{Local, Service, ServiceKey, Tabled, Tables, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
@@ -120,7 +120,12 @@ impl Pipeline {
         let tables = &view.tables;
         let family = F::tables(tables);
         check_client_of::<F>(tables, tuple.src)?;
-        let service = tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol).ok_or(DropReason::NoService)?;
+        let foreseen = side.foresight.of(tuple);
+        let service = match foreseen {
+            Some(foreseen) => tables.service(foreseen.service),
+            None => tables.service_at::<F>(tuple.dst, tuple.dst_port, tuple.protocol),
+        };
+        let service = service.ok_or(DropReason::NoService)?;
         if service.sources.as_ref().is_some_and(|sources| !F::allowed(sources, tuple.src)) {
             return Err(DropReason::SourceDenied);
         }
@@ -133,7 +138,11 @@ impl Pipeline {
         }
         within_limits::<F>(side, service, stats, tuple.src, now)?;
         let tcp = packet.transport == Transport::Tcp;
-        let (backend, load) = pick::<F>(side, service, tuple, now).ok_or(DropReason::NoBackend)?;
+        let (backend, load) = match foreseen {
+            Some(foreseen) => in_place(service, foreseen.place),
+            None => pick::<F>(side, service, tuple, now),
+        }
+        .ok_or(DropReason::NoBackend)?;
         let hop = view.node_hops.get(usize::from(backend.node_slot)).copied().flatten();
         let hop = hop.ok_or(DropReason::NoNeighbor)?;
         let node = node_addr::<F>(backend.address);
@@ -173,17 +182,8 @@ impl Pipeline {
                 syn: tcp.then(|| syn_info(bytes, packet)),
                 client_hash: u64::from(F::owner_hash(tuple.src, 0, 0)),
             };
-            let timed_out = nat::timed_out(now, tables);
-            let partition = *side.ports.partition();
-            let is_home = |reply: &Tuple<F::Addr>| view.placement.is_home::<F>(hop.port, reply, &partition);
-            let found = side.ports.allocate(
-                &mut side.flows,
-                &family.snats,
-                &family.snat_of_groups,
-                &towards,
-                timed_out,
-                is_home,
-            )?;
+            let guess = foreseen.and_then(|foreseen| foreseen.port);
+            let found = leave_from::<F>(side, view, &towards, guess, hop.port, now)?;
             (flow.snat, flow.snat_port, reply_hash) = (found.snat, found.port, Some(found.hash));
         }
         flow.hop = hops.intern(0, Neighbor::of(bytes, from), |at, hop, tags| store.keep_hop(at, hop, tags));
@@ -193,6 +193,27 @@ impl Pipeline {
         count_new(stats, service);
         Ok(record)
     }
+}
+
+/// The SNAT tuple of a new flow: the one that was guessed, if it is free, or the next that is.
+#[inline]
+fn leave_from<F: Tabled>(
+    side: &mut Side<F>,
+    view: &View,
+    towards: &Towards<F::Addr>,
+    guess: Option<Guess>,
+    port: PortId,
+    now: Now,
+) -> Result<Allocation, DropReason> {
+    let Side { ports, flows, .. } = side;
+    let family = F::tables(&view.tables);
+    if let Some(found) = guess.and_then(|guess| ports.take(flows, &family.snats, towards, guess)) {
+        return Ok(found);
+    }
+    let partition = *ports.partition();
+    let is_home = |reply: &Tuple<F::Addr>| view.placement.is_home::<F>(port, reply, &partition);
+    let timed_out = nat::timed_out(now, &view.tables);
+    ports.allocate(flows, &family.snats, &family.snat_of_groups, towards, timed_out, is_home)
 }
 
 /// In mode `dnat` the reply's tuple is the client's choice. Another flow can have it only from a service

@@ -20,7 +20,12 @@ pub(super) fn pick<'a, F: Tabled>(
     if let Some(affinity) = &service.affinity {
         return stick::pick(side, service, affinity, tuple, now);
     }
-    let place = by_scheduler(side, service, tuple, now)?;
+    in_place(service, by_scheduler(side, service, tuple, now)?)
+}
+
+/// The backend in a place of the service's set, and where its flows are counted.
+#[inline]
+pub(super) fn in_place(service: &Service, place: u16) -> Option<(&Backend, u32)> {
     Some((service.set.backends.get(usize::from(place))?, service.load_of(place)))
 }
 

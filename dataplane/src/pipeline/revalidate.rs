@@ -10,7 +10,9 @@
 //! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend |
 //!
 //! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
-//! RST: the client's next SYN finds another backend.
+//! RST: the client's next SYN finds another backend. Of one that is half-open who sends next gets a RST.
+
+use std::sync::Arc;
 
 use penstock_configs::desired::{BackendState, OnDown};
 
@@ -97,7 +99,13 @@ pub(super) fn revalidate<F: Tabled>(
     as_new: bool,
 ) -> (Standing, u32) {
     const REVOKED: (Standing, u32) = (Standing::Revoked, 0);
-    let Some(service) = tables.service_at::<F>(record.vip, record.vip_port, word.protocol) else { return REVOKED };
+    // Most often it still is where it was: a service keeps its slot while it exists.
+    let (vip, port) = (F::to_ip(record.vip), record.vip_port);
+    let is_its = |s: &&Arc<Service>| (s.port, s.protocol) == (port, word.protocol) && s.vip == vip;
+    let known = tables.service(record.service).filter(is_its);
+    let Some(service) = known.or_else(|| tables.service_at::<F>(record.vip, port, word.protocol)) else {
+        return REVOKED;
+    };
     let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
     let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;
@@ -145,8 +153,11 @@ fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool)
     // In `dsr` the numbers a RST to the node would need are not known.
     let tell_who_goes_on = service.on_down == OnDown::Rehome || word.flags.has(Flags::DSR);
     match word.state {
-        State::SynSent | State::Established | State::FinWait if tell_who_goes_on => Standing::Rehome,
-        State::SynSent | State::Established | State::FinWait => Standing::Reset,
+        // Half-open still: of a flood all are, once the node has answered. No RST goes to whoever it names, and none is
+        // kept among the flows that matter to answer with one.
+        State::SynSent => Standing::Rehome,
+        State::Established | State::FinWait if tell_who_goes_on => Standing::Rehome,
+        State::Established | State::FinWait => Standing::Reset,
         _ => Standing::Revoked,
     }
 }

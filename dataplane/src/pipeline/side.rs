@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Pipeline;
 use super::farewell::Farewells;
+use super::foresee::Foresight;
 use super::hops::LastHops;
 use crate::affinity::AffinityTable;
 use crate::flow::{self, Capacity, Entry, FlowTable, Word};
@@ -55,6 +56,7 @@ impl PipelineConfig {
 pub struct Side<F: Family> {
     pub flows: FlowTable<F>,
     pub ports: PortAllocator,
+    pub foresight: Foresight<F::Addr>,
     pub datagrams: Datagrams<F::Addr>,
     /// Flows per service slot, counted during a sweep round.
     pub counting: Box<[u32]>,
@@ -152,6 +154,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
         Side {
             flows: FlowTable::new(v4, config.flows_v4, hasher, share()).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
+            foresight: Foresight::default(),
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),
@@ -165,6 +168,7 @@ pub fn sides(config: &PipelineConfig, store: &mut Store) -> Result<(Side<V4>, Si
         Side {
             flows: FlowTable::new(v6, config.flows_v6, hasher, share()).map_err(PersistError::Memory)?,
             ports: PortAllocator::new(partition, config.max_nodes),
+            foresight: Foresight::default(),
             datagrams: Datagrams::new(DATAGRAMS),
             counting: zeros(),
             counted: zeros(),

@@ -7,7 +7,7 @@ use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{self, Flags, Record, State, Swept, Word};
+use crate::flow::{self, Flags, MOST_EFFORT, Record, State, Swept, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
 use crate::tables::Tabled;
@@ -17,7 +17,8 @@ use crate::wire::{Family, V4, V6};
 const ROUND_NS: u64 = 1_000_000_000;
 /// Every place of a client: it only keeps the counts true.
 const CLIENTS_ROUND_NS: u64 = 10_000_000_000;
-/// Places per call at most: a few microseconds.
+/// Places per call at most: a few microseconds. What is done with them is bounded by [`MOST_EFFORT`], for both
+/// families together.
 const MOST: u32 = 512;
 /// Rounds in which every flow is marked as established once, where that is done.
 pub const MARKED_EVERY: u32 = 4;
@@ -31,6 +32,8 @@ const LEAST: u32 = 32;
 pub(super) struct SweepClock {
     v4: Now,
     v6: Now,
+    /// Whose sweep goes on first in the next call: the other has what effort it leaves.
+    v6_first: bool,
     clients: Now,
     /// The first service whose flows, counted in the last round, are not known outside yet.
     uncounted: usize,
@@ -47,17 +50,14 @@ impl Pipeline {
         let Self { view, v4, v6, .. } = self;
         v4.scheduling.exchange(view.tables.v4.counted, now);
         v6.scheduling.exchange(view.tables.v6.counted, now);
-        let v4 = self.sweep::<V4>(now, self.sweep.v4);
-        let v6 = self.sweep::<V6>(now, self.sweep.v6);
-        self.sweep.v4 = v4.0;
-        self.sweep.v6 = v6.0;
-        for (complete, v6) in [(v4.1, false), (v6.1, true)] {
-            if complete {
-                self.sweep.uncounted = 0;
-                let Self { hops, store, .. } = self;
-                hops.end_round(v6, |at, hop, tags| store.keep_hop(at, hop, tags));
-            }
-        }
+        let mut effort = MOST_EFFORT;
+        let v6_first = !self.sweep.v6_first;
+        self.sweep.v6_first = v6_first;
+        let mut records_left = v6_first && self.sweep::<V6>(now, &mut effort);
+        records_left |= self.sweep::<V4>(now, &mut effort);
+        records_left |= !v6_first && self.sweep::<V6>(now, &mut effort);
+        let Self { hops, store, .. } = self;
+        let hops_left = hops.forget(|at, hop, tags| store.keep_hop(at, hop, tags));
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
         self.stats.flows_established.set(u64::from(four.established + six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
@@ -66,7 +66,7 @@ impl Pipeline {
         self.stats.rounds.set(u64::from(self.v4.rounds.min(self.v6.rounds)));
         self.stats.swept.set(self.v4.swept.min(self.v6.swept));
         let counts_left = self.publish_counts();
-        v4.2 || v6.2 || counts_left
+        records_left || hops_left || counts_left
     }
 
     /// Frees the places of clients whose affinity has ended, a few at a time.
@@ -86,21 +86,21 @@ impl Pipeline {
         stats.affinity_evicted.set(v4.affinity.evicted() + v6.affinity.evicted());
     }
 
-    /// Sweeps as many records as are due since `last`. Returns until when it is done, whether a
-    /// round was completed, and whether more is due.
-    fn sweep<F: Sided + Tabled>(&mut self, now: Now, last: Now) -> (Now, bool, bool) {
+    /// Sweeps as many records as are due, as far as `effort` goes. True: more is due.
+    fn sweep<F: Sided + Tabled>(&mut self, now: Now, effort: &mut u32) -> bool {
+        let last = if F::V6 { self.sweep.v6 } else { self.sweep.v4 };
         let Parts { side, view, hops, stats, farewells, .. } = F::parts(self);
         let records = u64::from(side.flows.swept_records().max(LEAST));
         let elapsed = now.ns.saturating_sub(last.ns).min(ROUND_NS);
         let due = (records * elapsed / ROUND_NS) as u32;
         if due < LEAST {
-            return (last, false, false);
+            return false;
         }
         let budget = due.min(MOST);
         let tables = &view.tables;
         let counting = &mut side.counting;
         let rounds = side.rounds;
-        let (gone_over, complete) = side.flows.sweep(budget, |at, record, word, tally| {
+        let (gone_over, complete) = side.flows.sweep(budget, effort, |at, record, word, tally| {
             let mut kept = Swept::Kept;
             if record.epoch != tables.epoch {
                 kept = Swept::Renewed;
@@ -153,11 +153,17 @@ impl Pipeline {
             side.counting.fill(0);
             side.rounds = side.rounds.wrapping_add(1);
             side.swept = std::mem::replace(&mut side.round, tables.serial);
+            hops.end_round(F::V6);
         }
         // Behind the end of the table there is nothing to go over.
         let gone_over = if complete { budget } else { gone_over };
         let done = Now { ns: now.ns - elapsed + u64::from(gone_over) * ROUND_NS / records };
-        (Now { ns: done.ns.min(now.ns) }, complete, due > gone_over)
+        let done = Now { ns: done.ns.min(now.ns) };
+        if complete {
+            self.sweep.uncounted = 0;
+        }
+        *(if F::V6 { &mut self.sweep.v6 } else { &mut self.sweep.v4 }) = done;
+        due > gone_over
     }
 
     /// Puts the flows of the next services where housekeeping reads them: a cache line each, so not all at once.

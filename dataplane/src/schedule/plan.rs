@@ -56,15 +56,16 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// `shares`: what each backend weighs now, 0 for those that take no new flows.
     #[must_use]
     pub fn build(backends: &[Backend], shares: &[u32], kind: Kind) -> Self {
         if kind == Kind::Maglev {
             return Self::default();
         }
-        let list = || (0..u16::MAX).zip(shares).zip(backends);
-        let usable: Box<[Candidate]> = list()
-            .filter(|((_, share), backend)| backend.takes_new() && **share > 0)
-            .map(|((index, share), _)| Candidate { index, weight: *share })
+        let usable: Box<[Candidate]> = (0..u16::MAX)
+            .zip(shares)
+            .filter(|(_, share)| **share > 0)
+            .map(|(index, share)| Candidate { index, weight: *share })
             .collect();
         let mut sum = 0;
         let reach = usable.iter().map(|candidate| {
@@ -73,9 +74,10 @@ impl Plan {
         });
         let reach = reach.collect();
         // Buckets follow the weights as configured, not the backends' states: who goes moves only its own clients.
-        let configured: Vec<Candidate> = list()
+        let configured: Vec<Candidate> = (0..u16::MAX)
+            .zip(backends)
             .filter(|(_, backend)| backend.weight > 0)
-            .map(|((index, _), backend)| Candidate { index, weight: u32::from(backend.weight) })
+            .map(|(index, backend)| Candidate { index, weight: u32::from(backend.weight) })
             .collect();
         let buckets = match kind {
             Kind::Source => by_weight(&configured),

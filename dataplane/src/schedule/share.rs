@@ -33,8 +33,8 @@ use crate::limits::{Counts, Limiter};
 pub const OLDEST_NS: u64 = 4_000_000;
 /// A round through all slots.
 pub const ROUND_NS: u64 = OLDEST_NS / 2;
-/// Slots read per call at most: a few microseconds with a few workers.
-const MOST: u64 = 512;
+/// Slots read per call at most, times workers: some ten microseconds, each line being another core's.
+const MOST: u64 = 1024;
 
 /// Flows of one backend of a service, as IPVS tells them apart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -300,7 +300,7 @@ impl Others {
         let Some(peers) = &self.peers else { return };
         let used = (used as usize).min(self.seen.len());
         let elapsed = now.ns.saturating_sub(self.last.ns);
-        let due = (used as u64 * elapsed).div_ceil(ROUND_NS).min(MOST) as usize;
+        let due = (used as u64 * elapsed).div_ceil(ROUND_NS).min((MOST / peers.workers() as u64).max(1)) as usize;
         if self.at == 0 {
             if now.ns.saturating_sub(self.began.ns) < ROUND_NS {
                 return;

@@ -453,6 +453,33 @@ fn what_is_seen_is_off_by_what_came_in_a_period() {
     }
 }
 
+/// The more workers there are, the fewer slots are read at a time: each costs a line of every other worker's.
+#[test]
+fn a_call_reads_so_many_counts_whatever_the_number_of_workers() {
+    const SLOTS: u32 = 2_000;
+    for workers in [2, 9, 100] {
+        let peers = Arc::new(Peers::new(workers));
+        let word = Word { state: State::Established, flags: Flags::default(), protocol: PROTO_TCP };
+        for worker in 0..workers {
+            let share = Arc::new(Share::new(SLOTS as usize));
+            let mut tally = Tally::new(1, Arc::clone(&share));
+            (1..=SLOTS).for_each(|slot| _ = tally.enter(0, word, slot));
+            peers.join(worker as u16, Arc::clone(&share), share);
+        }
+        let mut others = Others::new(SLOTS as usize);
+        others.meet(peers, 0, false);
+        let known = |others: &Others| (1..=SLOTS).filter(|slot| others.load(*slot).active > 0).count();
+        let mut worst = 0;
+        for nap in 1..=250 {
+            let before = known(&others);
+            others.exchange(SLOTS + 1, Now::from_secs(nap));
+            worst = worst.max(known(&others) - before);
+        }
+        assert!(worst > 0 && worst * workers <= 1024, "{worst} slots of {workers} workers");
+        assert_eq!(known(&others), SLOTS as usize);
+    }
+}
+
 /// Four workers with one service by `wlc`, each choosing by what it sees: the shares are what the weights
 /// say, off by little more than what came in a period.
 #[test]
@@ -486,4 +513,56 @@ fn wlc_over_four_workers_is_as_even_as_its_counts_are_fresh() {
     for (count, share) in counts.iter().zip([2000_u32, 2000, 4000]) {
         assert!(count.abs_diff(share) <= 300, "{counts:?}");
     }
+}
+
+/// With equal delays the first drawn stays; a backend ten times as heavy has a tenth of the delay.
+#[test]
+fn the_less_loaded_of_two_is_the_one_with_the_shorter_delay() {
+    let of = |index, weight| Candidate { index, weight };
+    let least = |weights: [u32; 2], active: [u32; 2]| {
+        let seen = |index: u16| Load { active: active[usize::from(index)], inactive: 0 };
+        least::of_two(of(0, weights[0]), of(1, weights[1]), seen).index
+    };
+    assert_eq!([least([1, 1], [3, 3]), least([1, 1], [3, 2]), least([1, 1], [2, 3])], [0, 1, 0]);
+    assert_eq!([least([1, 10], [0, 8]), least([1, 10], [0, 9]), least([10, 1], [8, 0])], [1, 0, 0]);
+}
+
+/// What tells `nq` from `sed`: somebody idle is taken, however slow.
+#[test]
+fn sed_leaves_the_idle_alone_where_the_busy_are_faster() {
+    for (scheduler, wanted) in [(Scheduler::Sed, 1), (Scheduler::Nq, 0)] {
+        let service = weighted(scheduler, &[1, 10]);
+        let mut bench = Bench::new(1);
+        bench.load(&service, 1, Load { active: 1, inactive: 0 });
+        assert_eq!(bench.pick(&service), Some(wanted), "{scheduler:?}");
+    }
+}
+
+/// A worker that was held up chooses by what the others' counts are now.
+#[test]
+fn a_worker_that_slept_asks_again() {
+    let service = weighted(Scheduler::Lc, &[1, 1]);
+    let peers = Arc::new(Peers::new(2));
+    let other = Arc::new(Share::new(100));
+    peers.join(1, Arc::clone(&other), Arc::new(Share::new(1)));
+    let mut bench = Bench::new(1);
+    bench.scheduling.meet(peers, 0, false);
+    let mut tally = Tally::new(8, other);
+    let word = Word { state: State::Established, flags: Flags::default(), protocol: PROTO_TCP };
+    for record in 0..8 {
+        let _ = tally.enter(record, word, service.load_of(0));
+    }
+    assert!((0..4).all(|_| bench.pick(&service) == Some(1)), "all of the other worker's are on the first");
+}
+
+/// Who is to take nothing has no part of the VIPs either, that its neighbour in the list would take over.
+#[test]
+fn dh_spreads_vips_over_those_that_weigh_anything() {
+    let mut service = weighted(Scheduler::Dh, &[1, 0, 1]);
+    let mut taken = [0; 3];
+    for n in 0..400_u32 {
+        service.vip = Ipv4Addr::from(0xcb00_7100 + n * 7919).into();
+        taken[usize::from(Bench::new(1).pick(&service).expect("one"))] += 1;
+    }
+    assert!(taken[0] > 150 && taken[1] == 0 && taken[2] > 150, "{taken:?}");
 }

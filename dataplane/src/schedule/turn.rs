@@ -20,7 +20,7 @@ impl Cursor {
     /// Begins anywhere: workers, and services on one set, must not all begin with the same backend.
     pub fn begin(&mut self, plan: &Plan, anywhere: usize) {
         self.at = plan.usable.get(anywhere).map_or(0, |candidate| u32::from(candidate.index));
-        self.level = plan.top();
+        self.level = plan.largest;
     }
 
     /// The next one. The plan has a candidate.
@@ -34,24 +34,16 @@ impl Cursor {
     /// plan has a candidate.
     pub fn next_weighted(&mut self, plan: &Plan) -> u16 {
         let step = plan.divisor;
-        // After a change of weights: to the level of theirs just below.
-        self.level = self.level.clamp(1, plan.top());
-        self.level = (self.level - 1) / step * step + 1;
+        // Weights may have changed.
+        self.level = self.level.min(plan.largest);
         let first = plan.usable.partition_point(|candidate| u32::from(candidate.index) <= self.at);
         let next = plan.usable[first..].iter().find(|candidate| candidate.weight >= self.level);
         let next = next.or_else(|| {
-            self.level = if self.level > step { self.level - step } else { plan.top() };
+            self.level = if self.level > step { self.level - step } else { plan.largest };
             plan.usable.iter().find(|candidate| candidate.weight >= self.level)
         });
         let next = next.map_or(0, |candidate| candidate.index);
         self.at = u32::from(next);
         next
-    }
-}
-
-impl Plan {
-    /// The level a round begins with: IPVS's `mw`.
-    fn top(&self) -> u32 {
-        (self.largest + 1).saturating_sub(self.divisor).max(1)
     }
 }

@@ -176,6 +176,12 @@ impl Steer {
         Ok(port.mode.is_some())
     }
 
+    /// The interface's number as of the last attach: a device made anew under the same name has another.
+    #[must_use]
+    pub fn ifindex(&self, interface: usize) -> Option<u32> {
+        self.ports.get(interface).map(|port| port.interface.ifindex)
+    }
+
     /// Attaches again where the interface vanished and came back, or the program was detached; harmless where it
     /// still runs. Sockets must then be made and set anew: those of the vanished device are dead.
     pub fn attach_interface(&mut self, interface: usize) -> Result<AttachMode, SteerError> {
@@ -384,12 +390,15 @@ pub fn prepare(run_dir: &Path) -> Result<Option<String>, SteerError> {
 
 fn check_capabilities() -> Result<(), SteerError> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false);
-    // CAP_SYS_ADMIN includes CAP_BPF (capabilities(7)).
-    let bpf = has(Capability::CAP_BPF) || has(Capability::CAP_SYS_ADMIN);
-    let missing: Vec<&str> = [(bpf, "CAP_BPF"), (has(Capability::CAP_NET_ADMIN), "CAP_NET_ADMIN")]
-        .into_iter()
-        .filter_map(|(present, name)| (!present).then_some(name))
-        .collect();
+    // CAP_SYS_ADMIN includes what was split from it (capabilities(7)).
+    let split = |capability| has(capability) || has(Capability::CAP_SYS_ADMIN);
+    let needed = [
+        (split(Capability::CAP_BPF), "CAP_BPF"),
+        // Without it the verifier refuses to compare a pointer with null.
+        (split(Capability::CAP_PERFMON), "CAP_PERFMON"),
+        (has(Capability::CAP_NET_ADMIN), "CAP_NET_ADMIN"),
+    ];
+    let missing: Vec<&str> = needed.into_iter().filter_map(|(present, name)| (!present).then_some(name)).collect();
     if missing.is_empty() { Ok(()) } else { Err(SteerError::Capability { missing: missing.join(" ") }) }
 }
 

@@ -50,6 +50,32 @@ fn equal_lanes_plainly(lanes: &[u32; 8], wanted: u32) -> u32 {
     lanes.iter().zip(0..).fold(0, |mask, (lane, at)| mask | u32::from(*lane == wanted) << at)
 }
 
+/// The top bits of eight numbers: bit n is the n-th's.
+#[inline(always)]
+#[must_use]
+pub fn top_bits(lanes: &[u32; 8]) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_castsi128_ps, _mm_movemask_ps, _mm_set_epi32};
+        let [a, b, c, d, e, f, g, h] = lanes.map(u32::cast_signed);
+        // SAFETY: these work on registers alone, and SSE2 is part of x86_64.
+        #[allow(unused_unsafe, clippy::multiple_unsafe_ops_per_block, reason = "one computation, without memory")]
+        unsafe {
+            let low = _mm_movemask_ps(_mm_castsi128_ps(_mm_set_epi32(d, c, b, a)));
+            let high = _mm_movemask_ps(_mm_castsi128_ps(_mm_set_epi32(h, g, f, e)));
+            (low | high << 4).cast_unsigned()
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    top_bits_plainly(lanes)
+}
+
+/// [`top_bits`] by the letter.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn top_bits_plainly(lanes: &[u32; 8]) -> u32 {
+    lanes.iter().zip(0..).fold(0, |mask, (lane, at)| mask | (lane >> 31) << at)
+}
+
 /// Ticks of the time-stamp counter, for benchmarks. What comes before is finished when it is read,
 /// what comes after not begun. Its rate is fixed, whatever the core's.
 #[must_use]
@@ -129,6 +155,7 @@ mod tests {
         #[test]
         fn equal_lanes_equals_the_loop(lanes in proptest::array::uniform8(prop_oneof![0_u32..3, Just(u32::MAX), any::<u32>()]), wanted in prop_oneof![0_u32..3, Just(u32::MAX)]) {
             prop_assert_eq!(equal_lanes(&lanes, wanted), equal_lanes_plainly(&lanes, wanted));
+            prop_assert_eq!(top_bits(&lanes), top_bits_plainly(&lanes));
         }
     }
 }

@@ -71,7 +71,7 @@ impl Motion {
         for (at, backend) in backends.iter().enumerate().filter(|(_, backend)| backend.takes_new()) {
             let key = (service, backend.address, backend.port);
             let since = match self.before.get(&key) {
-                Some(since) if was_used(backend) => *since,
+                Some(since) => *since,
                 // One that is used against its check has not come.
                 _ if was_used(backend) || backend.checked != BackendState::Active => continue,
                 _ => self.now,
@@ -86,7 +86,7 @@ impl Motion {
         for (at, key, since) in came {
             let step = period / u64::from(WHOLE - 1);
             let taken = self.now.ns.saturating_sub(since.ns) / step;
-            backends[at].ramp = (taken + 1).min(u64::from(WHOLE)) as u8;
+            backends[at].ramp = (taken + 1) as u8;
             let next = Now { ns: since.ns + (taken + 1) * step };
             if backends[at].ramp < WHOLE {
                 self.next_step = Some(self.next_step.map_or(next, |due| due.min(next)));

@@ -118,7 +118,7 @@ impl BackendSet {
 /// What each backend weighs now. In tenths only while one of them starts slowly, so that weights as they
 /// are configured make the tables they always made.
 fn shares(backends: &[Backend]) -> Vec<u32> {
-    let is_ramping = backends.iter().any(|backend| backend.takes_new() && backend.ramp < WHOLE);
+    let is_ramping = backends.iter().any(|backend| backend.ramp < WHOLE);
     let weight = |backend: &Backend| {
         let tenths = if is_ramping { u32::from(backend.ramp) } else { 1 };
         if backend.takes_new() { u32::from(backend.weight) * tenths } else { 0 }

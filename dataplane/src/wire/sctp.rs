@@ -175,11 +175,11 @@ const MAX_PARAMETERS: usize = 64;
 /// they are wrong: who probed one would be answered by an ABORT from an end that does not know the prober's
 /// own address, and the association would be lost. Whatever else the packet is stays as it is.
 pub fn hide_addresses(packet: &mut [u8]) {
-    let end = packet.len().min(HEADER + usize::from(be16(packet, HEADER + 2)));
     let mut at = HEADER + INIT_HEADER;
     for _ in 0..MAX_PARAMETERS {
+        // Behind the end all reads as 0.
         let len = usize::from(be16(packet, at + 2));
-        if at + CHUNK_HEADER > end || len < CHUNK_HEADER {
+        if len < CHUNK_HEADER {
             return;
         }
         if ADDRESSES.contains(&be16(packet, at)) {

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::kinds::{CRDS, EVENTS, NAMESPACES, Resource, SERVICES};
-use super::object::{ApiError, Fault, list_at, map_of, name, namespace, now, str_at};
+use super::kinds::{CRDS, EVENTS, LEASES, NAMESPACES, Resource, SERVICES};
+use super::object::{ApiError, Fault, int_at, list_at, map_of, name, namespace, now, str_at};
 use super::store::Store;
-use super::{schema, service, service_faults};
+use super::{definition, names, schema, service, service_faults};
 
 /// Defaults, allocations and validation of a kind.
 pub(super) fn prepare(
@@ -38,9 +38,10 @@ pub(super) fn prepare(
             if old.is_none() {
                 establish(object);
             }
-            Ok(Vec::new())
+            Ok(definition::faults(object))
         }
-        EVENTS => Ok(event_faults(object)),
+        EVENTS => Ok(event_faults(object, old)),
+        LEASES => Ok(lease_faults(object)),
         _ => Ok(Vec::new()),
     }
 }
@@ -57,7 +58,7 @@ fn establish(crd: &mut Value) {
 }
 
 /// Source: `pkg/apis/core/validation/events.go`, of the new form.
-fn event_faults(event: &Value) -> Vec<Fault> {
+fn event_faults(event: &Value, old: Option<&Value>) -> Vec<Fault> {
     let mut faults = Vec::new();
     // Events in the old form have no eventTime and are checked less.
     if event.get("eventTime").is_none_or(Value::is_null) {
@@ -80,6 +81,50 @@ fn event_faults(event: &Value) -> Vec<Fault> {
     let here = namespace(event);
     if place != here && !(place.is_empty() && here == "default") {
         faults.push(Fault::new("regarding.namespace", "Invalid value: does not match event.namespace"));
+    }
+    let controller = str_at(event, "/reportingController");
+    if !names::is_qualified(controller.split_once('/').map_or(controller, |(_, name)| name)) {
+        faults.push(Fault::new("reportingController", "Invalid value: a qualified name is needed"));
+    }
+    for field in ["deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount", "deprecatedSource"] {
+        // What Go makes of nothing at all is no value.
+        if event.get(field).is_some_and(|v| !v.is_null() && *v != json!(0) && *v != json!({})) {
+            faults.push(Fault::new(field, "Invalid value: needs to be unset"));
+        }
+    }
+    if event.get("series").is_some_and(|series| !series.is_null()) {
+        if int_at(event, "/series/count") < 2 {
+            faults.push(Fault::new("series.count", "Invalid value: should be at least 2"));
+        }
+        if str_at(event, "/series/lastObservedTime").is_empty() {
+            faults.push(Fault::new("series.lastObservedTime", "Required value"));
+        }
+    }
+    let fixed = [
+        "regarding",
+        "reason",
+        "note",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingController",
+        "reportingInstance",
+    ];
+    for field in fixed.iter().filter(|field| old.is_some_and(|old| old.get(**field) != event.get(**field))) {
+        faults.push(Fault::new(*field, "Invalid value: field is immutable"));
+    }
+    faults
+}
+
+/// Source: `pkg/apis/coordination/validation`.
+fn lease_faults(lease: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if lease.pointer("/spec/leaseDurationSeconds").is_some_and(|seconds| seconds.as_i64().is_none_or(|s| s <= 0)) {
+        faults.push(Fault::new("spec.leaseDurationSeconds", "Invalid value: must be greater than 0"));
+    }
+    if int_at(lease, "/spec/leaseTransitions") < 0 {
+        faults.push(Fault::new("spec.leaseTransitions", "Invalid value: must be greater than or equal to 0"));
     }
     faults
 }

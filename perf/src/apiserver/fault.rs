@@ -29,6 +29,10 @@ pub(super) enum Act {
     Gone,
     /// Of a watch: HTTP 200, then an ERROR event with code 410.
     GoneInStream,
+    /// Of a watch: HTTP 200, then this as an ERROR event.
+    ErrorInStream(ApiError),
+    /// Of a watch: HTTP 200 and the end.
+    EndAtOnce,
 }
 
 impl Fault {
@@ -109,6 +113,18 @@ impl FaultBuilder {
     #[must_use]
     pub fn gone_in_stream(self) -> Fault {
         self.act(Act::GoneInStream)
+    }
+
+    /// HTTP 200 and an ERROR event.
+    #[must_use]
+    pub fn error_in_stream(self, error: ApiError) -> Fault {
+        self.act(Act::ErrorInStream(error))
+    }
+
+    /// HTTP 200 and nothing more, as a proxy that closes what is idle.
+    #[must_use]
+    pub fn end_at_once(self) -> Fault {
+        self.act(Act::EndAtOnce)
     }
 
     fn act(self, act: Act) -> Fault {

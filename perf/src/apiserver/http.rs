@@ -93,7 +93,11 @@ async fn befall(inner: &Arc<Inner>, act: Option<Act>, asked: &Asked) -> Result<O
         Some(Act::GoneInStream) if asked.verb == "watch" => {
             Ok(Some(respond(StatusCode::OK, full(error_line(&gone(inner))))))
         }
-        Some(Act::GoneInStream) => Ok(None),
+        Some(Act::ErrorInStream(error)) if asked.verb == "watch" => {
+            Ok(Some(respond(StatusCode::OK, full(error_line(&error)))))
+        }
+        Some(Act::EndAtOnce) if asked.verb == "watch" => Ok(Some(respond(StatusCode::OK, full(Bytes::new())))),
+        Some(Act::GoneInStream | Act::ErrorInStream(_) | Act::EndAtOnce) => Ok(None),
     }
 }
 

@@ -57,6 +57,7 @@ pub(super) const NAMESPACES: &str = "/namespaces";
 pub(super) const EVENTS: &str = "events.k8s.io/events";
 pub(super) const CORE_EVENTS: &str = "/events";
 pub(super) const LEASES: &str = "coordination.k8s.io/leases";
+pub(super) const SLICES: &str = "discovery.k8s.io/endpointslices";
 pub(super) const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 
 /// group, version, plural, kind, short name, namespaced, status subresource

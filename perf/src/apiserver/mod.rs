@@ -12,6 +12,7 @@
 
 mod access;
 mod admission;
+mod definition;
 mod discovery;
 mod events;
 mod fault;
@@ -19,6 +20,7 @@ mod fields;
 mod forms;
 mod http;
 mod kinds;
+mod names;
 mod object;
 mod request;
 mod rest;
@@ -30,6 +32,7 @@ mod service_faults;
 mod store;
 mod strategic;
 mod table;
+mod typed;
 mod watching;
 
 #[cfg(test)]
@@ -291,6 +294,17 @@ impl ApiServer {
         let store = self.inner.store();
         let Some(resource) = store.registry.by_kind(api_version, kind) else { return Vec::new() };
         store.list(&resource, "").map(|o| o.value.clone()).collect()
+    }
+
+    /// Every state the object has had, as far as the history goes; oldest first.
+    #[must_use]
+    pub fn versions(&self, api_version: &str, kind: &str, place: &str) -> Vec<Value> {
+        let store = self.inner.store();
+        let Ok(target) = target_at(&store, api_version, kind, place) else { return Vec::new() };
+        let (id, key) = (&target.stored.id, target.key());
+        let all = store.changes(id, 0, usize::MAX).into_iter().filter_map(|change| change.new);
+        let is_it = |o: &Value| object::namespace(o) == key.0 && object::name(o) == key.1;
+        all.filter(|o| is_it(&o.value)).map(|o| o.value.clone()).collect()
     }
 
     /// How many are like that; without a copy of any.

@@ -14,7 +14,7 @@ use super::object::{
 };
 use super::request::Target;
 use super::store::{Key, Store};
-use super::{service, service_faults, strategic};
+use super::{names, service, service_faults, strategic, typed};
 
 /// The writer, and whether it only wants to know what would happen.
 #[derive(Debug, Clone)]
@@ -70,7 +70,9 @@ pub(super) fn create(
         metadata.insert("generation".into(), json!(1));
     }
     tidy(&resource, &mut object);
-    let faults = prepare(store, &resource, &mut object, None)?;
+    typed::decode(&resource, &mut object)?;
+    let mut faults = names::faults(&resource, &object);
+    faults.extend(prepare(store, &resource, &mut object, None)?);
     refuse(&resource, &key.1, &faults)?;
     if !has_apply_entry(&object) {
         fields::note_update(&resource, &Value::Null, &mut object, &writer.manager);
@@ -112,12 +114,6 @@ fn name_it(store: &mut Store, target: &Target, object: &mut Value) -> Result<(),
         let uid = store.next_uid();
         let suffix: String = uid.chars().filter(char::is_ascii_alphanumeric).rev().take(5).collect();
         map_of(object, "metadata").insert("name".into(), json!(format!("{prefix}{suffix}")));
-    }
-    let named = name(object).to_owned();
-    let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.' | ':');
-    if !named.chars().all(letters) || named.len() > 253 {
-        let why = format!("Invalid value: \"{named}\": a lowercase RFC 1123 subdomain is needed");
-        return Err(ApiError::invalid(&kind, &named, &[Fault::new("metadata.name", why)]));
     }
     if target.resource.namespaced {
         map_of(object, "metadata").insert("namespace".into(), json!(target.namespace));
@@ -189,14 +185,16 @@ pub(super) fn update(
     keep_identity(&old.value, &mut new);
     tidy(&resource, &mut new);
     let mut new = only_the_subresource(target, &old.value, new);
-    let faults = match target.subresource.as_str() {
+    typed::decode(&resource, &mut new)?;
+    let mut faults = names::faults(&resource, &new);
+    faults.extend(match target.subresource.as_str() {
         "status" if resource.is(SERVICES) => {
             service::default_ip_mode(&mut new);
             service_faults::status_faults(&new)
         }
         "status" if resource.custom.is_none() => Vec::new(),
         _ => prepare(store, &resource, &mut new, Some(&old.value))?,
-    };
+    });
     refuse(&resource, &target.name, &faults)?;
     check_finalizers(&resource, target, &old.value, &new)?;
     let same = same_content(&old.value, &new);
@@ -228,6 +226,17 @@ fn check_preconditions(target: &Target, old: &Value, new: &Value) -> Result<(), 
         return Err(ApiError::conflict(&target.resource.full_name(), &target.name));
     }
     Ok(())
+}
+
+/// A uid in a PUT is a precondition; in a patch it would change what is immutable. (What controllers patch by uid
+/// take for "another one of the name": `controller_ref_manager.go`.)
+fn same_uid(target: &Target, old: &Value, new: &Value) -> Result<(), ApiError> {
+    let (uid, is) = (str_at(new, "/metadata/uid"), str_at(old, "/metadata/uid"));
+    if uid.is_empty() || uid == is {
+        return Ok(());
+    }
+    let fault = Fault::new("metadata.uid", format!("Invalid value: \"{uid}\": field is immutable"));
+    Err(ApiError::invalid(&target.resource.kind, &target.name, &[fault]))
 }
 
 fn keep_identity(old: &Value, new: &mut Value) {
@@ -344,6 +353,7 @@ pub(super) fn patch(
         }
         _ => strategic::merge(&target.stored, &mut new, patch)?,
     }
+    same_uid(target, &old.value, &new)?;
     Ok((false, update(store, target, new, writer, Ownership::Note)?))
 }
 
@@ -369,6 +379,18 @@ fn apply(
     }
     check_kind(&target.stored, config)?;
     let Some(old) = store.get(&target.stored, &target.key()).cloned() else {
+        // Only Services may be created by an update, and the check comes before the one that there is no status yet.
+        if (target.subresource.is_empty() || target.stored.is(SERVICES)) && !str_at(config, "/metadata/uid").is_empty()
+        {
+            let why = format!(
+                "Operation cannot be fulfilled on {} \"{}\": uid mismatch: the provided object specified uid {}, and no \
+                 existing object was found",
+                target.resource.full_name(),
+                target.name,
+                str_at(config, "/metadata/uid")
+            );
+            return Err(ApiError::new(409, "Conflict", why));
+        }
         if !target.subresource.is_empty() {
             return Err(ApiError::not_found(&target.resource.full_name(), &target.name));
         }
@@ -377,6 +399,7 @@ fn apply(
         return Ok((true, create(store, target, new, writer)?));
     };
     let new = fields::apply(&target.stored, &old.value, config, &writer.manager, force)?;
+    same_uid(target, &old.value, &new)?;
     Ok((false, update(store, target, new, writer, Ownership::Noted)?))
 }
 

@@ -20,6 +20,13 @@ pub(super) fn admit(schema: &Value, object: &mut Value) -> Vec<Fault> {
     faults
 }
 
+/// What is wrong with one value; prunes and defaults in place.
+pub(super) fn value_faults(schema: &Value, value: &mut Value, path: &str) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    check(schema, value, path, &mut faults);
+    faults
+}
+
 fn is_meta(field: &str) -> bool {
     matches!(field, "apiVersion" | "kind" | "metadata")
 }

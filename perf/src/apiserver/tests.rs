@@ -318,6 +318,71 @@ async fn a_lease_is_won_by_one_of_two() {
 }
 
 #[tokio::test]
+async fn a_patch_that_names_another_uid_is_invalid_and_an_apply_to_nothing_a_conflict() {
+    let server = server();
+    let api = services(&server);
+    api.create(&PostParams::default(), &service("a")).await.unwrap();
+    let other = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"uid": "another"}});
+    let params = PatchParams::apply("us").force();
+    for patch in [Patch::Merge(&other), Patch::Strategic(&other)] {
+        assert_eq!(code(api.patch_status("a", &PatchParams::default(), &patch).await), 422);
+    }
+    assert_eq!(code(api.patch_status("a", &params, &Patch::Apply(&other)).await), 422);
+    assert_eq!(code(api.patch_status("b", &params, &Patch::Apply(&other)).await), 409);
+    assert_eq!(code(api.patch_status("b", &PatchParams::default(), &Patch::Merge(&other)).await), 404);
+    let mut stale = api.get("a").await.unwrap();
+    stale.metadata.uid = Some("another".into());
+    assert_eq!(code(api.replace("a", &PostParams::default(), &stale).await), 409);
+}
+
+#[tokio::test]
+async fn what_a_typed_server_cannot_read_is_refused_and_what_it_does_not_know_dropped() {
+    let server = server();
+    let api = services(&server);
+    let put = |value: Value| server.put(&value);
+    let lease = |spec: Value| json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}, "spec": spec});
+    assert!(put(lease(json!({"renewTime": "2026-01-01T00:00:00.000000Z", "leaseDurationSeconds": 1}))).is_ok());
+    for (spec, code) in [
+        (json!({"renewTime": "2026-01-01T00:00:00.000Z"}), 400),
+        (json!({"leaseTransitions": "1"}), 400),
+        (json!({"leaseDurationSeconds": 0}), 422),
+        (json!({"leaseTransitions": -1}), 422),
+    ] {
+        assert_eq!(put(lease(spec.clone())).unwrap_err().code, code, "{spec}");
+    }
+    let mut odd = serde_json::to_value(service("a")).unwrap();
+    odd["spec"]["ports"][0]["colour"] = json!("red");
+    put(odd).unwrap();
+    assert_eq!(server.get("v1", "Service", "default/a").unwrap()["spec"]["ports"][0].get("colour"), None);
+    for (name, finalizer) in [("1a", "x.dev/y"), ("a.b", "x.dev/y"), ("b", "mine")] {
+        let mut wrong = service(name);
+        wrong.finalizers_mut().push(finalizer.into());
+        assert_eq!(code(api.create(&PostParams::default(), &wrong).await), 422, "{name} {finalizer}");
+    }
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "s"},
+        "addressType": "IPv4", "endpoints": []});
+    assert_eq!(put(slice).unwrap()["endpoints"], Value::Null, "as Go writes an empty list");
+    let mut definition = serde_json::to_value(crd::definitions().remove(0)).unwrap();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["type"] = Value::Null;
+    assert_eq!(put(definition).unwrap_err().code, 422, "not structural");
+}
+
+#[tokio::test]
+async fn an_event_is_what_it_was_but_for_its_series() {
+    let server = server();
+    let api: Api<k8s_openapi::api::events::v1::Event> = Api::namespaced(client(&server), "default");
+    let event = json!({"metadata": {"name": "e"}, "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal",
+        "reason": "R", "action": "A", "note": "n", "reportingController": "penstock.dev/control",
+        "reportingInstance": "box", "regarding": {"kind": "Service", "namespace": "default", "name": "a"}});
+    api.create(&PostParams::default(), &serde_json::from_value(event).unwrap()).await.unwrap();
+    let patch = async |patch: Value| api.patch("e", &PatchParams::default(), &Patch::Merge(patch)).await;
+    let series = |count: u32| json!({"series": {"count": count, "lastObservedTime": "2026-01-01T00:00:01.000000Z"}});
+    assert_eq!(code(patch(json!({"note": "another"})).await), 422);
+    assert_eq!(code(patch(series(1)).await), 422);
+    assert!(patch(series(2)).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_namespace_waits_for_finalizers_in_it() {
     let server = server();
     let namespaces: Api<Namespace> = Api::all(client(&server));

@@ -118,7 +118,9 @@ impl Watching {
             self.ended = true;
             return;
         }
-        let changes = store.changes(&self.start.target.stored.id, self.seen, BATCH);
+        // From a revision that is yet to come nothing is told until it has: what a restore from a backup does to clients.
+        let after = self.seen.max(self.start.after);
+        let changes = store.changes(&self.start.target.stored.id, after, BATCH);
         self.seen = if changes.len() < BATCH { store.revision() } else { changes[BATCH - 1].revision };
         drop(store);
         for change in &changes {

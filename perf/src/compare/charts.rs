@@ -13,7 +13,7 @@ const CHARTS: &[Chart] = &[
     (
         "compare-connection-time",
         "Time of an HTTP exchange with its connection",
-        "microseconds",
+        "milliseconds",
         &[("p50", Metric::ConnP50), ("p99", Metric::ConnP99)],
     ),
     (
@@ -25,7 +25,7 @@ const CHARTS: &[Chart] = &[
     (
         "compare-latency",
         "Latency at a half and nine tenths of each one's own maximum, p99",
-        "microseconds",
+        "microseconds, without the generator's own pauses",
         &[("at 50 %", Metric::HalfP99), ("at 90 %", Metric::NinetyP99)],
     ),
     ("compare-memory", "Memory per flow", "bytes", &[("grown", Metric::FlowBytes), ("all told", Metric::FlowAllTold)]),

@@ -14,6 +14,7 @@ use super::report::Report;
 use super::table::in_brief;
 use crate::plot;
 use crate::privilege;
+use crate::traffic::precedence::Precedence;
 
 /// The same traffic through Penstock and others, in turn.
 #[derive(Debug, Clone, Args)]
@@ -77,6 +78,7 @@ pub fn command(args: &CompareArgs) -> Result<()> {
         flows: args.flows.unwrap_or(FLOWS),
         memory_flows: args.flows.unwrap_or(MEMORY_FLOWS),
     };
+    let _precedence = Precedence::take();
     let mut report = Report::new(&chosen, &args.cases, &effort, args.rounds, foreign_load()?);
     measure_all(&mut report, &chosen, &args.cases, &effort, args.rounds);
     println!("{}", report.text());

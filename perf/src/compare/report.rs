@@ -82,6 +82,8 @@ pub struct Target {
     pub ratio: Option<Figure>,
     /// `None`: not measured.
     pub met: Option<bool>,
+    /// Measured, but too much was left out of every round to say.
+    pub undecided: bool,
 }
 
 /// Collects measurements.
@@ -144,13 +146,19 @@ impl Report {
     fn target(&self, goal: &Goal) -> Target {
         let ratio = |round| {
             let (of, to) = (self.value(goal.of.0, goal.of.1, round)?, self.value(goal.to.0, goal.to.1, round)?);
-            (to > 0.0).then_some(of / to)
+            // What a box adds may come out at less than nothing: that is noise, not a good ratio.
+            (of > 0.0 && to > 0.0).then_some(of / to)
         };
         let ratio = Figure::of((1..=self.rounds).filter_map(ratio).collect());
         let met = ratio
             .as_ref()
             .map(|ratio| if goal.at_least { ratio.median >= goal.wanted } else { ratio.median <= goal.wanted });
-        Target { what: goal.what, wanted: goal.wanted, at_least: goal.at_least, ratio, met }
+        let disturbed = |(peer, column): (&'static str, Column)| match column {
+            Column::Of(Metric::HalfP99) => self.figure(peer, Column::Of(Metric::HalfLeftOut)).is_some(),
+            _ => false,
+        };
+        let undecided = ratio.is_none() && disturbed(goal.of) && disturbed(goal.to);
+        Target { what: goal.what, wanted: goal.wanted, at_least: goal.at_least, ratio, met, undecided }
     }
 
     fn peer_figures(&self, peer: &'static dyn Peer) -> PeerFigures {
@@ -196,7 +204,7 @@ impl Report {
 }
 
 impl Metric {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 27] = [
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
@@ -214,8 +222,11 @@ impl Metric {
         Self::LatencyMax,
         Self::HalfP50,
         Self::HalfP99,
+        Self::HalfAllP99,
+        Self::HalfLeftOut,
         Self::NinetyP50,
         Self::NinetyP99,
+        Self::NinetyLeftOut,
         Self::NinetyLost,
         Self::FlowBytes,
         Self::FlowAllTold,
@@ -268,6 +279,40 @@ mod tests {
         let added = peer(&summary, "penstock").box_ns_per_packet.as_ref().expect("a figure");
         assert_eq!(added.rounds, [350.0, 700.0, 400.0]);
         assert!(peer(&summary, "direct").box_ns_per_packet.is_none());
+    }
+
+    #[test]
+    fn what_was_left_out_of_every_round_is_not_decided() {
+        let mut report = report(&[]);
+        report.rounds = 2;
+        for (round, peer, p99) in [(1, "bare", Some(10.0)), (1, "penstock", None), (2, "bare", None)] {
+            let p99 = p99.map(|p99| (Metric::HalfP99, p99));
+            report.add(round, peer, Ok(p99.into_iter().chain([(Metric::HalfLeftOut, 0.3)]).collect()));
+        }
+        let half =
+            |report: &Report| report.summary().targets.into_iter().find(|t| t.what.contains("half load")).unwrap();
+        assert!(half(&report).undecided && report.text().contains("NOT DECIDED"), "{}", report.text());
+        let calm = Sample::from([(Metric::HalfP99, 11.0), (Metric::HalfLeftOut, 0.01)]);
+        report.add(2, "penstock", Ok(calm.clone()));
+        assert!(half(&report).undecided, "no round has both");
+        report.add(2, "bare", Ok(calm));
+        assert_eq!((half(&report).undecided, half(&report).met), (false, Some(true)));
+        assert!(report.text().contains("of 1 round(s) only"), "{}", report.text());
+    }
+
+    #[test]
+    fn what_costs_less_than_nothing_meets_no_target() {
+        let mut report = report(&[]);
+        report.rounds = 1;
+        for (peer, us) in [("direct", 50.0), ("penstock", 49.0), ("haproxy", 80.0)] {
+            report.add(1, peer, Ok(Sample::from([(Metric::ConnLab, us)])));
+        }
+        let summary = report.summary();
+        let target = summary.targets.iter().find(|target| target.what.contains("CPU per connection")).unwrap();
+        assert_eq!(
+            (target.met, peer(&summary, "penstock").box_us_per_connection.as_ref().unwrap().median),
+            (None, -1.0)
+        );
     }
 
     #[test]

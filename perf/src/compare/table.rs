@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::cases::{Case, Metric, Sample};
-use super::report::{PeerFigures, Summary};
+use super::report::{PeerFigures, Summary, Target};
+use crate::traffic::track::MOST_DISTURBED;
 
 /// Writing to a String can't fail: results of `write!` are dropped.
 pub fn text(summary: &Summary, cases: &[Case]) -> String {
@@ -30,15 +31,7 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
     }
     let _ = writeln!(text, "\ntargets");
     for target in &summary.targets {
-        let Some(ratio) = &target.ratio else { continue };
-        let met = if target.met == Some(true) { "met" } else { "MISSED" };
-        let sign = if target.at_least { ">=" } else { "<=" };
-        let spread = format!("[{:.2} .. {:.2}]", ratio.lowest, ratio.highest);
-        let _ = writeln!(
-            text,
-            "  {:<58} {:>6.2} {spread:<16} {sign} {:.2}  {met}",
-            target.what, ratio.median, target.wanted
-        );
+        target_line(&mut text, target, *rounds);
     }
     let _ = writeln!(text, "\nwhat each is, and cannot do");
     for peer in &summary.peers {
@@ -50,6 +43,29 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
         }
     }
     text
+}
+
+fn target_line(text: &mut String, target: &Target, rounds: usize) {
+    let sign = if target.at_least { ">=" } else { "<=" };
+    let Some(ratio) = &target.ratio else {
+        if target.undecided {
+            let most = MOST_DISTURBED * 100.0;
+            let why = format!("NOT DECIDED: pauses of the generator touched more than {most:.0} % of the packets");
+            let _ = writeln!(text, "  {:<58} {why}", target.what);
+        }
+        return;
+    };
+    let met = if target.met == Some(true) { "met" } else { "MISSED" };
+    let between = ratio.lowest < target.wanted && target.wanted < ratio.highest;
+    let but = if between { ", not in every round" } else { "" };
+    let of = ratio.rounds.len();
+    let fewer = if of < rounds { format!(", of {of} round(s) only") } else { String::new() };
+    let spread = format!("[{:.2} .. {:.2}]", ratio.lowest, ratio.highest);
+    let _ = writeln!(
+        text,
+        "  {:<58} {:>6.2} {spread:<16} {sign} {:.2}  {met}{but}{fewer}",
+        target.what, ratio.median, target.wanted
+    );
 }
 
 fn line(text: &mut String, peer: &PeerFigures, case: Case, columns: &[(&str, Cell)]) {
@@ -111,9 +127,12 @@ impl Case {
                 ("most answers/s", Cell::Of(Metric::LatencyMax)),
                 ("p50 us at 50 %", Cell::Of(Metric::HalfP50)),
                 ("p99 us at 50 %", Cell::Of(Metric::HalfP99)),
+                ("left out, share", Cell::Of(Metric::HalfLeftOut)),
+                ("p99 of all", Cell::Of(Metric::HalfAllP99)),
                 ("p50 us at 90 %", Cell::Of(Metric::NinetyP50)),
                 ("p99 us at 90 %", Cell::Of(Metric::NinetyP99)),
-                ("lost at 90 %", Cell::Of(Metric::NinetyLost)),
+                ("left out, share", Cell::Of(Metric::NinetyLeftOut)),
+                ("lost, share", Cell::Of(Metric::NinetyLost)),
             ],
             Self::Memory => vec![
                 ("before, MB", Cell::Of(Metric::IdleMegabytes)),
@@ -143,6 +162,8 @@ impl Metric {
             Self::BulkMany => "many",
             Self::BulkOneOffloads => "offloads",
             Self::BulkManyOffloads => "many",
+            Self::HalfAllP99 => "all's p99",
+            Self::HalfLeftOut | Self::NinetyLeftOut => "left out",
             Self::LatencyMax => "most",
             Self::NinetyP50 => "at 90 % p50",
             Self::NinetyP99 => "p99",

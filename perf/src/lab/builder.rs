@@ -136,6 +136,7 @@ impl LabBuilder {
         let started = Instant::now();
         cleanup::install_signal_handler();
         cleanup::sweep();
+        let _drawing = cleanup::drawing();
         let manifest = Manifest {
             id: random_id(),
             owner: Some(Owner::current()?),

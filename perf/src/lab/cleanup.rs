@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, Once, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
@@ -120,6 +120,14 @@ pub fn remove_all_of_this_process() {
     }
 }
 
+/// Held to read while a lab is drawn up. The signal handler takes it to write, and keeps it: `ip`, which need not have got
+/// the signal, would go on making namespaces after they were removed, and nobody would know of them.
+static DRAWING: RwLock<()> = RwLock::new(());
+
+pub(super) fn drawing() -> RwLockReadGuard<'static, ()> {
+    DRAWING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A signal is taking the labs down.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
@@ -140,6 +148,7 @@ pub(super) fn install_signal_handler() {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_io().build() else { return };
             if let Some(code) = runtime.block_on(termination()) {
                 ENDING.store(true, Ordering::SeqCst);
+                let _nothing_more = DRAWING.write().unwrap_or_else(PoisonError::into_inner);
                 remove_all_of_this_process();
                 eprintln!("Interrupted: the lab is taken down.");
                 std::process::exit(code);

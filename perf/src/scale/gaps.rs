@@ -6,17 +6,22 @@ use std::time::Duration;
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use penstock_dataplane::clock::Now;
-use penstock_dataplane::io::{Burst, FramePool, Port};
+use penstock_dataplane::handoff::Exchange;
+use penstock_dataplane::io::{BURST, Burst, FramePool, Port};
+use penstock_dataplane::stats::WorkerStats;
+use penstock_dataplane::verdict::WorkerId;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::rig::Turning;
 use crate::pipeline_bench::packets::Template;
 
-/// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry.
+/// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry. Of no packets
+/// none come.
 pub struct Feed {
     packets: Arc<[Template]>,
     next: usize,
     pace: Option<Pace>,
+    held_back: Option<(Arc<Exchange>, WorkerId)>,
 }
 
 /// Packets that are due at set times; how late each left.
@@ -37,15 +42,20 @@ pub fn histogram() -> Histogram<u64> {
 
 impl Feed {
     pub fn new(packets: Arc<[Template]>, first: usize) -> Self {
-        assert!(!packets.is_empty(), "a feed of no packets");
-        let next = first % packets.len();
-        Self { packets, next, pace: None }
+        let next = first % packets.len().max(1);
+        Self { packets, next, pace: None, held_back: None }
     }
 
     /// Packets a second; `latency` takes up how long after they were due they were sent.
     pub fn paced(self, per_second: f64, latency: Arc<Mutex<Histogram<u64>>>) -> Self {
         let pace = Pace { interval_ns: 1e9 / per_second, start: None, received: 0, unsent_from: 0, latency };
         Self { pace: Some(pace), ..self }
+    }
+
+    /// Holds packets back while a ring from this worker to another has no room for a burst, as senders do who
+    /// go no faster than what arrives.
+    pub fn held_back(self, exchange: &Arc<Exchange>, worker: WorkerId) -> Self {
+        Self { held_back: Some((Arc::clone(exchange), worker)), ..self }
     }
 }
 
@@ -75,10 +85,14 @@ impl Pace {
 
 impl Port for Feed {
     fn rx_burst(&mut self, pool: &mut FramePool, out: &mut Burst) -> usize {
+        if self.held_back.as_ref().is_some_and(|(exchange, worker)| exchange.room_from(*worker) < BURST) {
+            return 0;
+        }
         let wanted = self.pace.as_mut().map_or(usize::MAX, Pace::due).min(out.remaining_capacity());
         let mut taken = 0;
         while taken < wanted {
-            let Some(frame) = pool.take_with(self.packets[self.next].bytes()) else { break };
+            let Some(packet) = self.packets.get(self.next) else { break };
+            let Some(frame) = pool.take_with(packet.bytes()) else { break };
             self.next = if self.next + 1 == self.packets.len() { 0 } else { self.next + 1 };
             out.push(frame);
             taken += 1;
@@ -113,8 +127,10 @@ pub struct Gaps {
     /// By the thread's own processor time, of turns that kept their core and were not among the [`WARMING`]
     /// after one that lost it: the switch and the cold caches behind it are not the event's.
     pub own: Histogram<u64>,
-    /// Of [`Self::own`], the turns an event touched.
-    pub touched: Histogram<u64>,
+    /// The worst of [`Self::own`] in each window of turns looked at, windows with all their turns only.
+    pub windows: Histogram<u64>,
+    /// Windows that are left out, as a turn of theirs lost its core.
+    pub broken: u64,
     /// Turns that lost their core.
     pub interrupted: u64,
     /// Times the thread gave its core up by itself: for a lock, the kernel's of its memory map among them.
@@ -124,7 +140,15 @@ pub struct Gaps {
 
 impl Gaps {
     pub fn none() -> Self {
-        Self { wall: histogram(), own: histogram(), touched: histogram(), interrupted: 0, slept: 0, warming: 0 }
+        Self {
+            wall: histogram(),
+            own: histogram(),
+            windows: histogram(),
+            broken: 0,
+            interrupted: 0,
+            slept: 0,
+            warming: 0,
+        }
     }
 
     pub fn worst_own_us(&self) -> f64 {
@@ -135,21 +159,27 @@ impl Gaps {
         self.wall.max() as f64 / 1e3
     }
 
-    fn add(&mut self, before: Instants, after: Instants, touched: bool) {
+    /// Takes a turn up. Its own time, if it counts.
+    fn add(&mut self, before: Instants, after: Instants) -> Option<u64> {
         let (wall, own) = (after.wall - before.wall, after.own - before.own);
         self.wall.saturating_record(wall);
         if wall > own + SWITCH_NS {
             self.interrupted += 1;
             self.warming = WARMING;
-            return;
+            return None;
         }
         if self.warming > 0 {
             self.warming -= 1;
-            return;
+            return None;
         }
         self.own.saturating_record(own);
-        if touched {
-            self.touched.saturating_record(own);
+        Some(own)
+    }
+
+    fn close(&mut self, window: Window) {
+        match window.worst {
+            Some(worst) => self.windows.saturating_record(worst.max(1)),
+            None => self.broken += 1,
         }
     }
 }
@@ -173,6 +203,79 @@ impl Instants {
     }
 }
 
+/// Which turns are looked at closely.
+#[derive(Debug, Clone, Copy)]
+pub enum Watch {
+    /// So many from the one on that takes up a new view.
+    Views(u32),
+    /// Each in which flows end.
+    Ends,
+    /// So many at a time, from one anywhere in the loop on: what an event's are held against. Every so often,
+    /// on the average.
+    Anywhere(u32, Duration),
+}
+
+/// Turns of one event, or of none.
+struct Window {
+    left: u32,
+    /// `None`: a turn among them does not count.
+    worst: Option<u64>,
+}
+
+struct Watcher {
+    watch: Watch,
+    /// The view, or the flows there are.
+    last: u64,
+    /// When the next window anywhere begins.
+    next: u64,
+    random: u64,
+    open: Option<Window>,
+}
+
+impl Watcher {
+    fn new(watch: Watch, stats: &WorkerStats, now: u64) -> Self {
+        let mut watcher = Self { watch, last: 0, next: 0, random: now, open: None };
+        watcher.begins(stats, now);
+        watcher
+    }
+
+    /// How many turns are to be looked at from this one on, if it is an event's first.
+    fn begins(&mut self, stats: &WorkerStats, now: u64) -> Option<u32> {
+        match self.watch {
+            Watch::Views(turns) => {
+                let before = std::mem::replace(&mut self.last, stats.view.get());
+                (self.last != before).then_some(turns)
+            }
+            Watch::Ends => {
+                let before = std::mem::replace(&mut self.last, stats.flows_established.get());
+                (self.last < before).then_some(1)
+            }
+            Watch::Anywhere(turns, every) => {
+                if now < self.next {
+                    return None;
+                }
+                self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                self.next = now + (self.random >> 32) * 2 * every.as_nanos() as u64 / (1 << 32);
+                self.open.is_none().then_some(turns)
+            }
+        }
+    }
+
+    fn see(&mut self, gaps: &mut Gaps, own: Option<u64>, stats: &WorkerStats, now: u64) {
+        if let Some(turns) = self.begins(stats, now) {
+            let before = self.open.replace(Window { left: turns, worst: Some(0) });
+            // Cut short by the next event: what it saw of its own counts.
+            before.into_iter().for_each(|window| gaps.close(window));
+        }
+        let Some(window) = &mut self.open else { return };
+        window.left -= 1;
+        window.worst = window.worst.zip(own).map(|(worst, own)| worst.max(own));
+        if window.left == 0 {
+            self.open.take().into_iter().for_each(|window| gaps.close(window));
+        }
+    }
+}
+
 /// Prefers this thread to others on its core, where it may: a worker of a box has a core for itself.
 pub fn insist() {
     let _ = rustix::process::setpriority_process(None, -15);
@@ -190,37 +293,42 @@ pub fn sleeps() -> anyhow::Result<u64> {
     line.and_then(|count| count.trim().parse().ok()).context("no voluntary_ctxt_switches in the thread's status")
 }
 
-/// Turns after a snapshot that count as touched by it: packets of every flow fed have come in them.
-pub const TOUCHED_TURNS: u64 = 2_000;
-
 /// Turns a worker for a while as [`penstock_dataplane::worker::Worker::run`] does, on this thread.
 ///
 /// # Errors
 /// The kernel does not say how often the thread slept.
-pub fn turn<P: Port>(turning: &mut Turning<P>, duration: Duration) -> anyhow::Result<Gaps> {
-    turn_until(turning, duration, |_| false)
+pub fn turn<P: Port>(turning: &mut Turning<P>, duration: Duration, watch: Watch) -> anyhow::Result<Gaps> {
+    turn_until(turning, duration, watch, |_| false)
 }
 
-/// The same, and no longer than `done` says no, which is asked every 64 turns.
+/// The same, with an eye on nothing.
+///
+/// # Errors
+/// As of [`turn`].
+pub fn warm_up<P: Port>(turning: &mut Turning<P>, duration: Duration) -> anyhow::Result<()> {
+    turn(turning, duration, Watch::Views(1)).map(drop)
+}
+
+/// The same as [`turn`], and no longer than `done` says no, which is asked every 64 turns.
+///
+/// # Errors
+/// As of [`turn`].
 pub fn turn_until<P: Port>(
     turning: &mut Turning<P>,
     duration: Duration,
+    watch: Watch,
     mut done: impl FnMut(&Turning<P>) -> bool,
 ) -> anyhow::Result<Gaps> {
     let mut gaps = Gaps::none();
     let slept = sleeps()?;
     let mut last = Instants::read();
     let until = last.wall + duration.as_nanos() as u64;
-    let mut view = turning.stats.view.get();
-    let mut touched_until = 0;
+    let mut watcher = Watcher::new(watch, &turning.stats, last.wall);
     for turn in 1_u64.. {
         turning.worker.turn(Now { ns: last.wall });
         let now = Instants::read();
-        let runs = turning.stats.view.get();
-        if runs != view {
-            (view, touched_until) = (runs, turn + TOUCHED_TURNS);
-        }
-        gaps.add(last, now, turn < touched_until);
+        let own = gaps.add(last, now);
+        watcher.see(&mut gaps, own, &turning.stats, now.wall);
         last = now;
         if now.wall >= until || turn.is_multiple_of(64) && done(turning) {
             break;
@@ -230,16 +338,15 @@ pub fn turn_until<P: Port>(
     Ok(gaps)
 }
 
-/// Turns a worker that slept until it has nothing more to do.
-pub fn catch_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps) {
-    loop {
+/// The first turns of a worker that slept: one window, of those that kept their core.
+pub fn wake_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps, turns: u32) {
+    let mut worst = None;
+    for _ in 0..turns {
         let before = Instants::read();
-        let worked = turning.worker.turn(Now { ns: before.wall });
+        turning.worker.turn(Now { ns: before.wall });
         // Cold caches are part of it: whoever naps wakes to them.
         gaps.warming = 0;
-        gaps.add(before, Instants::read(), false);
-        if !worked {
-            break;
-        }
+        worst = worst.max(gaps.add(before, Instants::read()));
     }
+    gaps.close(Window { left: 0, worst });
 }

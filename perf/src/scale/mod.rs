@@ -8,6 +8,7 @@
 //! worst gaps stand beside.
 
 mod children;
+mod events;
 mod expiry;
 mod gaps;
 mod maglev;
@@ -16,6 +17,7 @@ mod report;
 mod rig;
 mod snapshot;
 mod table;
+mod turns;
 mod workers;
 
 use std::path::PathBuf;
@@ -47,6 +49,9 @@ pub struct ScaleArgs {
     /// What runs under valgrind
     #[arg(long, hide = true)]
     pub counted: Option<String>,
+    /// The same
+    #[arg(long, hide = true, value_enum)]
+    pub counted_turn: Option<turns::Turn>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,6 +94,9 @@ pub fn command(args: &ScaleArgs) -> anyhow::Result<()> {
     if let Some(counted) = &args.counted {
         return table::run_counted(counted);
     }
+    if let Some(turn) = args.counted_turn {
+        return turns::run_counted(turn);
+    }
     if let Some(experiment) = args.alone {
         let section = experiment.run(args.quick)?;
         println!("{}", serde_json::to_string(&section)?);
@@ -100,7 +108,10 @@ pub fn command(args: &ScaleArgs) -> anyhow::Result<()> {
         if !args.only.is_empty() && !args.only.contains(experiment) {
             continue;
         }
-        let section = children::section(*experiment, args.quick)?;
+        let mut section = children::section(*experiment, args.quick)?;
+        if args.quick {
+            section.judge_nothing();
+        }
         println!("{section}");
         if let Some(directory) = &args.plot {
             let charts: Vec<_> = section.charts.iter().map(|(name, svg)| (name.as_str(), svg.clone())).collect();

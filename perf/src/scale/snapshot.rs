@@ -12,9 +12,11 @@ use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::publish::Mailbox;
 use penstock_dataplane::stats::WorkerStats;
 
-use super::gaps::{self, Feed, Gaps, TOUCHED_TURNS, histogram};
+use super::events;
+use super::gaps::{self, Feed, Gaps, Watch, histogram};
 use super::report::{Figure, Section};
 use super::rig::{self, Cost, Member, Site, Turning};
+use super::turns;
 use crate::pipeline_bench::measure;
 use crate::pipeline_bench::packets;
 use crate::plot::{self, Curve, Labels, Limit};
@@ -37,6 +39,9 @@ pub fn publication(quick: bool) -> anyhow::Result<Section> {
     compile_costs(&mut section, &mut site, quick)?;
     let flows = if quick { 10_000 } else { 1_000_000 };
     pauses(&mut section, site, flows, quick)?;
+    if !quick {
+        turns::add(&mut section)?;
+    }
     Ok(section)
 }
 
@@ -90,8 +95,9 @@ pub fn loaded(
         }
     })?;
     ensure!(member.flows() == flows, "{} flows were opened instead of {flows}", member.flows());
-    let ports = [forward, reverse].map(|packets| {
-        let feed = Feed::new(packets.into(), 0);
+    // A flow's packets do not come in one turn from both its ends: as many flows as packets are touched.
+    let ports = [(forward, 0), (reverse, fed as usize / 2)].map(|(packets, first)| {
+        let feed = Feed::new(packets.into(), first);
         match pace {
             Some((per_second, latency)) => feed.paced(per_second / 2.0, Arc::clone(latency)),
             None => feed,
@@ -100,40 +106,59 @@ pub fn loaded(
     Turning::alone(member, rig::pool(), ports)
 }
 
-/// Publishes a snapshot every `every`, a node down and up in turn, from a thread of its own.
+/// Publishes a snapshot every `every`, a node down and up in turn, from a thread of its own that is kept off the
+/// worker's core, as the dataplane's housekeeping is.
 pub struct Publisher {
     stop: Arc<AtomicBool>,
     thread: std::thread::JoinHandle<anyhow::Result<(Site, u32)>>,
 }
 
 impl Publisher {
-    pub fn start(mut site: Site, mailbox: Arc<Mailbox>, stats: Arc<WorkerStats>, every: Duration) -> Self {
+    /// Returns when the thread is where it stays: it comes to life on this thread's core, with its priority, and
+    /// would have its slice there.
+    ///
+    /// # Errors
+    /// The thread ended at once.
+    pub fn start(site: Site, mailbox: Arc<Mailbox>, stats: Arc<WorkerStats>, every: Duration) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let (settled, is_settled) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             measure::pin(first_core())?;
             gaps::yield_to_others();
-            let mut published = 0;
-            let mut next = Instant::now();
-            while !stopped.load(Ordering::Relaxed) {
-                if Instant::now() >= next {
-                    site.flap(published % site.nodes, published % 2 == 1);
-                    let view = site.compiled_view()?;
-                    let number = view.number;
-                    mailbox.publish(view);
-                    while stats.view.get() != number && !stopped.load(Ordering::Relaxed) {
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
-                    published += 1;
-                    next += every;
+            let _ = settled.send(());
+            Self::publish(site, &mailbox, &stats, every, &stopped)
+        });
+        is_settled.recv().context("the publisher can't be kept off the worker's core")?;
+        Ok(Self { stop, thread })
+    }
+
+    fn publish(
+        mut site: Site,
+        mailbox: &Mailbox,
+        stats: &WorkerStats,
+        every: Duration,
+        stopped: &AtomicBool,
+    ) -> anyhow::Result<(Site, u32)> {
+        let mut published = 0;
+        let mut next = Instant::now() + every / 2;
+        while !stopped.load(Ordering::Relaxed) {
+            if Instant::now() >= next {
+                site.flap(published % site.nodes, published % 2 == 1);
+                let view = site.compiled_view()?;
+                let number = view.number;
+                mailbox.publish(view);
+                while stats.view.get() != number && !stopped.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_micros(200));
                 }
-                mailbox.reap();
-                std::thread::sleep(Duration::from_millis(5));
+                published += 1;
+                next += every;
             }
             mailbox.reap();
-            Ok((site, published))
-        });
-        Self { stop, thread }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        mailbox.reap();
+        Ok((site, published))
     }
 
     /// The site again, and how many snapshots there were.
@@ -148,61 +173,56 @@ fn first_core() -> Option<usize> {
     core_affinity::get_core_ids()?.first().map(|core| core.id)
 }
 
+/// Turns that a publication counts as touching: the first packets of tens of thousands of flows come in them,
+/// each of which is looked up anew.
+const TOUCHED_TURNS: u32 = 256;
+
 fn pauses(section: &mut Section, mut site: Site, flows: u32, quick: bool) -> anyhow::Result<()> {
     eprintln!("  opening {flows} flows");
     let mut turning = loaded(&mut site, flows, flows.min(100_000), None)?;
     measure::pin(None)?;
     gaps::insist();
-    let (rounds, seconds) = if quick { (1, 0.3) } else { (5, 3.0) };
-    gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 3.0))?;
+    let (rounds, seconds, every) = if quick { (1, 0.5, 0.02) } else { (5, 10.0, 0.1) };
+    let (round_time, every) = (Duration::from_secs_f64(seconds), Duration::from_secs_f64(every));
+    gaps::warm_up(&mut turning, round_time / 4)?;
     let (mut quiet, mut busy) = (Vec::new(), Vec::new());
     let mut snapshots = 0;
     for round in 1..=rounds {
-        eprintln!("  round {round} of {rounds}: without and with a snapshot a second");
-        quiet.push(gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?);
+        eprintln!("  round {round} of {rounds}: without snapshots, and with one every {every:?}");
+        quiet.push(gaps::turn(&mut turning, round_time, Watch::Anywhere(TOUCHED_TURNS, every))?);
         let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
-        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(seconds / 3.0));
-        busy.push(gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?);
+        let publisher = Publisher::start(site, mailbox, stats, every)?;
+        busy.push(gaps::turn(&mut turning, round_time, Watch::Views(TOUCHED_TURNS))?);
         let published;
         (site, published) = publisher.stop()?;
         snapshots += published;
         // What came last is taken up before the next quiet run, and its round of the sweep is over.
-        gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
+        gaps::warm_up(&mut turning, Duration::from_secs_f64(if quick { 0.1 } else { 2.0 }))?;
     }
     turning.ensure_no_drops()?;
     ensure!(snapshots > 0, "no snapshot was published");
-    add_pauses(section, "a publication", &quiet, &busy, true);
+    events::add(section, "publications", &format!("{TOUCHED_TURNS} turns"), &busy, &quiet);
+    add_pauses(section, "publications", &quiet, &busy);
     section.note(format!(
         "The worker turned with {flows} flows and packets of established ones; {snapshots} snapshots came, a node down \
-         or up in each, so that every service changed and every flow was looked at anew."
+         or up in each, so that every service changed and every flow was looked at anew. Of each the \
+         {TOUCHED_TURNS} turns from the one that takes it up on are looked at."
     ));
     Ok(())
 }
 
-/// The pauses of runs with an event, those of runs without it beside. `touched`: the event is a snapshot, and
-/// only the turns right after it are held against the target.
-pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Gaps], touched: bool) {
+/// The gaps of runs with an event, those of runs without it beside: what the machine makes of them.
+pub fn add_pauses(section: &mut Section, events: &str, quiet: &[Gaps], with: &[Gaps]) {
     let worst = |gaps: &[Gaps], of: fn(&Gaps) -> f64| gaps.iter().map(of).collect::<Vec<_>>();
     let [own, own_quiet] = [with, quiet].map(|gaps| worst(gaps, Gaps::worst_own_us));
     let [wall, wall_quiet] = [with, quiet].map(|gaps| worst(gaps, Gaps::worst_wall_us));
     let median = |values: &[f64]| super::report::short(measure::Spread::of(values).median);
-    let any = Figure::of_runs(format!("worst gap of any turn with {event}, own time"), &own, "us")
-        .beside(format!("without: {}", median(&own_quiet)));
-    if with.iter().all(|gaps| !gaps.touched.is_empty()) && touched {
-        let touched = worst(with, |gaps| gaps.touched.max() as f64 / 1e3);
+    for (clock, with, without) in [("own time", own, own_quiet), ("wall clock", wall, wall_quiet)] {
         section.add(
-            Figure::of_runs(format!("worst gap right after {event}, own time"), &touched, "us")
-                .at_most(PAUSE_US)
-                .beside(format!("the {TOUCHED_TURNS} turns that begin with it")),
+            Figure::of_runs(format!("worst gap of any turn with {events}, {clock}"), &with, "us")
+                .beside(format!("without: {}", median(&without))),
         );
-        section.add(any);
-    } else {
-        section.add(any.at_most(PAUSE_US));
     }
-    section.add(
-        Figure::of_runs(format!("worst gap of any turn with {event}, wall clock"), &wall, "us")
-            .beside(format!("without: {}", median(&wall_quiet))),
-    );
     let interrupted: u64 = with.iter().chain(quiet).map(|gaps| gaps.interrupted).sum();
     let slept: u64 = with.iter().chain(quiet).map(|gaps| gaps.slept).sum();
     let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
@@ -215,33 +235,28 @@ pub fn add_pauses(section: &mut Section, event: &str, quiet: &[Gaps], with: &[Ga
         measure::Spread::of(&values).median
     };
     section.add(
-        Figure::new(format!("99.99 % of gaps with {event}, own time"), at(with, 0.9999), "us")
+        Figure::new(format!("99.99 % of gaps with {events}, own time"), at(with, 0.9999), "us")
             .beside(format!("without: {}", super::report::short(at(quiet, 0.9999)))),
     );
     let labels = Labels {
-        title: format!("Gaps between two turns of a worker: {event}"),
+        title: format!("Gaps between two turns of a worker: {events}"),
         subtitle: format!("{}; the worker's own time, {} runs each", section.title, with.len()),
         values: "microseconds".into(),
         along: String::new(),
     };
-    let mut curves = vec![
-        curve("without", quiet.iter().map(|gaps| &gaps.own)),
-        curve(&format!("with {event}"), with.iter().map(|gaps| &gaps.own)),
+    let curves = [
+        curve("without, all turns", quiet.iter().map(|gaps| &gaps.own)),
+        curve(&format!("with {events}, all turns"), with.iter().map(|gaps| &gaps.own)),
+        curve("worst of each window without", quiet.iter().map(|gaps| &gaps.windows)),
+        curve(&format!("worst of each of the {events}"), with.iter().map(|gaps| &gaps.windows)),
     ];
-    if touched {
-        curves.push(curve(&format!("right after {event}"), with.iter().map(|gaps| &gaps.touched)));
-    }
-    let limit = Limit { name: format!("target for the worst: {PAUSE_US} us"), value: PAUSE_US };
+    let limit = Limit { name: format!("target: {PAUSE_US} us"), value: PAUSE_US };
     section.charts.push((format!("scale-{}-gaps", section.name), plot::latency(&labels, &curves, &[limit])));
 }
 
 /// Percentiles of several runs taken together, microseconds, as far as there are values to tell them by.
 fn curve<'a>(name: &str, runs: impl Iterator<Item = &'a Histogram<u64>>) -> Curve {
-    let mut all = histogram();
-    for run in runs {
-        // The same bounds as this one's: there is nothing to refuse.
-        let _ = all.add(run);
-    }
+    let all = events::all(runs);
     let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999];
     let told = quantiles.into_iter().filter(|quantile| (1.0 - quantile) * all.len() as f64 >= 1.0);
     Curve { name: name.into(), points: told.map(|q| (q, all.value_at_quantile(q) as f64 / 1e3)).collect() }
@@ -262,19 +277,22 @@ pub fn reloading(quick: bool) -> anyhow::Result<Section> {
     gaps::insist();
     let (rounds, seconds) = if quick { (1, 0.5) } else { (5, 3.0) };
     let take = || std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), histogram());
-    gaps::turn(&mut turning, Duration::from_secs_f64(0.2))?;
+    gaps::warm_up(&mut turning, Duration::from_secs_f64(0.2))?;
     take();
     let (mut quiet, mut busy) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         eprintln!("  round {round} of {rounds}: without and with a snapshot a second");
-        gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?;
+        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds))?;
         quiet.push(take());
         let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
-        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(if quick { 0.2 } else { 1.0 }));
-        gaps::turn(&mut turning, Duration::from_secs_f64(seconds))?;
+        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(if quick { 0.2 } else { 1.0 }))?;
+        // What fell due while the thread came to life is not a reload's.
+        gaps::warm_up(&mut turning, Duration::from_millis(50))?;
+        take();
+        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds))?;
         busy.push(take());
         site = publisher.stop()?.0;
-        gaps::turn(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
+        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
         take();
     }
     turning.ensure_no_drops()?;
@@ -285,16 +303,21 @@ pub fn reloading(quick: bool) -> anyhow::Result<Section> {
 
 fn add_latencies(section: &mut Section, quiet: &[Histogram<u64>], busy: &[Histogram<u64>]) {
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
-        let at = |runs: &[Histogram<u64>]| -> Vec<f64> {
-            runs.iter().map(|run| run.value_at_quantile(quantile) as f64 / 1e3).collect()
-        };
-        let without = measure::Spread::of(&at(quiet));
-        section.add(Figure::of_runs(format!("{name}, reloading every second"), &at(busy), "us").beside(format!(
+        let at = |run: &Histogram<u64>| run.value_at_quantile(quantile) as f64 / 1e3;
+        let without = measure::Spread::of(&quiet.iter().map(at).collect::<Vec<_>>());
+        let with: Vec<f64> = busy.iter().map(at).collect();
+        section.add(Figure::of_runs(format!("{name}, reloading every second"), &with, "us").beside(format!(
             "without: {} ({}..{})",
             super::report::short(without.median),
             super::report::short(without.lowest),
             super::report::short(without.highest)
         )));
+        let added: Vec<f64> = busy.iter().zip(quiet).map(|(with, without)| at(with) - at(without)).collect();
+        section.add(
+            Figure::of_runs(format!("{name}, added by reloading"), &added, "us")
+                .at_most(PAUSE_US)
+                .beside("each run against the one without before it"),
+        );
     }
     let labels = Labels {
         title: "Latency while reloading every second".into(),

@@ -30,6 +30,9 @@ fn the_report_adds_up_and_names_what_was_missed() {
     assert!(line("gap").contains("yes") && line("gap").contains("without: 11"), "{text}");
     assert!(line("nap").contains("NO"), "{text}");
     assert!(!line("seconds").contains("yes") && !line("seconds").contains("NO"), "{text}");
+    let mut small = section.clone();
+    small.judge_nothing();
+    assert!(!small.to_string().contains("yes") && !small.to_string().contains("NO"), "{small}");
     section.charts.push(("picture".into(), "<svg/>".into()));
     report.sections.push(section);
     assert_eq!(report.verdict(), "1 of 2 targets met; missed: nap");

@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::handoff::Exchange;
 use penstock_dataplane::stats::WorkerStats;
+use penstock_dataplane::verdict::DropReason;
 
 use super::gaps::Feed;
 use super::report::{Figure, Section};
@@ -21,16 +22,24 @@ use crate::plot::{self, Labels, Line, Scale};
 enum Spread {
     /// A NIC whose hash the box knows: every packet comes to its owner.
     Home,
-    /// Queues that know nothing of owners, as on veth.
+    /// Queues that know nothing of owners, as on veth. As many packets as nothing is lost of.
     Blind,
+    /// The same, as many as the workers take: what another worker has no room for is dropped, by name.
+    Flood,
 }
+
+const SPREADS: [(Spread, &str); 3] = [
+    (Spread::Home, "every packet comes to its owner"),
+    (Spread::Blind, "queues know nothing of owners"),
+    (Spread::Flood, "the same, flat out"),
+];
 
 /// What a run came to.
 struct Run {
     mpps: f64,
-    /// Packets handed over, of those received.
+    /// Packets handed over, of those received; and dropped, as another worker had no room.
     handed: f64,
-    dropped: u64,
+    full: f64,
 }
 
 pub fn run(quick: bool) -> anyhow::Result<Section> {
@@ -40,42 +49,55 @@ pub fn run(quick: bool) -> anyhow::Result<Section> {
         Section::new("workers", format!("packets of {flows} established flows, 1 to {} workers", cores.len()));
     let counts: Vec<usize> = (0..).map(|n| 1 << n).take_while(|n| *n < cores.len()).chain([cores.len()]).collect();
     let rounds = if quick { 1 } else { 5 };
-    let mut lines = [("every packet comes to its owner", Vec::new()), ("queues know nothing of owners", Vec::new())];
+    let mut lines = SPREADS.map(|(_, name)| (name, Vec::new()));
     let mut single = f64::NAN;
     for &workers in &counts {
-        for (line, spread) in [Spread::Home, Spread::Blind].into_iter().enumerate() {
-            if workers == 1 && spread == Spread::Blind {
-                lines[1].1.push((1.0, single));
+        // Each in turn, so that what else the machine does is in all of them.
+        let mut runs = SPREADS.map(|_| Vec::new());
+        for round in 1..=rounds {
+            eprintln!("  {workers} workers, round {round} of {rounds}");
+            for ((spread, _), runs) in SPREADS.into_iter().zip(&mut runs) {
+                // A worker alone owns every flow.
+                if workers > 1 || spread == Spread::Home {
+                    runs.push(once(workers, spread, flows, quick)?);
+                }
+            }
+        }
+        for (((_, line), (_, name)), runs) in lines.iter_mut().zip(SPREADS).zip(&runs) {
+            if runs.is_empty() {
+                line.push((1.0, single));
                 continue;
             }
-            eprintln!("  {workers} workers, {}", lines[line].0);
-            let runs = (0..rounds).map(|_| once(workers, spread, flows, quick)).collect::<Result<Vec<_>, _>>()?;
-            let mpps: Vec<f64> = runs.iter().map(|run| run.mpps).collect();
+            let of = |of: fn(&Run) -> f64| runs.iter().map(of).collect::<Vec<_>>();
+            let mpps = of(|run| run.mpps);
             let median = measure::Spread::of(&mpps).median;
             if workers == 1 {
                 single = median;
             }
-            let handed: Vec<f64> = runs.iter().map(|run| run.handed * 100.0).collect();
-            let dropped: u64 = runs.iter().map(|run| run.dropped).sum();
-            let handed = measure::Spread::of(&handed).median;
+            let [handed, full] = [of(|run| run.handed), of(|run| run.full)].map(|r| measure::Spread::of(&r).median);
             let each = median / single / workers as f64;
-            let of_one = format!("{each:.2} of one worker's each; {handed:.1} % handed over; {dropped} dropped");
-            let name = if spread == Spread::Home { "home" } else { "blind" };
+            let beside = format!(
+                "{each:.2} of one worker's each; {:.1} % handed over, {:.1} % dropped as handoff_full",
+                handed * 100.0,
+                full * 100.0
+            );
             let plural = if workers == 1 { "" } else { "s" };
-            section.add(Figure::of_runs(format!("{workers} worker{plural}, {name}"), &mpps, "Mpps").beside(of_one));
-            lines[line].1.push((workers as f64, median));
+            section.add(Figure::of_runs(format!("{workers} worker{plural}, {name}"), &mpps, "Mpps").beside(beside));
+            line.push((workers as f64, median));
         }
     }
     let labels = Labels {
         title: "Packets per second by workers".into(),
         subtitle: section.title.clone(),
-        values: "million packets per second, all workers".into(),
+        values: "million packets per second sent on, all workers".into(),
         along: "workers".into(),
     };
     let lines = lines.map(|(name, points)| Line { name: name.into(), points });
     section.charts.push(("scale-workers".into(), plot::lines(&labels, Scale::Log, Scale::Linear, &lines, &[])));
     section.note(
-        "home: every packet comes to the worker that owns its flow (a NIC whose RSS the box knows); blind: to any.",
+        "Every packet comes to its owner: a NIC whose RSS the box knows. Queues know nothing of owners: packets come to \
+         any worker, and are held back while a ring between workers is full, as by senders who wait for answers; flat \
+         out nobody waits.",
     );
     Ok(section)
 }
@@ -100,7 +122,7 @@ fn once(workers: usize, spread: Spread, flows: u32, quick: bool) -> anyhow::Resu
     }
     let opened: usize = forward.iter().map(Vec::len).sum();
     ensure!(opened == flows as usize, "{opened} flows have owners, not {flows}");
-    if spread == Spread::Blind {
+    if spread != Spread::Home {
         for packets in [&mut forward, &mut reverse] {
             *packets = dealt(packets);
         }
@@ -113,7 +135,11 @@ fn once(workers: usize, spread: Spread, flows: u32, quick: bool) -> anyhow::Resu
     let stats: Vec<Arc<WorkerStats>> = members.iter().map(|member| Arc::clone(&member.stats)).collect();
     let mut threads = Vec::new();
     for (((member, core), forward), reverse) in members.into_iter().zip(cores).zip(forward).zip(reverse) {
-        let ports = [Feed::new(forward.into(), 0), Feed::new(reverse.into(), 0)];
+        let id = member.worker;
+        let ports = [forward, reverse].map(|packets| match Feed::new(packets.into(), 0) {
+            feed if spread == Spread::Blind => feed.held_back(&exchange, id),
+            feed => feed,
+        });
         let mut turning = Turning::new(member, &exchange, rig::pool(), ports);
         let (stop, core) = (Arc::clone(&stop), *core);
         threads.push(std::thread::spawn(move || {
@@ -122,18 +148,21 @@ fn once(workers: usize, spread: Spread, flows: u32, quick: bool) -> anyhow::Resu
         }));
     }
     let seen = |counter: fn(&WorkerStats) -> u64| stats.iter().map(|stats| counter(stats)).sum::<u64>() as f64;
-    let both = || (seen(|s| s.tx.get()), seen(|s| s.handoff_out.get()), seen(|s| s.rx.get()));
+    let full = |stats: &WorkerStats| stats.drops[DropReason::HandoffFull as usize].get();
+    let all = || [seen(|s| s.tx.get()), seen(|s| s.handoff_out.get()), seen(full), seen(|s| s.rx.get())];
     std::thread::sleep(Duration::from_millis(if quick { 50 } else { 300 }));
-    let (before, start) = (both(), Instant::now());
+    let (before, start) = (all(), Instant::now());
     std::thread::sleep(Duration::from_millis(if quick { 100 } else { 1000 }));
-    let (after, seconds) = (both(), start.elapsed().as_secs_f64());
+    let (after, seconds) = (all(), start.elapsed().as_secs_f64());
     stop.store(true, Ordering::Relaxed);
     for thread in threads {
         ensure!(thread.join().is_ok(), "a worker panicked");
     }
-    let dropped = stats.iter().map(|stats| stats.dropped()).sum();
-    let handed = (after.1 - before.1) / (after.2 - before.2).max(1.0);
-    Ok(Run { mpps: (after.0 - before.0) / seconds / 1e6, handed, dropped })
+    let [sent, handed, refused, received] = std::array::from_fn(|at| after[at] - before[at]);
+    ensure!(spread == Spread::Flood || seen(full) == 0.0, "{} packets found a ring full", seen(full));
+    let other = seen(WorkerStats::dropped) - seen(full);
+    ensure!(other == 0.0, "{other} packets were dropped, not for a full ring");
+    Ok(Run { mpps: sent / seconds / 1e6, handed: handed / received.max(1.0), full: refused / received.max(1.0) })
 }
 
 /// Packets of all in turn to each: a queue has of every owner's.

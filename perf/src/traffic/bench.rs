@@ -11,7 +11,9 @@ use super::load::{NodeSide, Sent};
 use super::mix::Mix;
 use super::packet::Transport;
 use super::popularity::Popularity;
+use super::precedence::insist_for;
 use super::track::Outcome;
+use crate::compare::cpu::processes_in;
 use crate::config;
 use crate::dataplane::Dataplane;
 use crate::lab::{Lab, plan};
@@ -95,6 +97,10 @@ impl Bench {
         edit(&mut config);
         let dataplane = Dataplane::start(&lab, &config)?;
         wait_for_addresses(&lab, &config).with_context(|| dataplane.log_tail())?;
+        // The last cores are the workers'.
+        let processes = processes_in(&lab.the_box)?;
+        let cores = usize::from(config::cores());
+        (cores.saturating_sub(workers.into())..cores).for_each(|core| insist_for(&processes, core));
         Ok(Self { dataplane, lab, queues })
     }
 

@@ -15,7 +15,9 @@ use super::load::NodeSide;
 use super::mix::Mix;
 use super::packet::Transport;
 use super::popularity::Popularity;
-use super::search::{Found, Goal, search};
+use super::precedence::Precedence;
+use super::search::{Found, Goal, Range, search};
+use super::track::Percentiles;
 use crate::plot;
 use crate::privilege;
 
@@ -113,6 +115,7 @@ pub fn command(args: &LoadArgs) -> Result<()> {
     if let Some(reason) = privilege::missing() {
         bail!("{reason}");
     }
+    let _precedence = Precedence::take();
     let spec = args.spec();
     eprintln!("the ends by themselves, {} s", ALONE.as_secs_f64());
     let alone = ends::by_themselves(args.how(), &spec, args.queues, ALONE)?.rate();
@@ -120,15 +123,19 @@ pub fn command(args: &LoadArgs) -> Result<()> {
     eprintln!("opening {} flows", args.flows);
     bench.open_flows(args.transport, &spec)?;
     let duration = Duration::from_secs_f64(args.seconds);
-    let look = |goal| search(goal, LOWEST, 1.5 * alone, |rate| trial(args, &bench, &spec, rate, duration));
+    let look = |goal, carried: f64| {
+        let range = Range { low: carried.max(LOWEST), high: 1.5 * alone, low_is_carried: carried > 0.0 };
+        search(goal, range, |rate| trial(args, &bench, &spec, rate, duration))
+    };
     if args.search {
-        let (no_drop, partial) = (look(Goal::no_drop())?, look(Goal::partial_drop())?);
+        let no_drop = look(Goal::no_drop(), 0.0)?;
+        let partial = look(Goal::partial_drop(), no_drop.rate)?;
         if let Some(directory) = &args.plot {
             plot::write(directory, &charts::of_search(&args.what(), &no_drop, &partial))?;
         }
         return args.report_search(alone, &no_drop, &partial);
     }
-    let found = args.at.map(|_| look(Goal::partial_drop())).transpose()?;
+    let found = args.at.map(|_| look(Goal::partial_drop(), 0.0)).transpose()?;
     if let Some(found) = &found {
         ensure!(
             found.rate > 0.0,
@@ -167,6 +174,11 @@ fn trial(
         if measured.sent.behind { ", the generator fell behind" } else { "" }
     );
     Ok((measured.outcome.clone(), measured.sent.behind))
+}
+
+fn percentiles(us: &Percentiles) -> String {
+    let Percentiles { p50, p90, p99, p999, max } = us;
+    format!("p50 {p50:.1}  p90 {p90:.1}  p99 {p99:.1}  p99.9 {p999:.1}  max {max:.1}")
 }
 
 impl LoadArgs {
@@ -226,11 +238,16 @@ impl LoadArgs {
         }
         println!("  duplicates  {:>12}", outcome.duplicates);
         println!("  reordered   {:>12}", outcome.reordered);
-        let latency = outcome.latency_us;
-        println!(
-            "  latency us  p50 {:.1}  p90 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}, from when a packet was due",
-            latency.p50, latency.p90, latency.p99, latency.p999, latency.max
-        );
+        println!("  latency us  {}, from when a packet was due", percentiles(&outcome.latency_us));
+        if sent.pauses > 0 {
+            println!(
+                "  undisturbed {}, without {:.2} % that {} pause(s) of the generator touched ({:.1} ms)",
+                percentiles(&outcome.undisturbed_us),
+                outcome.disturbed * 100.0,
+                sent.pauses,
+                sent.paused_us / 1e3
+            );
+        }
         if self.rate.or(self.at.map(|at| at.0)).is_some() {
             println!("  on time     {:>12.1} us late at most: the generator's own pace", sent.latest_us);
         }
@@ -244,6 +261,9 @@ impl LoadArgs {
         let sent = &median.sent;
         if sent.behind {
             println!("  The generator fell behind by {:.0} us: these are its figures, not the box's.", sent.latest_us);
+        }
+        if !median.outcome.decides() {
+            println!("  Pauses of the generator touched too many packets: the latency decides nothing.");
         }
         if sent.missed + node_missed > 0 {
             println!(

@@ -270,6 +270,8 @@ fn together(all: &[Sent]) -> Sent {
         seconds: if per_second > 0.0 { packets as f64 / per_second } else { 0.0 },
         behind: all.iter().any(|sent| sent.behind),
         latest_us: all.iter().map(|sent| sent.latest_us).fold(0.0, f64::max),
+        pauses: all.iter().map(|sent| sent.pauses).sum(),
+        paused_us: all.iter().map(|sent| sent.paused_us).sum(),
         missed: all.iter().map(|sent| sent.missed).sum(),
     }
 }

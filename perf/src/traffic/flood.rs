@@ -154,7 +154,8 @@ fn packet(frame: &mut [u8; 128], kind: Kind, dst: [u8; 6], src: [u8; 6], target:
     };
     let total = addresses + u64::from(protocol) + l4_len as u64 + sum(&frame[l4..l4 + l4_len]);
     let check = match !fold(total) {
-        0 => 0xffff,
+        // A datagram of zero would have none (RFC 768).
+        0 if kind == Kind::Udp => 0xffff,
         check => check,
     };
     frame[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());

@@ -18,6 +18,7 @@ use super::load::Sent;
 use super::pace::BEHIND_NS;
 use super::packet::{FIRST_PORT, Maker, Transport, fold, sum};
 use super::popularity::{Draw, Popularity};
+use super::precedence::insist;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generate.bpf.o"));
 
@@ -69,6 +70,12 @@ enum Word {
     First,
     Last,
     Refused,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a place in the program's struct"))]
+    LateSince,
+    #[cfg_attr(not(test), expect(dead_code, reason = "a place in the program's struct"))]
+    CalmSince,
+    Pauses,
+    Paused,
     /// Two 32-bit ones: flow and turn.
     Place,
 }
@@ -116,6 +123,7 @@ impl Live {
     /// # Errors
     /// The kernel refuses the test run, or packets of this size.
     pub fn run(&mut self, rate: Option<f64>, duration: Duration, most: Option<u64>) -> Result<Sent> {
+        insist();
         let length = duration.as_nanos() as u64;
         let each = rate.map_or(0, |rate| (1024e9 / rate) as u64);
         let mut run: Run = [0; WORDS];
@@ -207,7 +215,8 @@ fn sent(run: &Run, sending_ns: u64, rate: Option<f64>) -> Sent {
         }
     };
     let latest_us = run[Word::Latest as usize] as f64 / 1e3;
-    Sent { packets, seconds, behind: short_ns > BEHIND_NS as f64, latest_us, missed: 0 }
+    let (pauses, paused_us) = (run[Word::Pauses as usize], run[Word::Paused as usize] as f64 / 1e3);
+    Sent { packets, seconds, behind: short_ns > BEHIND_NS as f64, latest_us, pauses, paused_us, missed: 0 }
 }
 
 /// The program with a load built in.
@@ -358,6 +367,39 @@ mod tests {
         assert_eq!(one(&mut live).0, NOT_DUE);
         let run = live.get().expect("a map");
         assert_eq!((run[Word::Packets as usize], run[Word::Bytes as usize]), (1, 60));
+    }
+
+    /// Packets more than a moment late say so, and so do those due as long again after they have been made up for.
+    #[test]
+    fn privileged_a_late_packet_says_so() {
+        if !privilege::require("privileged_a_late_packet_says_so") {
+            return;
+        }
+        let maker = Maker::new(route(false), Mix::fixed(64));
+        let mut live = Live::open("lo", &maker, 10, Popularity::Uniform, Share::WHOLE, 1).expect("a generator");
+        const HOUR: u64 = 3600 * 1_000_000_000;
+        let mut run = ready(HOUR * 1024);
+        // Its first packet was due an hour ago, the second is due now.
+        run[Word::Start as usize] = Now::read().ns - HOUR;
+        live.set(run).expect("a map");
+        let stamp = |live: &mut Live| stamp_of(&one(live).1, 80).expect("a stamp");
+        let first = stamp(&mut live);
+        assert_eq!((first.touched, first.intended.ns), (true, run[Word::Start as usize]));
+        assert!(stamp(&mut live).touched, "not late itself, but the generator is not on time yet");
+        assert_eq!(one(&mut live).0, NOT_DUE);
+        let mut run = live.get().expect("a map");
+        assert_eq!((run[Word::Pauses as usize], run[Word::LateSince as usize]), (1, 0));
+        assert!(run[Word::CalmSince as usize] >= run[Word::Start as usize] + 2 * HOUR);
+        // An hour later the third is due, within the time the box may need.
+        run[Word::Start as usize] -= HOUR;
+        live.set(run).expect("a map");
+        assert!(stamp(&mut live).touched);
+        // And the fourth behind it.
+        run = live.get().expect("a map");
+        run[Word::Start as usize] -= HOUR;
+        run[Word::CalmSince as usize] = run[Word::Start as usize] + 3 * HOUR;
+        live.set(run).expect("a map");
+        assert!(!stamp(&mut live).touched);
     }
 
     /// What the grid has places for, no more, at the rate asked for.

@@ -10,7 +10,9 @@ use penstock_dataplane::io::Burst;
 use super::endpoint::Endpoint;
 use super::pace::Pace;
 use super::packet::{Maker, Stamp, answer, stamp_of};
+use super::pauses::{Pauses, own_ns};
 use super::popularity::Draw;
+use super::precedence::insist;
 use super::track::{Outcome, Track};
 
 /// How long packets may take to come in after the last was sent.
@@ -36,26 +38,33 @@ pub struct Sent {
     pub behind: bool,
     /// How late the latest packet was.
     pub latest_us: f64,
+    /// How often the sender lost its core, and for how long in all.
+    pub pauses: u64,
+    pub paused_us: f64,
     /// Answers that the sender's own rings had no room for.
     pub missed: u64,
 }
 
 /// Sends a load and keeps the books of what comes back to it.
 pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
+    insist();
     let mut track = Track::new(load.flows);
     let missed_before = end.missed();
     let start = Now::read();
     let until = Now { ns: start.ns + load.duration.as_nanos() as u64 };
     let mut pace = Pace::new(start, load.rate);
+    let mut pauses = Pauses::new(start, own_ns());
     let mut bursts: Vec<Burst> = (0..end.queues()).map(|_| Burst::new()).collect();
     let mut packets = 0;
     let mut now = start;
     while now < until {
         let room = bursts.iter().map(arrayvec::ArrayVec::remaining_capacity).min().unwrap_or(0);
-        for _ in 0..pace.due(now, room) {
+        let due = pace.due(now, room);
+        for _ in 0..due {
             let number = pace.sent();
             let Some(mut frame) = end.frame(load.maker.frame_len(number)) else { break };
-            let stamp = Stamp { number: number as u32, flow: load.draw.flow(), intended: pace.next(now) };
+            let (flow, touched) = (load.draw.flow(), pauses.disturbed());
+            let stamp = Stamp { number: number as u32, flow, intended: pace.next(now), touched };
             load.maker.write(end.pool.memory().bytes_mut(&mut frame), stamp);
             let queue = stamp.flow as usize % bursts.len();
             bursts[queue].push(frame);
@@ -63,7 +72,8 @@ pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
         for (queue, burst) in bursts.iter_mut().enumerate().filter(|(_, burst)| !burst.is_empty()) {
             packets += end.send(queue, burst) as u64;
         }
-        collect(end, load, &mut track);
+        let behind = load.rate.is_some() && (due == room || bursts.iter().any(|burst| !burst.is_empty()));
+        collect(end, load, &mut track, &mut pauses, behind, pace.sent());
         end.service();
         now = Now::read();
     }
@@ -72,18 +82,28 @@ pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
     let seconds = (now.ns - start.ns) as f64 / 1e9;
     let drained = Now { ns: now.ns + DRAIN.as_nanos() as u64 };
     while Now::read() < drained {
-        collect(end, load, &mut track);
+        collect(end, load, &mut track, &mut pauses, false, pace.sent());
         end.service();
     }
-    let missed = end.missed() - missed_before;
-    (Sent { packets, seconds, behind, latest_us: pace.latest_ns() as f64 / 1e3, missed }, track.close(packets))
+    let sent = Sent {
+        packets,
+        seconds,
+        behind,
+        latest_us: pace.latest_ns() as f64 / 1e3,
+        pauses: pauses.count,
+        paused_us: pauses.total_ns as f64 / 1e3,
+        missed: end.missed() - missed_before,
+    };
+    (sent, track.close(packets))
 }
 
-fn collect(end: &mut Endpoint, load: &Load, track: &mut Track) {
+/// Takes in what came back. A pause is seen here, before anything that waited in it is looked at.
+fn collect(end: &mut Endpoint, load: &Load, track: &mut Track, pauses: &mut Pauses, behind: bool, sent: u64) {
     let now = Now::read();
+    pauses.turned(now, own_ns, behind, sent.saturating_sub(track.highest()));
     end.receive(|packet| {
         if let Some(stamp) = stamp_of(packet, load.vip_port) {
-            track.arrived(stamp, packet.len(), now);
+            track.arrived(stamp, packet.len(), now, stamp.touched || pauses.touched(stamp.intended));
         }
         false
     });
@@ -102,13 +122,17 @@ pub enum NodeSide {
 pub fn serve(end: &mut Endpoint, side: NodeSide, port: u16, flows: u32, stop: &AtomicBool) -> (Track, u64) {
     let mut track = Track::new(if side == NodeSide::Count { flows } else { 0 });
     let (mut refused, missed_before) = (0, end.missed());
+    insist();
+    let mut pauses = Pauses::new(Now::read(), own_ns());
     while !stop.load(Ordering::Relaxed) {
         let now = Now::read();
+        // What waited here while this loop did not turn; nothing is sent late from here.
+        pauses.turned(now, own_ns, false, 0);
         refused += end.receive(|packet| match side {
             NodeSide::Answer => answer(packet),
             NodeSide::Count => {
                 if let Some(stamp) = stamp_of(packet, port) {
-                    track.arrived(stamp, packet.len(), now);
+                    track.arrived(stamp, packet.len(), now, stamp.touched || pauses.touched(stamp.intended));
                 }
                 false
             }

@@ -6,6 +6,8 @@
 //! | [`popularity`] | which flow the next one belongs to |
 //! | [`packet`] | a flow's packet: headers from a template, a stamp (sequence, flow, intended time) in the payload |
 //! | [`pace`] | when the next one is due |
+//! | [`pauses`] | the lab's own pauses, told from the box's |
+//! | [`precedence`] | the generator before others on its core |
 //! | [`track`] | loss, duplicates, reordering and latency from the stamps that arrive |
 //! | [`search`] | the highest rate with no loss, and with hardly any (RFC 2544 section 26.1) |
 //! | [`endpoint`] | AF_XDP sockets of a host in the lab |
@@ -34,7 +36,9 @@ pub mod load;
 pub mod mix;
 pub mod pace;
 pub mod packet;
+pub mod pauses;
 pub mod popularity;
+pub mod precedence;
 pub mod search;
 pub mod sink;
 pub mod testpmd;

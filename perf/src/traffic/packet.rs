@@ -69,6 +69,9 @@ pub struct Stamp {
     pub flow: u32,
     /// When it was due.
     pub intended: Now,
+    /// It comes late by the sender's fault, or behind others that do. On the wire the highest bit of the time it was
+    /// due, which would take 292 years to get there.
+    pub touched: bool,
 }
 
 impl Stamp {
@@ -79,14 +82,16 @@ impl Stamp {
         let mut bytes = [0; Self::LEN];
         bytes[..4].copy_from_slice(&self.number.to_be_bytes());
         bytes[4..8].copy_from_slice(&self.flow.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.intended.ns.to_be_bytes());
+        let due = self.intended.ns | u64::from(self.touched) << 63;
+        bytes[8..].copy_from_slice(&due.to_be_bytes());
         bytes
     }
 
     fn of(bytes: [u8; Self::LEN]) -> Self {
         let number = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let ns = u64::from(number(8)) << 32 | u64::from(number(12));
-        Self { number: number(0), flow: number(4), intended: Now { ns } }
+        let due = u64::from(number(8)) << 32 | u64::from(number(12));
+        let intended = Now { ns: due & (u64::MAX >> 1) };
+        Self { number: number(0), flow: number(4), intended, touched: due >> 63 == 1 }
     }
 }
 
@@ -233,9 +238,9 @@ impl Maker {
             frame[l4 + 4..l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
             total += u64::from(l4_len);
         }
-        // A sum of zero is sent as its other form: zero would say "no checksum" (RFC 768). To TCP both are the same.
+        // A datagram's sum of zero is sent as its other form: zero would say "no checksum" (RFC 768).
         let check = match !fold(total) {
-            0 => 0xffff,
+            0 if self.transport == Transport::Udp => 0xffff,
             check => check,
         };
         let check_at = l4 + self.transport.check_at();
@@ -349,7 +354,8 @@ pub(super) mod tests {
             for mix in [Mix::fixed(64), Mix::fixed(65), Mix::imix(), Mix::fixed(1518)] {
                 let maker = Maker::of(transport, route(v6), mix);
                 for number in (0..200_000_u32).step_by(997) {
-                    let stamp = Stamp { number, flow: number * 7, intended: Now { ns: u64::from(number) << 20 } };
+                    let intended = Now { ns: u64::from(number) << 20 };
+                    let stamp = Stamp { number, flow: number * 7, intended, touched: number % 2 == 1 };
                     let mut frame = vec![0; maker.frame_len(number.into())];
                     maker.write(&mut frame, stamp);
                     assert_eq!(check(&frame), maker.client(stamp.flow));
@@ -363,11 +369,31 @@ pub(super) mod tests {
         }
     }
 
+    /// One packet in 65,536: a datagram's is written as its other form, a segment's as it is (RFC 768, RFC 9293 3.1).
+    #[test]
+    fn a_checksum_of_zero_is_as_its_protocol_has_it() {
+        for (transport, at, written, never) in [(Transport::Udp, 40, 0xffff, 0), (Transport::Tcp, 50, 0, 0xffff)] {
+            let maker = Maker::of(transport, route(false), Mix::fixed(64));
+            let mut frame = vec![0; maker.frame_len(0)];
+            let mut found = 0;
+            for number in 0..150_000 {
+                maker.write(&mut frame, Stamp { number, flow: 2, intended: Now { ns: 3 }, touched: false });
+                let sum = u16::from_be_bytes([frame[at], frame[at + 1]]);
+                assert_ne!(sum, never);
+                if sum == written {
+                    found += 1;
+                    check(&frame);
+                }
+            }
+            assert!(found > 0, "{transport}");
+        }
+    }
+
     #[test]
     fn a_syn_is_answered_by_what_opens() {
         let maker = Maker::of(Transport::Syn, route(false), Mix::fixed(64));
         let mut frame = vec![0; maker.frame_len(0).max(70)];
-        maker.write(&mut frame, Stamp { number: 1, flow: 2, intended: Now { ns: 3 } });
+        maker.write(&mut frame, Stamp { number: 1, flow: 2, intended: Now { ns: 3 }, touched: false });
         assert!(answer(&mut frame));
         let packet = etherparse::SlicedPacket::from_ethernet(&frame).expect("a packet");
         let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("TCP") };

@@ -8,13 +8,15 @@ use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
 
 use super::load::NodeSide;
-use super::track::{Outcome, Percentiles};
+use super::track::{Outcome, latencies};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sink.bpf.o"));
 
 /// As in `sink.bpf.c`: 32 buckets per power of two.
 const LATENCY_BITS: u32 = 5;
 const LATENCY_BUCKETS: u32 = 64 << LATENCY_BITS;
+/// Words of the program's `struct books`.
+const BOOKS: usize = 8;
 /// Numbers that have a bit each: 8 MiB of them.
 const SAMPLE: u64 = 1 << 26;
 /// Flat out, one number in 16 is looked at: all of them would cost a sink half its rate.
@@ -37,7 +39,9 @@ pub struct Arrived {
     /// Of the sample.
     pub duplicates: u64,
     pub reordered: u64,
-    pub latency_us: Percentiles,
+    /// Of the sample: latencies, and the share that a pause of the sender's touched. (The sink itself does not pause: it
+    /// is run by what brings the packet.)
+    times: Outcome,
 }
 
 impl Arrived {
@@ -53,7 +57,7 @@ impl Arrived {
             lost: sent.saturating_sub(received),
             duplicates,
             reordered: self.reordered * self.one_in,
-            latency_us: self.latency_us,
+            ..self.times.clone()
         }
     }
 }
@@ -85,10 +89,11 @@ impl Sink {
     /// # Errors
     /// The kernel does not hand the counters out.
     pub fn arrived(&self) -> Result<Arrived> {
-        let books: PerCpuArray<_, [u64; 7]> = self.ebpf.map("books").context("sink.bpf.o has no map")?.try_into()?;
+        let books: PerCpuArray<_, [u64; BOOKS]> =
+            self.ebpf.map("books").context("sink.bpf.o has no map")?.try_into()?;
         let cores = books.get(&0, 0)?;
         let total = |word: usize| cores.iter().map(|books| books[word]).sum();
-        let latency = self.latency(cores.iter().map(|books| books[6]).max().unwrap_or(0))?;
+        let longest = |word: usize| cores.iter().map(|books| books[word]).max().unwrap_or(0);
         Ok(Arrived {
             packets: total(0),
             bytes: total(1),
@@ -96,15 +101,16 @@ impl Sink {
             sampled: total(2),
             duplicates: total(3),
             reordered: total(4),
-            latency_us: Percentiles::of(&latency),
+            times: Outcome::of(&self.latency(0, longest(6))?, &self.latency(LATENCY_BUCKETS, longest(7))?),
         })
     }
 
-    fn latency(&self, longest: u64) -> Result<Histogram<u64>> {
+    /// The histogram whose buckets begin at `first`.
+    fn latency(&self, first: u32, longest: u64) -> Result<Histogram<u64>> {
         let buckets: PerCpuArray<_, u64> = self.ebpf.map("latency").context("sink.bpf.o has no map")?.try_into()?;
-        let mut histogram = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
+        let mut histogram = latencies();
         for bucket in 0..LATENCY_BUCKETS {
-            let count: u64 = buckets.get(&bucket, 0)?.iter().sum();
+            let count: u64 = buckets.get(&(first + bucket), 0)?.iter().sum();
             if count > 0 {
                 histogram.saturating_record_n(middle_of(bucket).min(longest.max(1)), count);
             }

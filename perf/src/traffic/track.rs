@@ -24,18 +24,36 @@ pub struct Track {
     pub reordered: u64,
     /// Came so late that its number's place was taken: could be either.
     pub too_late: u64,
-    latency: Histogram<u64>,
+    /// Of packets no pause of the lab's touched, and of those one did.
+    calm: Histogram<u64>,
+    touched: Histogram<u64>,
 }
 
 /// The books of one run, closed.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
 pub struct Outcome {
     pub sent: u64,
     pub received: u64,
     pub lost: u64,
     pub duplicates: u64,
     pub reordered: u64,
+    /// Of all packets, from when each was due.
     pub latency_us: Percentiles,
+    /// The same without packets that the lab's own pauses touched (see [`pauses`](super::pauses)); zeros if none is left.
+    pub undisturbed_us: Percentiles,
+    /// The share of packets those are.
+    pub disturbed: f64,
+}
+
+/// With a larger share than this left out, what is left may be a choice: it decides nothing.
+pub const MOST_DISTURBED: f64 = 0.2;
+
+impl Outcome {
+    /// Whether [`undisturbed_us`](Self::undisturbed_us) can be relied on.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.disturbed <= MOST_DISTURBED
+    }
 }
 
 /// Microseconds.
@@ -56,9 +74,34 @@ impl Percentiles {
     }
 }
 
-impl Track {
+impl Outcome {
+    /// The times of packets, of those no pause of the lab's touched and of those one did; no books yet.
+    ///
     /// # Panics
-    /// Never: the histogram's bounds are constants that fit.
+    /// Never: the histograms have the same bounds.
+    #[must_use]
+    pub fn of(calm: &Histogram<u64>, touched: &Histogram<u64>) -> Self {
+        let mut all = calm.clone();
+        all.add(touched).expect("the same bounds");
+        Self {
+            latency_us: Percentiles::of(&all),
+            undisturbed_us: Percentiles::of(calm),
+            disturbed: touched.len() as f64 / (all.len() as f64).max(1.0),
+            ..Self::default()
+        }
+    }
+}
+
+/// Up to a minute, three digits.
+///
+/// # Panics
+/// Never: the bounds are constants that fit.
+#[must_use]
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constants")
+}
+
+impl Track {
     #[must_use]
     pub fn new(flows: u32) -> Self {
         Self {
@@ -70,14 +113,20 @@ impl Track {
             duplicates: 0,
             reordered: 0,
             too_late: 0,
-            // Up to a minute, three digits.
-            latency: Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("constants"),
+            calm: latencies(),
+            touched: latencies(),
         }
     }
 
-    /// A stamped packet has arrived.
+    /// One more than the highest number that has arrived.
+    #[must_use]
+    pub fn highest(&self) -> u64 {
+        self.highest
+    }
+
+    /// A stamped packet has arrived; `touched`: a pause of the lab's is in the time it took.
     #[inline]
-    pub fn arrived(&mut self, stamp: Stamp, len: usize, now: Now) {
+    pub fn arrived(&mut self, stamp: Stamp, len: usize, now: Now, touched: bool) {
         let number = u64::from(stamp.number);
         if number >= self.highest {
             self.forget(self.highest, number + 1);
@@ -101,7 +150,8 @@ impl Track {
                 *last = stamp.number + 1;
             }
         }
-        self.latency.saturating_record(now.ns.saturating_sub(stamp.intended.ns).max(1));
+        let latency = if touched { &mut self.touched } else { &mut self.calm };
+        latency.saturating_record(now.ns.saturating_sub(stamp.intended.ns).max(1));
     }
 
     /// Clears the places of numbers from `from` to before `to`, which numbers a window ago had.
@@ -124,7 +174,7 @@ impl Track {
             lost: sent.saturating_sub(self.received),
             duplicates: self.duplicates,
             reordered: self.reordered,
-            latency_us: Percentiles::of(&self.latency),
+            ..Outcome::of(&self.calm, &self.touched)
         }
     }
 }
@@ -134,13 +184,13 @@ mod tests {
     use super::*;
 
     fn stamp(number: u32, flow: u32) -> Stamp {
-        Stamp { number, flow, intended: Now { ns: 1_000 } }
+        Stamp { number, flow, intended: Now { ns: 1_000 }, touched: false }
     }
 
     fn run(numbers: &[(u32, u32)]) -> Track {
         let mut track = Track::new(4);
         for (number, flow) in numbers {
-            track.arrived(stamp(*number, *flow), 60, Now { ns: 6_000 });
+            track.arrived(stamp(*number, *flow), 60, Now { ns: 6_000 }, false);
         }
         track
     }

@@ -99,7 +99,7 @@ async fn a_service_that_vanishes_under_a_write_is_no_failure() {
     world.put(&service("web"));
     tokio::time::sleep(Duration::from_millis(150)).await;
     world.delete("web");
-    let too_late = || world.server.requests_that(|r| r.code == 404 && r.asked.resource == "services/status");
+    let too_late = || world.server.requests_that(|r| r.code == 409 && r.asked.resource == "services/status");
     until("the write came too late", 1, too_late).await;
     a_while().await;
     let text = control.metrics.text();

@@ -2,7 +2,7 @@
 //! take seconds here; the bound leaves room for a busy machine.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::desired::{Backend, BackendSet, BackendState, Desired, Mode, Node, Protocol, Service};
 use crate::file::SnatAddress;
@@ -47,10 +47,17 @@ fn context() -> BoxContext {
     BoxContext { snat: vec![snat], ..BoxContext::default() }
 }
 
+/// This thread's time on a processor: what else the machine does is not the document's.
+fn on_processor() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux's account of this thread");
+    let nanoseconds = stat.split(' ').next().and_then(|first| first.parse().ok());
+    Duration::from_nanos(nanoseconds.expect("nanoseconds first"))
+}
+
 fn timed<T>(what: &str, run: impl FnOnce() -> T) -> T {
-    let begin = Instant::now();
+    let begin = on_processor();
     let result = run();
-    let took = begin.elapsed();
+    let took = on_processor() - begin;
     assert!(took < BOUND, "{what} took {took:?}");
     result
 }

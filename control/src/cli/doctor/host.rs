@@ -78,17 +78,19 @@ fn jit(machine: &Machine) -> Finding {
 }
 
 /// Bits of `linux/capability.h`.
-const NEEDED: [(u32, &str); 4] = [(12, "NET_ADMIN"), (13, "NET_RAW"), (14, "IPC_LOCK"), (39, "BPF")];
+const NEEDED: [(u32, &str); 5] =
+    [(12, "NET_ADMIN"), (13, "NET_RAW"), (14, "IPC_LOCK"), (PERFMON, "PERFMON"), (39, "BPF")];
 const SYS_ADMIN: u32 = 21;
+const PERFMON: u32 = 38;
 
 fn capabilities(machine: &Machine) -> Finding {
     let status = machine.read("/proc/self/status").unwrap_or_default();
     let bits = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = bits.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
     let has = |bit: u32| bits >> bit & 1 == 1;
-    // SYS_ADMIN covers what BPF was split from; mounting the bpf filesystem needs it anyway.
-    let granted = |bit: u32, name: &str| has(bit) || (name == "BPF" && has(SYS_ADMIN));
-    let missing: Vec<&str> = NEEDED.iter().filter(|(bit, name)| !granted(*bit, name)).map(|(_, name)| *name).collect();
+    // SYS_ADMIN covers what was split from it later; mounting the bpf filesystem needs it anyway.
+    let granted = |bit: u32| has(bit) || (bit >= PERFMON && has(SYS_ADMIN));
+    let missing: Vec<&str> = NEEDED.iter().filter(|(bit, _)| !granted(*bit)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
         return Finding::good("capabilities", "all the dataplane needs to start");
     }

@@ -140,6 +140,8 @@ impl<'a> Maker<'a> {
     /// Splits the recorded addresses into those that answer what is asked for and the surplus.
     fn addresses(&self, ask: &Ask, plan: &mut Plan) {
         let mut recorded: Vec<&RecordInfo> = self.own_records().collect();
+        // Of two that fit, the one that clients know.
+        recorded.sort_by_key(|r| !self.info.status.ingress.iter().any(|i| i.ip == Some(r.address)));
         for family in &self.info.spec.families {
             let of_family = |r: &&RecordInfo| Family::of(r.address) == *family;
             let fits = |r: &&RecordInfo| of_family(r) && answers(r, ask);

@@ -215,3 +215,46 @@ fn pools_of_the_cluster_say_how_full_they_are_and_faults() {
     sim.settle();
     assert_eq!(sim.ingress("web"), ["203.0.113.0"]);
 }
+
+fn sharing(name: &str, port: u16, key: &str) -> Value {
+    let mut value = annotated(name, json!({"penstock.dev/share-key": key}));
+    value["spec"]["ports"][0]["port"] = json!(port);
+    value
+}
+
+#[test]
+fn an_address_is_shared_by_what_its_service_says_now_not_by_what_it_said_once() {
+    let mut sim = Sim::new();
+    sim.put(&sharing("a", 80, "k"));
+    sim.settle();
+    sim.edit("a", |s| s["metadata"]["annotations"] = json!({}));
+    sim.settle();
+    sim.put(&sharing("b", 443, "k"));
+    sim.settle();
+    assert_eq!((sim.ingress("a"), sim.ingress("b")), (vec!["203.0.113.1".into()], vec!["203.0.113.2".into()]));
+    // The other way round: it allows sharing only now.
+    sim.edit("a", |s| s["metadata"]["annotations"] = json!({"metallb.io/allow-shared-ip": "later"}));
+    sim.settle();
+    sim.put(&sharing("c", 443, "later"));
+    sim.settle();
+    assert_eq!((sim.ingress("a"), sim.ingress("c")), (vec!["203.0.113.1".into()], vec!["203.0.113.1".into()]));
+}
+
+#[test]
+fn of_two_records_of_one_service_the_one_that_clients_know_stays() {
+    // A leader that was cut off recorded another address meanwhile.
+    let mut sim = Sim::new();
+    sim.put(&service("first"));
+    sim.put(&service("web"));
+    sim.settle();
+    sim.delete("first");
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
+    let mut stray = sim.records[&"203.0.113.2".parse::<IpAddr>().unwrap()].clone();
+    stray["spec"]["address"] = json!("203.0.113.1");
+    sim.records.insert("203.0.113.1".parse().unwrap(), stray);
+    sim.restart();
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
+    assert_eq!(sim.records.len(), 1, "the stray one is given back");
+}

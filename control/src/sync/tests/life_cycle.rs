@@ -272,3 +272,83 @@ fn a_change_that_is_served_is_told() {
     assert_eq!(*sim.events().last().unwrap(), "UpdatedLoadBalancer");
     assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
 }
+
+fn is_type(sim: &mut Sim, name: &str, kind: &str) {
+    let class = if kind == "LoadBalancer" { json!("penstock.dev/box") } else { Value::Null };
+    sim.edit(name, |s| {
+        s["spec"]["type"] = json!(kind);
+        s["spec"]["loadBalancerClass"] = class;
+    });
+}
+
+#[test]
+fn a_service_that_left_and_came_back_has_its_whole_time_at_the_next_farewell() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.acks = false;
+    is_type(&mut sim, "web", "ClusterIP");
+    sim.settle();
+    is_type(&mut sim, "web", "LoadBalancer");
+    sim.settle();
+    sim.acks = true;
+    sim.after(3600);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+    sim.acks = false;
+    sim.notes.clear();
+    sim.delete("web");
+    sim.settle();
+    assert_eq!(sim.services.len(), 1, "the box serves it still: {:?}", sim.log);
+    assert_eq!(sim.events(), ["DeletingLoadBalancer"]);
+}
+
+fn refused_with(code: u16, field: &str) -> kube::Error {
+    let status = json!({"code": code, "reason": "Invalid", "message": "is invalid", "status": "Failure",
+        "details": {"causes": [{"reason": "FieldValueInvalid", "field": field, "message": "m"}]}});
+    kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+}
+
+#[test]
+fn a_refused_write_to_a_former_service_does_not_hold_up_the_one_that_has_its_name_now() {
+    // The API server refuses a patch that names another uid as invalid, not as a conflict.
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    let Some(Job::Service(job)) = sim.turn().jobs.pop() else { panic!("a condition comes first") };
+    let mut again = service("web");
+    again["metadata"]["uid"] = json!("new");
+    sim.put(&again);
+    sim.turn();
+    let late = Done::Service { job, result: Err(refused_with(422, "metadata.uid")) };
+    let mut notes = Vec::new();
+    sim.controller.on_done(late, sim.now, &mut notes);
+    assert_eq!(notes, []);
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"], "without a pause: {:?}", sim.log);
+}
+
+#[test]
+fn what_the_api_server_refused_is_tried_again_as_soon_as_it_is_mended() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    let Some(Job::Service(job)) = sim.turn().jobs.pop() else { panic!("a condition comes first") };
+    sim.controller.on_done(Done::Service { job, result: Err(refused_with(422, "x")) }, sim.now, &mut Vec::new());
+    sim.settle();
+    assert!(sim.ingress("web").is_empty(), "the same would be refused again");
+    sim.edit("web", |s| s["metadata"]["annotations"] = json!({"penstock.dev/sticky": "true"}));
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+}
+
+#[test]
+fn however_long_the_garbage_is_the_condition_that_names_it_is_accepted() {
+    let mut sim = Sim::new();
+    sim.put(&annotated("web", json!({"penstock.dev/addresses": "\u{fffd}".repeat(30_000)})));
+    sim.settle();
+    let web = &sim.services[&ServiceKey::new("default", "web")];
+    let message = web["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.starts_with("penstock.dev/addresses") && message.len() <= 1000, "{} bytes", message.len());
+    assert_eq!(sim.condition("web", "Serving").1, "BadAnnotation");
+    sim.log.clear();
+    sim.settle();
+    assert!(sim.log.is_empty(), "and said once: {:?}", sim.log);
+}

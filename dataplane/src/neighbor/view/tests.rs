@@ -261,7 +261,7 @@ fn routes_by_a_bond_leave_by_a_member_in_use() {
         (tagged.port, tagged.tags[0], tagged.up),
         (PortId(0), Some(VlanTag { ethertype: 0x8100, id: 100 }), true)
     );
-    assert_eq!(view.vlans(&ports), [(tagged.port, tagged.tags)]);
+    assert_eq!(view.vlans(&ports), [Vlan { port: tagged.port, tags: tagged.tags, ifindex: 10 }]);
 
     let mut view = bonded(BondMode::ActiveBackup, BondPortState::Backup);
     assert_eq!([0, 1].map(|spread| by(&view, 9, spread)), [(0, true); 2]);

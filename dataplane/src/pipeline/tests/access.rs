@@ -230,6 +230,43 @@ fn a_limit_leaves_flows_there_are_alone() {
     rig.check();
 }
 
+/// By their own packets, too: before the sweep has come.
+#[test]
+fn a_limit_counts_who_goes_on() {
+    let mut rig = rig();
+    let conns: Vec<Conn> = (1..=3).map(|n| Conn::open(&mut rig, &client(TO_WEB, n), TO_WEB)).collect();
+    let limits = ServiceLimits { connections: Some(3), ..ServiceLimits::default() };
+    rig.change(|plan| plan.service(WEB).limits = Some(limits));
+    for conn in &conns {
+        conn.to_node(&mut rig, TCP_ACK);
+    }
+    rig.front(&Pkt::syn(&client(TO_WEB, 9), TO_WEB).bytes()).dropped(DropReason::ServiceConnections);
+}
+
+/// Its own connections to its VIPs come from an address it shares with the dataplane.
+#[test]
+fn the_box_itself_may_be_a_client() {
+    for shared in [true, false] {
+        let mut plan = plan();
+        plan.snat.clear();
+        plan.snat(SNAT, [40_000, 40_999]).shared = shared;
+        let mut rig = Rig::new(plan);
+        let out = rig.front(&Pkt::syn(&format!("{SNAT}:5000"), TO_WEB).bytes());
+        if shared { drop(out.to_node()) } else { out.dropped(DropReason::SpoofedSource) }
+    }
+}
+
+/// Not worth a copy to the worker that would say no.
+#[test]
+fn a_denied_client_is_not_handed_over() {
+    let mut plan = plan();
+    plan.deny = denied("198.51.100.0/24");
+    let mut rig = Rig::with(plan, &config(0, 2));
+    for port in 5000..5020 {
+        rig.front(&Pkt::syn(&format!("198.51.100.7:{port}"), TO_WEB).bytes()).dropped(DropReason::Denied);
+    }
+}
+
 /// A flood of sources fills the table of them; who comes then is not limited by source, and none of the flows there
 /// are is touched.
 #[test]
@@ -277,6 +314,7 @@ fn services_with_one_list_share_one_set() {
 /// are swept; half-open ones not.
 #[test]
 fn established_flows_are_marked() {
+    use crate::pipeline::MARKED_EVERY;
     use crate::steer::marks::Marks;
     use crate::wire::{Family, PROTO_TCP, PROTO_UDP, Tuple, V4, V6};
 
@@ -307,11 +345,21 @@ fn established_flows_are_marked() {
     // Silent for as long as they are known: each turn finds them marked again by the sweep.
     for _ in 0..4 {
         let rounds = rig.pipeline.stats().rounds.get();
-        while rig.pipeline.stats().rounds.get() < rounds + u64::from(crate::pipeline::MARKED_EVERY) {
+        while rig.pipeline.stats().rounds.get() < rounds + u64::from(MARKED_EVERY) {
             rig.sweep();
         }
         marks.rotate();
         assert_eq!(all(&marks), [true; 3]);
+    }
+    // One that a SYN opens again is half-open.
+    let conn = Conn::open(&mut rig, "198.51.100.8:1", TO_WEB);
+    conn.close(&mut rig);
+    marks.rotate();
+    marks.rotate();
+    rig.front(&Pkt::syn("198.51.100.8:1", TO_WEB).with(|pkt| pkt.seq = 500_000).bytes()).to_node();
+    assert!(!marks.is_marked::<V4>(&tuple::<V4>("198.51.100.8:1", TO_WEB, PROTO_TCP)));
+    for _ in 0..MARKED_EVERY {
+        rig.sweep();
     }
     rig.change(|plan| plan.remove(WEB));
     for _ in 0..2 {

@@ -277,7 +277,7 @@ fn pasts() -> Vec<Case> {
     exhausted.snat(SNAT, [2000, 2003]);
     let mut exhausted = Rig::new(exhausted);
     for port in 1..=4 {
-        exhausted.front(&syn(port)).to_node();
+        Conn::open(&mut exhausted, &format!("198.51.100.7:{port}"), TO_WEB);
     }
     let exhausted = Case { reason: R::SnatExhausted, rig: exhausted, packets: vec![syn(5)] };
 

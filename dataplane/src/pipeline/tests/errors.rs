@@ -239,6 +239,21 @@ fn errors_are_handed_to_the_flows_owner() {
     }
 }
 
+/// Anybody can have the box send more errors than it may.
+#[test]
+fn path_mtus_are_told_whatever_else_is_said() {
+    let mut plan = plan();
+    plan.node_mtu = Some(1400);
+    let mut rig = Rig::new(plan);
+    let dying = Pkt::syn("198.51.100.8:6666", TO_WEB).with(|pkt| pkt.ttl = 1).bytes();
+    let told = (0..50).filter(|_| matches!(rig.front(&dying).verdict, Verdict::Tx(_))).count();
+    assert!(told < 50, "beyond what may be said");
+    let long = Pkt::udp(CLIENT, TO_DNS).payload(&[7; 1400]).bytes();
+    assert_eq!(rig.front(&long).to_client().payload[..2], [3, 4]);
+    let told = (0..50).filter(|_| matches!(rig.front(&long).verdict, Verdict::Tx(_))).count();
+    assert!(told < 50, "nor are they without bounds");
+}
+
 #[test]
 fn packets_too_big_are_answered_with_the_mtu() {
     let mut plan = plan();

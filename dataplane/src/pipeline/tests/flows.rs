@@ -225,20 +225,53 @@ fn exhaustion_is_per_backend_and_ends_when_flows_do() {
     plan.snat(SNAT, [2000, 2099]);
     plan.snat("10.0.0.2", [3000, 3019]);
     let mut rig = Rig::new(plan);
+    let stream = |rig: &mut Rig, host: u8, n: u16| {
+        let ask = Pkt::udp(&format!("198.51.100.{host}:{}", 100 + n), TO_DNS).bytes();
+        let there = rig.front(&ask).to_node();
+        rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        rig.front(&ask).to_node();
+        there.src
+    };
     let mut used = HashSet::new();
     for n in 0..120 {
-        let there = rig.front(&Pkt::udp(&format!("198.51.100.7:{}", 100 + n), TO_DNS).bytes()).to_node();
-        assert!(used.insert(there.src), "{} issued twice", there.src);
+        let port = stream(&mut rig, 7, n);
+        assert!(used.insert(port), "{port} issued twice");
     }
     rig.front(&Pkt::udp("198.51.100.7:99", TO_DNS).bytes()).dropped(DropReason::SnatExhausted);
     // The TCP service's ports are others.
     rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
-    rig.wait(16);
+    rig.wait(301);
     // Timed out, though not swept yet: good enough for whoever needs a port.
     let mut again = HashSet::new();
     for n in 0..120 {
-        let there = rig.front(&Pkt::udp(&format!("198.51.100.8:{}", 100 + n), TO_DNS).bytes()).to_node();
-        assert!(again.insert(there.src));
+        assert!(again.insert(stream(&mut rig, 8, n)));
+    }
+    rig.check();
+}
+
+/// A flood has a node's ports long before it fills the pool of embryos.
+#[test]
+fn a_flood_of_openings_keeps_nobody_from_a_port() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2099]);
+    plan.snat("10.0.0.2", [3000, 3099]);
+    let mut rig = Rig::new(plan);
+    let mut conns: Vec<Conn> =
+        (0..50).map(|n| Conn::open(&mut rig, &format!("198.51.100.7:{}", 3000 + n), TO_WEB)).collect();
+    for n in 0..2000_u16 {
+        rig.front(&Pkt::syn(&format!("100.64.{}.{}:77", n / 200, n % 200), TO_WEB).bytes()).to_node();
+        rig.front(&Pkt::udp(&format!("100.64.{}.{}:77", n / 200, n % 200), TO_DNS).bytes()).to_node();
+        if n % 40 == 0 {
+            conns.push(Conn::open(&mut rig, &format!("198.51.100.8:{}", 3000 + n), TO_WEB));
+        }
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic), (100, 100 + 200), "as many as there are ports");
+    assert_eq!(counts.evicted, 2000 - 100 + 2000 - 200);
+    for conn in &conns {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
     }
     rig.check();
 }

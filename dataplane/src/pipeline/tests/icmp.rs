@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, NetSlice, SlicedPacket};
 
 use super::*;
-use crate::pipeline::testkit::{BOX_MACS, FRONT, Icmp, client_mac, valid};
+use crate::pipeline::testkit::{BOX_MACS, FRONT, Icmp, KERNEL, client_mac, valid};
 use crate::verdict::{DropReason, Verdict};
 
 #[test]
@@ -30,6 +30,19 @@ fn echo_is_answered_where_it_came_from() {
     }
     assert_eq!(rig.front(&Icmp::echo("198.51.100.7", "203.0.113.99", b"").bytes()).verdict, Verdict::Kernel);
     assert_eq!(rig.pipeline.stats().generated.get(), 0, "a reply takes the place of its request");
+}
+
+/// A reply would go to the whole segment, or come from its broadcast address.
+#[test]
+fn echo_by_way_of_a_groups_link_layer_address_is_not_answered() {
+    let mut rig = rig();
+    for (client, ours) in [("198.51.100.7", VIP), ("2001:db8:2::7", VIP6)] {
+        for at in [0, 6] {
+            let mut request = Icmp::echo(client, ours, b"").bytes();
+            request[at..at + 6].fill(0xff);
+            rig.front(&request).dropped(DropReason::IcmpUnmatched);
+        }
+    }
 }
 
 #[test]
@@ -154,6 +167,25 @@ fn arp_for_our_addresses_is_answered() {
     rig.front(&arp_request(VIP)[..30]).dropped(DropReason::NeighborIgnored);
 }
 
+/// A VIP held on one port and probed for on another: who has it there must be heard, or it is taken from them.
+#[test]
+fn an_answer_to_a_probe_is_a_conflict_on_its_port() {
+    let mut rig = rig();
+    let vip: IpAddr = VIP.parse().unwrap();
+    let mut answer = arp_request("0.0.0.0");
+    answer[..6].copy_from_slice(&BOX_MACS[0]);
+    answer[21] = 2;
+    answer[28..32].copy_from_slice(&[203, 0, 113, 10]);
+    let mac = client_mac("198.51.100.7".parse().unwrap());
+    std::sync::Arc::get_mut(&mut rig.pipeline.view).expect("the rig's own").claimed.remove(&(FRONT.0, vip));
+    assert_eq!(rig.front(&answer).verdict, Verdict::Kernel);
+    let heard = rig.pipeline.stats().conflicts.pop().expect("told to housekeeping");
+    assert_eq!((heard.port, heard.address, heard.mac), (FRONT, vip, mac));
+    // Who asks for it does not claim it.
+    assert_eq!(rig.front(&arp_request(VIP)).verdict, Verdict::Kernel);
+    assert!(rig.pipeline.stats().conflicts.pop().is_none());
+}
+
 #[test]
 fn neighbour_solicitations_for_our_addresses_are_answered() {
     let mut rig = rig();
@@ -170,4 +202,45 @@ fn neighbour_solicitations_for_our_addresses_are_answered() {
         assert_eq!(answer.payload[26..32], BOX_MACS[0]);
     }
     assert_eq!(rig.front(&ask("2001:db8:1::99")).verdict, Verdict::Kernel);
+}
+
+/// The kernel forwards what is for a VIP to the TAP, that is, here: one packet from afar would go round until its hop
+/// limit ends.
+#[test]
+fn neighbour_discovery_to_our_addresses_is_never_the_kernels() {
+    let mut plan = plan();
+    plan.snat("fd00::2", [40_000, 40_999]).shared = true;
+    let mut rig = Rig::new(plan);
+    let client: IpAddr = "2001:db8:2::7".parse().unwrap();
+    let elsewhere = "2001:db8:1::99".parse::<Ipv6Addr>().unwrap().octets();
+    for kind in 133..=137 {
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0][..], &elsewhere, &[0; 16]].concat();
+        let message = &message[..24];
+        for ours in [VIP6, SNAT6] {
+            let packet = Icmp { ttl: 255, ..Icmp::message(client, ours.parse().unwrap(), message) }.bytes();
+            rig.front(&packet).dropped(DropReason::IcmpUnmatched);
+            // Behind a header of options.
+            let mut behind = packet[..54].to_vec();
+            (behind[19], behind[20]) = (32, 0);
+            behind.extend([58, 0, 1, 4, 0, 0, 0, 0]);
+            behind.extend(&packet[54..]);
+            rig.front(&behind).dropped(DropReason::IcmpUnmatched);
+        }
+        let shared = Icmp { ttl: 255, ..Icmp::message(client, "fd00::2".parse().unwrap(), message) };
+        assert_eq!(rig.front(&shared.bytes()).verdict, Verdict::Kernel);
+    }
+}
+
+#[test]
+fn what_the_kernel_sent_is_not_given_back_to_it() {
+    let mut rig = rig();
+    for to in ["203.0.113.99:443", "[2001:db8:1::99]:443"] {
+        let from = if to.starts_with('[') { CLIENT6 } else { CLIENT };
+        assert_eq!(rig.front(&Pkt::syn(from, to).bytes()).verdict, Verdict::Kernel);
+        rig.send(KERNEL, &Pkt::syn(from, to).bytes()).dropped(DropReason::NoService);
+    }
+    let mut foreign = vec![2; 60];
+    foreign[12..14].copy_from_slice(&[0x88, 0xcc]);
+    assert_eq!(rig.front(&foreign).verdict, Verdict::Kernel);
+    rig.send(KERNEL, &foreign).dropped(DropReason::NoService);
 }

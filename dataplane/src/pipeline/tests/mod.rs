@@ -19,6 +19,7 @@ mod sctp;
 mod simulation;
 mod stick;
 mod tcp;
+mod upkeep;
 
 use super::testkit::{Out, Pkt, Plan, Rig, Seen};
 use crate::wire::{TCP_ACK, TCP_FIN, TCP_SYN};

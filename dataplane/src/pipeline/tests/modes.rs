@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use penstock_configs::desired::{BackendState, Mode};
+use penstock_configs::desired::{BackendState, Mode, OnDown};
 
 use super::*;
 use crate::flow::State;
@@ -124,6 +124,36 @@ fn dsr_sticks_to_its_node_as_long_as_that_is_there() {
         let there = send(&mut rig, client, TCP_SYN).to_node();
         assert!((31..41).any(|n| there.dmac == node_mac(format!("10.0.0.{n}").parse().unwrap())));
     }
+    rig.check();
+}
+
+/// Of what the node says nothing is known: no RST could have a number it takes, so only a client that goes on is told.
+#[test]
+fn dsr_of_a_backend_that_goes() {
+    let mut plan = dsr();
+    plan.service(WEB).backends = ["10.0.0.11:443", "10.0.0.12:443"].map(Plan::backend).to_vec();
+    plan.service(WEB).on_down = OnDown::Reset;
+    let mut rig = Rig::new(plan);
+    let send = |rig: &mut Rig, flags| rig.front(&Pkt::tcp(CLIENT, TO_WEB, flags).bytes());
+    let going = |rig: &mut Rig, mac, state| {
+        let mut backends = rig.plan.service(WEB).backends.iter_mut();
+        backends.find(|b| node_mac(b.address.unwrap()) == mac).unwrap().state = state;
+        rig.apply();
+    };
+    let first = send(&mut rig, TCP_SYN).to_node().dmac;
+    send(&mut rig, TCP_ACK).to_node();
+    // The client has closed, as far as is seen: its next connection is a new one, and goes where new ones go.
+    send(&mut rig, TCP_FIN | TCP_ACK).to_node();
+    going(&mut rig, first, BackendState::Draining);
+    let second = send(&mut rig, TCP_SYN).to_node().dmac;
+    assert_ne!(second, first);
+    send(&mut rig, TCP_ACK).to_node();
+    going(&mut rig, first, BackendState::Active);
+    going(&mut rig, second, BackendState::Down);
+    rig.sweep();
+    assert!(rig.said.is_empty(), "a RST of numbers made up");
+    assert_eq!(send(&mut rig, TCP_ACK).to_client().flags, TCP_RST);
+    assert_eq!(send(&mut rig, TCP_SYN).to_node().dmac, first);
     rig.check();
 }
 

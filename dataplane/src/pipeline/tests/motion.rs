@@ -61,6 +61,15 @@ const BY_OWNER: Going = |plan, service, node| {
     let backends = &mut plan.service(service).backends;
     down(backends.iter_mut().find(|b| b.address == node.parse().ok()).unwrap());
 };
+const DRAINING: Going = |plan, service, node| {
+    let backends = &mut plan.service(service).backends;
+    draining(backends.iter_mut().find(|b| b.address == node.parse().ok()).unwrap());
+};
+const DRAINING_BY_CHECKS: Going = |plan, _, node| plan.health(node, BackendState::Draining);
+const WEIGHTLESS: Going = |plan, service, node| {
+    let backends = &mut plan.service(service).backends;
+    backends.iter_mut().find(|b| b.address == node.parse().ok()).unwrap().weight = 0;
+};
 const REMOVED: Going = |plan, service, node| plan.service(service).backends.retain(|b| b.address != node.parse().ok());
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -77,6 +86,9 @@ fn tcp_of_a_backend_that_goes_by_policy() {
         (OnDown::Keep, "removed", REMOVED, Fate::Reset),
         (OnDown::Reset, "by its checks", BY_CHECKS, Fate::Reset),
         (OnDown::Reset, "by its owner", BY_OWNER, Fate::Reset),
+        (OnDown::Reset, "draining", DRAINING, Fate::GoesOn),
+        (OnDown::Rehome, "draining by its checks", DRAINING_BY_CHECKS, Fate::GoesOn),
+        (OnDown::Rehome, "of weight 0", WEIGHTLESS, Fate::GoesOn),
         (OnDown::Rehome, "by its checks", BY_CHECKS, Fate::Reset),
         (OnDown::Rehome, "removed", REMOVED, Fate::Reset),
     ];
@@ -171,6 +183,82 @@ fn an_unanswered_syn_goes_elsewhere() {
         assert_ne!(again.dst.ip().to_string(), "10.0.0.12", "{policy:?}");
         rig.check();
     }
+}
+
+/// All of a flood are half-open once the node has answered.
+#[test]
+fn half_open_connections_stay_in_their_pool_when_the_backend_goes() {
+    for (policy, goes) in [(OnDown::Keep, REMOVED), (OnDown::Keep, BY_OWNER), (OnDown::Reset, BY_CHECKS)] {
+        let mut rig = outspoken();
+        rig.change(|plan| plan.service(WEB).on_down = policy);
+        let clients =
+            (0..60).map(TCP[0].2).map(|client| (rig.front(&Pkt::syn(&client, TO_WEB).bytes()).to_node(), client));
+        let conns: Vec<Conn> = clients
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|(at_node, client)| Conn { client, vip: TO_WEB.into(), at_node })
+            .filter(|conn| node(conn) == "10.0.0.11")
+            .collect();
+        for conn in &conns {
+            rig.back(&conn.reply(TCP_SYN | TCP_ACK).bytes()).to_client();
+        }
+        rig.change(|plan| goes(plan, WEB, "10.0.0.11"));
+        rig.sweep();
+        rig.check();
+        assert!(rig.said.is_empty(), "a flood's addresses hear nothing");
+        assert_eq!(rig.pipeline.flows_v4().counts().established, 0);
+        // Who was not made up is told, and finds another node.
+        let told = conns[0].out(&mut rig, TCP_ACK).to_client();
+        assert_eq!(told.flags, TCP_RST);
+        let told = rig.back(&conns[1].reply(TCP_SYN | TCP_ACK).bytes()).to_node();
+        assert_eq!((told.dst, told.flags & TCP_RST), (conns[1].at_node.dst, TCP_RST));
+        assert_ne!(node(&Conn::open(&mut rig, &conns[0].client, TO_WEB)), "10.0.0.11");
+        rig.check();
+    }
+}
+
+/// One the node has answered is a connection already: its client is told.
+#[test]
+fn an_answered_syn_is_reset() {
+    let mut rig = outspoken();
+    rig.change(|plan| plan.service(WEB).on_down = OnDown::Reset);
+    let half: Vec<Conn> = (0..20)
+        .map(|n| {
+            let client = TCP[0].2(n);
+            let at_node = rig.front(&Pkt::syn(&client, TO_WEB).bytes()).to_node();
+            rig.back(&Pkt::answer(&at_node, TCP_SYN | TCP_ACK).bytes()).to_client();
+            Conn { client, vip: TO_WEB.into(), at_node }
+        })
+        .collect();
+    rig.change(|plan| BY_CHECKS(plan, WEB, "10.0.0.11"));
+    let mut gone = half.iter().filter(|conn| node(conn) == "10.0.0.11");
+    let conn = gone.next().expect("one of twenty");
+    assert_eq!(conn.out(&mut rig, TCP_ACK).to_client().flags, TCP_RST);
+    // And is no longer one of the node's when it asks anew.
+    assert_ne!(node(&Conn::open(&mut rig, &conn.client, TO_WEB)), "10.0.0.11");
+    rig.check();
+}
+
+/// Half closed it is not closed: a SYN, a new one's or an old one's, is for the node to judge.
+#[test]
+fn a_syn_of_a_half_closed_connection_stays_where_it_is() {
+    let mut rig = outspoken();
+    let conn = Conn::open(&mut rig, &TCP[0].2(1), TO_WEB);
+    conn.to_node(&mut rig, TCP_FIN | TCP_ACK);
+    let at = node(&conn);
+    rig.change(|plan| DRAINING(plan, WEB, &at));
+    let again = rig.front(&Pkt::syn(&conn.client, TO_WEB).with(|pkt| pkt.seq = 500_000).bytes()).to_node();
+    assert_eq!((again.src, again.dst), (conn.at_node.src, conn.at_node.dst));
+    rig.check();
+}
+
+#[test]
+fn udp_of_a_draining_backend_goes_on() {
+    let mut rig = Rig::new(three());
+    let ask = |rig: &mut Rig, n: u16| rig.front(&Pkt::udp(&UDP[0].2(n), TO_DNS).bytes()).to_node().dst;
+    let before: Vec<_> = (0..20).map(|n| ask(&mut rig, n)).collect();
+    rig.change(|plan| DRAINING(plan, DNS, "10.0.0.11"));
+    assert_eq!((0..20).map(|n| ask(&mut rig, n)).collect::<Vec<_>>(), before);
 }
 
 #[test]

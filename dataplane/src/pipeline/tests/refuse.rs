@@ -1,6 +1,6 @@
 //! Who cannot be served is told so, or not, as the service says.
 
-use penstock_configs::desired::NoBackend;
+use penstock_configs::desired::{NoBackend, OnIdle};
 
 use super::*;
 use crate::pipeline::testkit::{FRONT, valid};
@@ -74,6 +74,10 @@ fn silence_where_it_is_asked_for_or_nobody_may_answer() {
     let broadcast = |pkt: Pkt| pkt.with(|pkt| pkt.dmac = [0xff; 6]).bytes();
     rig.front(&broadcast(Pkt::syn(CLIENT, TO_WEB))).dropped(DropReason::NoBackend);
     rig.front(&broadcast(Pkt::udp(CLIENT, TO_DNS))).dropped(DropReason::NoBackend);
+    // From a group of them: the answer would go there.
+    let from_group = |pkt: Pkt| pkt.with(|pkt| pkt.smac[0] |= 1).bytes();
+    rig.front(&from_group(Pkt::syn(CLIENT, TO_WEB))).dropped(DropReason::NoBackend);
+    rig.front(&from_group(Pkt::udp(CLIENT, TO_DNS))).dropped(DropReason::NoBackend);
     rig.change(|plan| plan.services.iter_mut().for_each(|service| service.no_backend = NoBackend::Drop));
     rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).dropped(DropReason::NoBackend);
     rig.front(&Pkt::udp(CLIENT6, TO_DNS6).bytes()).dropped(DropReason::NoBackend);
@@ -104,4 +108,17 @@ fn backends_that_drain_count_as_none() {
     let out = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes());
     assert_eq!(out.verdict, Verdict::Tx(FRONT));
     assert_eq!(valid(&out.bytes).flags, TCP_RST | TCP_ACK);
+}
+
+/// A RST is never answered, nor does a flood of them use up the answers to others.
+#[test]
+fn rsts_cost_no_answers() {
+    let mut rig = rig();
+    rig.change(|plan| plan.service(WEB).on_idle = OnIdle::Reset);
+    for port in 1000..1100 {
+        let reset = Pkt::tcp(&format!("198.51.100.7:{port}"), TO_WEB, TCP_RST);
+        rig.front(&reset.bytes()).dropped(DropReason::OutOfState);
+    }
+    let stray = rig.front(&Pkt::tcp(CLIENT, TO_WEB, TCP_ACK).bytes());
+    assert_eq!(stray.to_client().flags, TCP_RST);
 }

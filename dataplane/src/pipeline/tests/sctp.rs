@@ -1,6 +1,6 @@
 //! SCTP through the box: every packet's CRC32c is recomputed on its way out.
 
-use penstock_configs::desired::{Mode, NoBackend};
+use penstock_configs::desired::{Mode, NoBackend, OnIdle};
 
 use super::fragments::{every, join, pass, sent, split};
 use super::*;
@@ -244,6 +244,52 @@ fn what_came_corrupt_leaves_corrupt_by_as_much_and_no_checksum_stays_none() {
     assert_eq!(rig.back(&zero.bytes()).bytes[42..46], [0; 4]);
 }
 
+/// Of a closed one only the record rests: what its ends still have to say passes, and only a client's INIT opens anew.
+#[test]
+fn a_closed_association_stays_closed_until_its_client_opens_one() {
+    let mut rig = Rig::new(sctp_plan());
+    let association = Association::open(&mut rig, CLIENT, TO_SIG);
+    association.reply(&mut rig, CLIENT_TAG, &chunk(ABORT, 0, &[]));
+    association.request(&mut rig, NODE_TAG, &data(7));
+    association.reply(&mut rig, 0, &init(INIT, NODE_TAG));
+    association.request(&mut rig, NODE_TAG, &data(8));
+    assert_eq!(states(&rig), [State::SctpClosed]);
+    assert_eq!(rig.pipeline.stats().flows_created.get(), 1);
+    rig.check();
+}
+
+/// What Ethernet carries behind the packet is none of it.
+#[test]
+fn a_trailer_is_not_read() {
+    let mut rig = Rig::new(sctp_plan());
+    let association = Association::open(&mut rig, CLIENT, TO_SIG);
+    let mut frame = association.pkt(NODE_TAG, &chunk(HEARTBEAT, 0, &[])).bytes();
+    frame.extend(chunk(ABORT, 0, &[]));
+    rig.front(&frame);
+    assert_eq!(states(&rig), [State::SctpEstablished]);
+    let mut open = Pkt::sctp("198.51.100.8:1", TO_SIG, 0, &init(INIT, 5)).bytes();
+    open.extend([0; 6]);
+    rig.front(&open).to_node();
+}
+
+/// In `dsr` the box sees the client's half.
+#[test]
+fn dsr_follows_an_association_by_the_clients_half() {
+    let mut plan = plan();
+    let service = plan.serve(SIG, &["10.0.0.11:2905"]);
+    service.mode = Mode::Dsr;
+    let mut rig = Rig::new(plan);
+    let mut send = |tag, chunks: &[u8]| {
+        let seen = rig.front(&Pkt::sctp(CLIENT, TO_SIG, tag, chunks).bytes()).to_node();
+        assert_eq!((seen.src, seen.dst), (CLIENT.parse().unwrap(), TO_SIG.parse().unwrap()));
+        states(&rig)[0]
+    };
+    assert_eq!(send(0, &init(INIT, CLIENT_TAG)), State::SctpInit);
+    assert_eq!(send(NODE_TAG, &chunk(COOKIE_ECHO, 0, b"cookie")), State::SctpEstablished);
+    assert_eq!(send(NODE_TAG, &chunk(SHUTDOWN, 0, &[0; 4])), State::SctpShutdown);
+    assert_eq!(send(NODE_TAG, &chunk(SHUTDOWN_COMPLETE, 0, &[])), State::SctpClosed);
+}
+
 #[test]
 fn fragments_are_translated_once_the_length_is_known() {
     for (client, vip) in [(CLIENT, TO_SIG), (CLIENT6, TO_SIG6)] {
@@ -409,6 +455,7 @@ fn an_init_nobody_can_take_is_refused_by_an_abort_its_sender_believes() {
         assert_eq!(out.bytes[l4 + 4..l4 + 8], CLIENT_TAG.to_be_bytes(), "under the tag it asked for");
         assert_eq!(rig.drops(DropReason::NoBackend), 1);
         // Nothing else is answered, and a flood only as far as the budget goes.
+        rig.change(|plan| plan.service(service).on_idle = OnIdle::Reset);
         rig.front(&Pkt::sctp(client, vip, 7, &chunk(ABORT, 0, &[])).bytes()).dropped(DropReason::OutOfState);
         let answered = (0..500).filter(|_| rig.front(&request.bytes()).verdict != Verdict::Drop(DropReason::NoBackend));
         assert!((5..20).contains(&answered.count()));

@@ -217,6 +217,26 @@ fn a_live_switch_leaves_flows_alone() {
     rig.check();
 }
 
+/// A box that has forgotten, or another one, says the same of all a prefix's clients on all ports of the group, where
+/// these are on one set of nodes.
+#[test]
+fn maglev_chooses_for_the_prefix_and_the_group() {
+    let mut plan = sticky();
+    for service in &mut plan.services {
+        service.affinity = Some(Affinity { prefix_v4: 24, ..shop() });
+        service.scheduler = Scheduler::Maglev;
+        service.target_port = service.backends[0].port;
+        service.backends.iter_mut().for_each(|backend| backend.port = None);
+    }
+    for n in 1..10 {
+        let mut on_each = [(TO_WEB, 7), (TO_WEB, 8), (TO_ALT, 7)]
+            .map(|(vip, host)| tcp(&mut Rig::new(plan.clone()), &from(&format!("198.51.{n}.{host}"), 5000), vip));
+        on_each.sort_unstable();
+        let by_udp = node(&mut Rig::new(plan.clone()), &Pkt::udp(&from(&format!("198.51.{n}.9"), 9), TO_DNS));
+        assert_eq!((on_each[0], on_each[2]), (by_udp, by_udp), "prefix {n}");
+    }
+}
+
 #[test]
 fn clients_of_one_prefix_are_one() {
     let mut plan = sticky();
@@ -500,6 +520,11 @@ fn a_denied_client_is_not_asked_about() {
         assert!(two.open(host, 5000..5040, web).is_empty());
     }
     assert_eq!((two.farm.sum(|s| s.affinity_asked.get()), two.farm.sum(WorkerStats::dropped)), (0, 80));
+    let mut plan = sticky();
+    plan.service(WEB).source_ranges = vec!["192.0.2.0/24".parse().unwrap()];
+    let mut two = Box2::new(plan);
+    assert!(two.open("198.51.100.7", 5000..5040, TO_WEB).is_empty());
+    assert_eq!((two.farm.sum(|s| s.affinity_asked.get()), two.farm.sum(WorkerStats::dropped)), (0, 40));
 }
 
 /// What the hand-off is for: without it each worker has an opinion of its own.
@@ -551,7 +576,21 @@ fn of_several_backends_on_a_node_a_client_keeps_its_own() {
     let ports: Vec<String> =
         NODES.iter().flat_map(|node| [8001, 8002, 8003].map(|port| format!("{node}:{port}"))).collect();
     plan.service(WEB).backends = ports.iter().map(|place| Plan::backend(place)).collect();
+    // With two workers the one asked says which.
+    let mut two = Box2::new(plan.clone());
+    for host in ["198.51.100.7", "198.51.100.8", "198.51.100.9", "198.51.100.10"] {
+        for port in 5000..5010 {
+            two.farm.fronts[usize::from(port) % 2].inject(&Pkt::syn(&from(host, port), TO_WEB).bytes());
+        }
+        (0..8).for_each(|_| two.farm.round());
+        let places: BTreeSet<_> = two.at_nodes().iter().map(|seen| seen.dst).collect();
+        assert_eq!(places.len(), 1, "{host}: {places:?}");
+    }
     let mut rig = Rig::new(plan);
+    for host in ["198.51.100.27", "198.51.100.28", "198.51.100.29", "198.51.100.30"] {
+        let mut place = |port| rig.front(&Pkt::syn(&from(host, port), TO_WEB).bytes()).to_node().dst;
+        assert_eq!(place(1), place(2), "{host}");
+    }
     let dst = |rig: &mut Rig, port| rig.front(&Pkt::syn(&from("198.51.100.7", port), TO_WEB).bytes()).to_node().dst;
     let first = dst(&mut rig, 5000);
     assert!((5001..5020).all(|port| dst(&mut rig, port) == first));

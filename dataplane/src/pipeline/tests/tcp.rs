@@ -315,7 +315,18 @@ fn ends_are_said_a_few_at_a_time() {
         assert!(rig.now.ns - start.ns < 60_000_000_000, "{} of 2000", rig.said.len() / 2);
     }
     assert_eq!(rig.said.len(), 4000);
+    assert!(rig.now.ns - start.ns > 300_000_000, "5,000 a second, and a tenth of them at once");
     rig.conserved();
+}
+
+/// The table must not stay full of ends that wait.
+#[test]
+fn an_end_long_overdue_is_not_said() {
+    let mut rig = told();
+    Conn::open(&mut rig, CLIENT, TO_WEB);
+    rig.wait(10_000);
+    rig.sweep();
+    assert_eq!((rig.said.len(), flows(&rig)), (0, 0));
 }
 
 /// Without a free frame the end is lost, by name; the books still balance.

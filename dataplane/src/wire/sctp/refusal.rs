@@ -1,6 +1,6 @@
 //! What a host says that takes no new associations.
 
-use super::{ABORT, CHECKSUM_AT, HEADER, INIT, read, right_checksum};
+use super::{ABORT, CHECKSUM_AT, HEADER, read, right_checksum};
 use crate::wire::checksum::Sum;
 use crate::wire::{PROTO_SCTP, Packet, be16, bytes_at, icmp, put};
 
@@ -12,13 +12,10 @@ const LEN: usize = HEADER + CHUNK.len();
 
 /// Replaces the INIT in `room` (a whole frame, the packet in front) by the ABORT that refuses it (RFC 9260 section
 /// 5.1): under the tag it asks for, so that its sender believes it, back out to the neighbour it came
-/// from, its VLAN tags kept. Returns the length of the new packet; `None`: it was no INIT, or does not fit.
+/// from, its VLAN tags kept. Returns the length of the new packet; `None`: it does not fit.
 pub fn refuse(room: &mut [u8], headers: &Packet) -> Option<usize> {
     let (l3, l4) = (usize::from(headers.l3), usize::from(headers.l4));
-    let chunks = read(room.get(l4..usize::from(headers.end))?);
-    if !chunks.has(INIT) {
-        return None;
-    }
+    let tag = read(room.get(l4..usize::from(headers.end))?).initiate_tag;
     let (from, to) = (be16(room, l4 + 2), be16(room, l4));
     icmp::swap_macs(room);
     let at = if headers.v6 {
@@ -44,8 +41,7 @@ pub fn refuse(room: &mut [u8], headers: &Packet) -> Option<usize> {
     let packet = room.get_mut(at..at + LEN)?;
     put(packet, 0, from.to_be_bytes());
     put(packet, 2, to.to_be_bytes());
-    put(packet, 4, chunks.initiate_tag.to_be_bytes());
-    put(packet, CHECKSUM_AT, [0; 4]);
+    put(packet, 4, tag.to_be_bytes());
     put(packet, HEADER, CHUNK);
     let sum = right_checksum(packet);
     put(packet, CHECKSUM_AT, sum);

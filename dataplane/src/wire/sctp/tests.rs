@@ -142,6 +142,8 @@ fn chunks_are_seen_up_to_the_data() {
     assert!(!read(&packet(5, &chunk(0xc1, 0, &[0; 8]))).has(INIT));
     let many = chunk(4, 0, &[]).repeat(MAX_CHUNKS);
     assert!(!read(&packet(5, &[many, chunk(ABORT, 0, &[])].concat())).has(ABORT), "the walk is bounded");
+    assert!(!read(&packet(5, &[chunk(I_DATA, 3, &[0; 17]), chunk(ABORT, 0, &[])].concat())).has(ABORT), "RFC 8260");
+    assert!(!read(&packet(5, &chunk(ABORT, 2, &[]))).reflected, "another flag");
 }
 
 #[test]
@@ -168,9 +170,39 @@ fn what_is_malformed_is_refused() {
         assert_eq!(result, bad, "{what}");
     }
     assert_eq!(check(&packet(3, &[])[..11]), Err(DropReason::TruncatedTransport));
-    let mut zero = packet(3, &data());
-    zero[2..4].fill(0);
-    assert_eq!(check(&zero), Err(DropReason::PortZero));
+    for port in [0..2, 2..4] {
+        let mut zero = packet(3, &data());
+        zero[port].fill(0);
+        assert_eq!(check(&zero), Err(DropReason::PortZero));
+    }
+}
+
+/// A packet in several frames: what is not in the first may be there all the same, but not be read.
+#[test]
+fn what_is_cut_by_the_end_of_a_frame_is_told_from_what_is_missing() {
+    let split = Err(DropReason::HeadersSplit);
+    let bundle = packet(3, &[chunk(COOKIE_ECHO, 0, &[7; 20]), chunk(DATA, 3, &[0; 13])].concat());
+    let cut = |at: usize| super::check(&bundle[..at], bundle.len());
+    assert_eq!((cut(11), cut(12), cut(15), cut(16), cut(35)), (split, split, split, split, split));
+    assert_eq!(cut(40), Ok(0), "the data may be elsewhere");
+    assert_eq!(super::check(&bundle[..11], 12), split);
+    let alone = packet(3, &chunk(COOKIE_ECHO, 0, &[7; 20]));
+    assert_eq!(super::check(&alone[..20], alone.len()), split, "what it says counts");
+}
+
+#[test]
+fn addresses_are_hidden_as_far_as_they_are_there() {
+    let of = |parameters: &[u8]| packet(0, &chunk(INIT, 0, &[&[1; 16], parameters].concat()));
+    // A parameter shorter than its header ends the list.
+    let mut short = of(&[0, 5, 0, 3, 0, 5, 0, 8, 1, 2, 3, 4]);
+    let before = short.clone();
+    hide_addresses(&mut short);
+    assert_eq!(short, before);
+    // No checksum stays none (RFC 9653).
+    let mut zero = of(&[0, 5, 0, 8, 1, 2, 3, 4]);
+    zero[CHECKSUM_AT..HEADER].fill(0);
+    hide_addresses(&mut zero);
+    assert_eq!((be16(&zero, 32), checksum(&zero, 0)), (PADDING, [0; 4]));
 }
 
 proptest! {

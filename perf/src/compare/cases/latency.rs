@@ -1,5 +1,7 @@
 //! Latency: the node's kernel sends every packet back at once; the generator, on a core of its own, keeps the books,
-//! counting from when a packet was due. First the peer's own maximum, flat out; then half of it and nine tenths.
+//! counting from when a packet was due. First the peer's own maximum, flat out; then half of it and nine tenths. Packets
+//! that a pause of the generator's own touched are told apart (`traffic::pauses`); what the peer does for a packet in
+//! the generator's system calls, as the kernel's forwarding does on a veth, is the peer's and no pause.
 
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     stage.answer_in_the_kernel()?;
     let outlet = &stage.running.outlet;
     let _sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Answer)?;
+    stage.open_flows(effort.flows)?;
     let flat_out = |duration| Run { first: 0, flows: effort.flows, rate: None, duration };
     let flat = generator::start(stage, vec![flat_out(WARM_UP), flat_out(effort.duration / 2)])?.finish()?;
     let most = flat.last().map_or(0.0, |(sent, outcome)| outcome.received as f64 / sent.seconds);
@@ -26,14 +29,22 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let [half, ninety] = &paced[..] else { anyhow::bail!("two runs were asked for") };
     answered("half", half)?;
     let lost = ninety.1.lost as f64 / (ninety.1.sent as f64).max(1.0);
-    Ok(Sample::from([
+    let mut sample = Sample::from([
         (Metric::LatencyMax, most),
-        (Metric::HalfP50, half.1.latency_us.p50),
-        (Metric::HalfP99, half.1.latency_us.p99),
-        (Metric::NinetyP50, ninety.1.latency_us.p50),
-        (Metric::NinetyP99, ninety.1.latency_us.p99),
+        (Metric::HalfAllP99, half.1.latency_us.p99),
+        (Metric::HalfLeftOut, half.1.disturbed),
+        (Metric::NinetyLeftOut, ninety.1.disturbed),
         (Metric::NinetyLost, lost),
-    ]))
+    ]);
+    for ((_, outcome), p50, p99) in
+        [(half, Metric::HalfP50, Metric::HalfP99), (ninety, Metric::NinetyP50, Metric::NinetyP99)]
+    {
+        if outcome.decides() {
+            sample.insert(p50, outcome.undisturbed_us.p50);
+            sample.insert(p99, outcome.undisturbed_us.p99);
+        }
+    }
+    Ok(sample)
 }
 
 /// At half its maximum a peer that works loses next to nothing.

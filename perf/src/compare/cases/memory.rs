@@ -4,8 +4,6 @@
 //! by, which is where connection tracking keeps its entries.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +12,7 @@ use super::{Effort, Metric, Sample, Stage};
 use crate::compare::cpu::{processes_in, resident_bytes};
 use crate::compare::generator::{self, Run};
 use crate::compare::sink::{Sink, Sinking};
+use crate::traffic::precedence::Restorer;
 
 /// Packets per second: below what any peer here takes in.
 const RATE: f64 = 100_000.0;
@@ -112,34 +111,21 @@ impl Occupied {
     }
 }
 
-/// The machine's limit of tracked connections, raised; it is put back by a process that waits for the end of this
-/// one, however it ends.
+/// The machine's limit of tracked connections, raised until this is dropped or this process ends.
 struct ConntrackLimit {
-    restorer: Option<Child>,
+    _restorer: Option<Restorer>,
 }
 
 impl ConntrackLimit {
     fn raise(wanted: u64) -> Result<Self> {
         // A kernel without connection tracking has no limit.
-        let Ok(text) = fs::read_to_string(CONNTRACK_MAX) else { return Ok(Self { restorer: None }) };
+        let Ok(text) = fs::read_to_string(CONNTRACK_MAX) else { return Ok(Self { _restorer: None }) };
         let old: u64 = text.trim().parse().with_context(|| CONNTRACK_MAX.to_owned())?;
         if old >= wanted {
-            return Ok(Self { restorer: None });
+            return Ok(Self { _restorer: None });
         }
-        let script = format!("read line; echo {old} > {CONNTRACK_MAX}");
-        let mut command = Command::new("sh");
-        let restorer = command.args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn()?;
-        let limit = Self { restorer: Some(restorer) };
+        let restorer = Restorer::new(CONNTRACK_MAX, &old.to_string())?;
         fs::write(CONNTRACK_MAX, wanted.to_string()).with_context(|| format!("raising {CONNTRACK_MAX}"))?;
-        Ok(limit)
-    }
-}
-
-impl Drop for ConntrackLimit {
-    fn drop(&mut self) {
-        if let Some(mut restorer) = self.restorer.take() {
-            drop(restorer.stdin.take());
-            let _ = restorer.wait();
-        }
+        Ok(Self { _restorer: Some(restorer) })
     }
 }

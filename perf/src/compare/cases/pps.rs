@@ -10,7 +10,7 @@ use crate::compare::cpu::{LabClock, busy_seconds};
 use crate::compare::generator::{self, Run};
 use crate::compare::sink::{Arrived, Sink, Sinking};
 
-/// Until every flow is established and every ring is full.
+/// Until every ring is full.
 const WARM_UP: Duration = Duration::from_millis(400);
 /// Of what arrives, more than this going elsewhere is a broken peer.
 const STRAYS: f64 = 0.001;
@@ -19,6 +19,7 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let outlet = &stage.running.outlet;
     let clock = LabClock::new(&stage.lab)?;
     let sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Drop)?;
+    stage.open_flows(effort.flows)?;
     let run = Run { first: 0, flows: effort.flows, rate: None, duration: effort.duration + 2 * WARM_UP };
     let sending = generator::start(stage, vec![run])?;
     std::thread::sleep(WARM_UP);

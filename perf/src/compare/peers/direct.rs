@@ -22,11 +22,11 @@ impl Peer for Direct {
     }
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
-        matches!(case, Case::Latency | Case::Memory).then_some("there is nothing to measure")
+        (case == Case::Memory).then_some("there is nothing to measure")
     }
 
     fn lab(&self, builder: LabBuilder, setup: &Setup) -> LabBuilder {
-        if setup.case == Case::Pps { builder } else { builder.topology(Topology::OneArm) }
+        if generated(setup) { builder } else { builder.topology(Topology::OneArm) }
     }
 
     fn takes_offloads(&self) -> bool {
@@ -35,10 +35,15 @@ impl Peer for Direct {
 
     fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
         let mut running = Running::at_node(lab);
-        if setup.case == Case::Pps {
+        if generated(setup) {
             running.target = vip();
             running.outlet = Outlet { ns: lab.the_box.clone(), interface: "clients0", address: vip() };
         }
         Ok(running)
     }
+}
+
+/// Whether packets come from the lab's generator, which wants no host at the other end.
+fn generated(setup: &Setup) -> bool {
+    matches!(setup.case, Case::Pps | Case::Latency)
 }

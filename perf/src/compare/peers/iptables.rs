@@ -3,56 +3,19 @@
 
 use std::fmt::Write;
 use std::net::SocketAddrV4;
-use std::process::Command;
 
-use anyhow::{Result, ensure};
+use super::Setup;
+use super::kube_proxy::KubeProxy;
 
-use super::{Peer, Running, Setup, nodes, own_snat, own_vip, vip};
-use crate::compare::cases::Case;
-use crate::compare::process::{need, write};
-use crate::lab::{Lab, LabBuilder};
-
-pub struct Iptables;
-
-impl Peer for Iptables {
-    fn name(&self) -> &'static str {
-        "iptables"
-    }
-
-    fn what(&self) -> &'static str {
-        "iptables NAT as kube-proxy writes it (iptables mode)"
-    }
-
-    fn cannot(&self) -> &'static str {
-        "health, draining, consistent hash, weights, limits; rules are walked one by one: slower with every service"
-    }
-
-    fn unfit(&self, _: Case) -> Option<&'static str> {
-        None
-    }
-
-    fn missing(&self) -> Option<String> {
-        need("iptables-restore", "iptables").err().map(|error| error.to_string())
-    }
-
-    fn lab(&self, builder: LabBuilder, _: &Setup) -> LabBuilder {
-        builder.box_forwarding(true)
-    }
-
-    fn takes_offloads(&self) -> bool {
-        true
-    }
-
-    fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
-        own_vip(lab)?;
-        own_snat(lab, setup)?;
-        let file = write(lab, "kube-proxy.iptables", &rules(vip(), &nodes(lab), setup))?;
-        let mut restore = Command::new(need("iptables-restore", "iptables")?);
-        let output = lab.the_box.output(restore.arg(&file))?;
-        ensure!(output.status.success(), "iptables-restore refused: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Running::at_vip(lab))
-    }
-}
+pub static IPTABLES: KubeProxy = KubeProxy {
+    name: "iptables",
+    what: "iptables NAT as kube-proxy writes it (iptables mode)",
+    cannot: "health, draining, consistent hash, weights, limits; rules are walked one by one: slower with every service",
+    loader: "iptables-restore",
+    arguments: &[],
+    package: "iptables",
+    rules,
+};
 
 fn rules(vip: SocketAddrV4, nodes: &[SocketAddrV4], setup: &Setup) -> String {
     let (mut chains, mut services, mut rest) = (String::new(), String::new(), String::new());

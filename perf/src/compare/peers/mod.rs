@@ -7,6 +7,7 @@ mod haproxy;
 mod iptables;
 mod ipvs;
 mod kernel;
+mod kube_proxy;
 mod nftables;
 mod nginx;
 mod penstock;
@@ -87,6 +88,11 @@ pub trait Peer: Sync {
         false
     }
 
+    /// New flows per second that it surely takes, before anything is measured.
+    fn opening_rate(&self) -> f64 {
+        20_000.0
+    }
+
     /// Starts it; returns when it serves.
     ///
     /// # Errors
@@ -140,8 +146,8 @@ pub fn all() -> Vec<&'static dyn Peer> {
         &testpmd::Testpmd,
         &kernel::Kernel,
         &kernel::SteeredKernel,
-        &nftables::Nftables,
-        &iptables::Iptables,
+        &nftables::NFTABLES,
+        &iptables::IPTABLES,
         &ipvs::Ipvs,
         &haproxy::Haproxy,
         &nginx::Nginx,

@@ -2,56 +2,19 @@
 //! pkg/proxy/nftables/proxier.go), one service for TCP and one for UDP.
 
 use std::net::SocketAddrV4;
-use std::process::Command;
 
-use anyhow::{Result, ensure};
+use super::Setup;
+use super::kube_proxy::KubeProxy;
 
-use super::{Peer, Running, Setup, nodes, own_snat, own_vip, vip};
-use crate::compare::cases::Case;
-use crate::compare::process::{need, write};
-use crate::lab::{Lab, LabBuilder};
-
-pub struct Nftables;
-
-impl Peer for Nftables {
-    fn name(&self) -> &'static str {
-        "nftables"
-    }
-
-    fn what(&self) -> &'static str {
-        "nftables NAT as kube-proxy writes it (nftables mode)"
-    }
-
-    fn cannot(&self) -> &'static str {
-        "health, draining, consistent hash, weights, limits; flows end when the tables or the box do"
-    }
-
-    fn unfit(&self, _: Case) -> Option<&'static str> {
-        None
-    }
-
-    fn missing(&self) -> Option<String> {
-        need("nft", "nftables").err().map(|error| error.to_string())
-    }
-
-    fn lab(&self, builder: LabBuilder, _: &Setup) -> LabBuilder {
-        builder.box_forwarding(true)
-    }
-
-    fn takes_offloads(&self) -> bool {
-        true
-    }
-
-    fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
-        own_vip(lab)?;
-        own_snat(lab, setup)?;
-        let file = write(lab, "kube-proxy.nft", &rules(vip(), &nodes(lab), setup))?;
-        let mut nft = Command::new(need("nft", "nftables")?);
-        let output = lab.the_box.output(nft.arg("-f").arg(&file))?;
-        ensure!(output.status.success(), "nft refused: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Running::at_vip(lab))
-    }
-}
+pub static NFTABLES: KubeProxy = KubeProxy {
+    name: "nftables",
+    what: "nftables NAT as kube-proxy writes it (nftables mode)",
+    cannot: "health, draining, consistent hash, weights, limits; flows end when the tables or the box do",
+    loader: "nft",
+    arguments: &["-f"],
+    package: "nftables",
+    rules,
+};
 
 fn rules(vip: SocketAddrV4, nodes: &[SocketAddrV4], setup: &Setup) -> String {
     let mut chains = String::new();

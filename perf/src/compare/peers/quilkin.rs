@@ -1,16 +1,19 @@
-//! quilkin, a UDP proxy in Rust: from crates.io, if somebody has built it.
+//! quilkin, a UDP proxy in Rust: from crates.io, built by `make quilkin`. Over io_uring: its XDP mode sends every packet
+//! back by the interface it came by, to the router it came from (0.10.0 swaps the MACs), which this topology has not.
 
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Peer, Running, Setup, node, own_vip, vip};
+use super::{BOX_CORE, Peer, Running, Setup, node};
 use crate::compare::cases::Case;
 use crate::compare::process::{Process, find};
-use crate::lab::Lab;
+use crate::lab::{Lab, plan};
+use crate::rig::VIP_PORT;
 
-/// Where `cargo install quilkin --locked --root` puts it for the lab.
+/// Where `make quilkin` puts it.
 const ROOT: &str = "/var/cache/penstock-lab/quilkin";
 
 pub struct Quilkin;
@@ -26,11 +29,11 @@ impl Peer for Quilkin {
     }
 
     fn what(&self) -> &'static str {
-        "quilkin, UDP proxy"
+        "quilkin, UDP proxy over io_uring (its XDP mode wants a router on the one interface it uses)"
     }
 
     fn cannot(&self) -> &'static str {
-        "TCP and SCTP; a port per session towards the node, the client's address is lost"
+        "TCP and SCTP; VIPs that are not its interface's own address; a port per session towards the node"
     }
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
@@ -42,24 +45,34 @@ impl Peer for Quilkin {
     }
 
     fn missing(&self) -> Option<String> {
-        // One of its dependencies (gxhash) does not compile without AES instructions asked for.
-        let remedy =
-            || format!("not built (RUSTFLAGS=\"-C target-feature=+aes\" cargo install quilkin --locked --root {ROOT})");
-        program().is_none().then(remedy)
+        program().is_none().then(|| format!("not built: `make quilkin` does that (ten minutes or so), into {ROOT}"))
+    }
+
+    fn opening_rate(&self) -> f64 {
+        // A socket each, and a thread's work.
+        1_000.0
     }
 
     fn start(&self, lab: &Lab, setup: &Setup) -> Result<Running> {
-        own_vip(lab)?;
-        let mut command = Command::new(program().context("quilkin is not built")?);
+        let program = program().context("quilkin is not built")?;
+        let mut command = if setup.pinned {
+            let mut pinned = Command::new("taskset");
+            pinned.args(["--cpu-list", &BOX_CORE.to_string()]).arg(program);
+            pinned
+        } else {
+            Command::new(program)
+        };
         command.args(["--log-format", "plain", "--admin.enabled", "false", "--service.udp"]);
-        command.args(["--service.udp.port", &vip().port().to_string()]);
+        command.args(["--service.udp.port", &VIP_PORT.to_string()]);
         command.args(["--service.udp.workers", &setup.workers().to_string()]);
         command.args(["--provider.static.endpoints", &node(lab, 0).to_string()]);
         let mut process = Process::start(lab, &lab.the_box, "quilkin", &mut command)?;
-        let wanted = format!(":{:04X} ", vip().port());
+        let wanted = format!(":{VIP_PORT:04X} ");
         process.wait_until("listening", || {
             ["udp", "udp6"].iter().any(|file| lab.the_box.proc_net(file).is_ok_and(|text| text.contains(&wanted)))
         })?;
-        Ok(Running::at_vip(lab).with(process))
+        // It answers from the address of the interface, whatever address it was asked at.
+        let target = SocketAddrV4::new(plan::CLIENT_NET.host(plan::BOX_HOST).v4, VIP_PORT);
+        Ok(Running { target, ..Running::at_node(lab) }.with(process))
     }
 }

@@ -151,3 +151,54 @@ fn a_slow_start_survives_changes_and_needs_others() {
     at(&mut rig, 1045);
     assert_eq!((ramps(&rig)[0], ramps(&rig)[3]), (1, 10));
 }
+
+/// Each by its own time, and by its own port.
+#[test]
+fn several_that_start_slowly() {
+    let mut plan = three();
+    let service = plan.service(WEB);
+    service.slow_start = Some(90);
+    service.backends.truncate(1);
+    let mut rig = Rig::new(plan);
+    at(&mut rig, 1000);
+    rig.plan.service(WEB).backends.push(Plan::backend("10.0.0.11:31444"));
+    at(&mut rig, 1001);
+    assert_eq!(ramps(&rig), [10, 1], "another port of the same node is another backend");
+    rig.plan.service(WEB).backends.push(Plan::backend("10.0.0.13:31443"));
+    at(&mut rig, 1005);
+    assert_eq!(rig.compiler.next_step(), Some(Now::from_secs(1011)), "the first that is due");
+    at(&mut rig, 1012);
+    assert_eq!((ramps(&rig), rig.compiler.next_step()), (vec![10, 2, 1], Some(Now::from_secs(1015))));
+}
+
+/// One of weight 0 is none of those that are left, nor of those that are meant.
+#[test]
+fn who_weighs_nothing_does_not_count_for_the_threshold() {
+    let mut plan = three();
+    let service = plan.service(WEB);
+    service.panic_threshold = Some(60);
+    service.backends[1].weight = 0;
+    service.backends[2].weight = 0;
+    let mut rig = Rig::new(plan);
+    assert!(!service_named(&rig, WEB).panic);
+    rig.change(|plan| plan.health("10.0.0.12", BackendState::Down));
+    assert!(!service_named(&rig, WEB).panic);
+    rig.change(|plan| plan.health("10.0.0.11", BackendState::Down));
+    assert!(service_named(&rig, WEB).panic);
+}
+
+/// A backend that is used because its check is not believed has not come: it takes all it took before.
+#[test]
+fn who_is_used_against_its_check_does_not_start_slowly() {
+    let mut plan = three();
+    let service = plan.service(WEB);
+    service.slow_start = Some(90);
+    service.panic_threshold = Some(100);
+    down(&mut service.backends[2]);
+    let mut rig = Rig::new(plan);
+    rig.change(|plan| plan.service(WEB).panic_threshold = Some(0));
+    rig.change(|plan| plan.health("10.0.0.12", BackendState::Down));
+    rig.change(|plan| plan.service(WEB).panic_threshold = Some(100));
+    assert!(service_named(&rig, WEB).panic);
+    assert_eq!(ramps(&rig), [10, 10, 10]);
+}

@@ -235,3 +235,29 @@ fn workers_see_each_others_flows() {
         assert!(new >= least, "{scheduler:?}: {after:?}");
     }
 }
+
+/// Whoever has no port of its own goes by the service's: what goes to the old one goes to nobody.
+#[test]
+fn another_target_port_is_another_backend() {
+    let mut plan = three();
+    let service = plan.service(WEB);
+    service.target_port = Some(8080);
+    service.backends.iter_mut().for_each(|backend| backend.port = None);
+    let mut rig = Rig::new(plan);
+    let conn = Conn::open(&mut rig, CLIENT, TO_WEB);
+    assert_eq!(conn.at_node.dst.port(), 8080);
+    rig.change(|plan| plan.service(WEB).target_port = Some(9090));
+    assert_eq!(conn.out(&mut rig, TCP_ACK).to_client().flags, TCP_RST);
+    assert_eq!(Conn::open(&mut rig, "198.51.100.9:1", TO_WEB).at_node.dst.port(), 9090);
+}
+
+/// A node more or less must not resize a small set's table, which would move most of its clients.
+#[test]
+fn small_sets_have_tables_of_one_size() {
+    let size = |nodes| {
+        let mut plan = three();
+        plan.service(WEB).backends.truncate(nodes);
+        service_named(&Rig::new(plan), WEB).set.maglev.size()
+    };
+    assert_eq!((size(1), size(2)), (size(3), size(3)));
+}
