@@ -63,9 +63,18 @@ pub fn may_complain(bytes: &[u8], headers: &Packet) -> bool {
 /// go to the whole segment, and what came to one says nothing of whom it was for.
 #[must_use]
 pub fn may_answer(bytes: &[u8]) -> bool {
-    const GROUP_BIT: u8 = 1;
-    let ([to], [from]) = (bytes_at(bytes, 0), bytes_at(bytes, 6));
-    (to | from) & GROUP_BIT == 0
+    let [from] = bytes_at(bytes, 6);
+    !is_to_group(bytes) && from & GROUP_BIT == 0
+}
+
+const GROUP_BIT: u8 = 1;
+
+/// Whether a frame is for more than one station.
+#[inline]
+#[must_use]
+pub fn is_to_group(bytes: &[u8]) -> bool {
+    let [to] = bytes_at(bytes, 0);
+    to & GROUP_BIT != 0
 }
 
 /// A whole packet, or the fragment with the transport header.

@@ -363,7 +363,7 @@ impl Pipeline {
             Fate::Sized => self.release_sized::<V4>(memory, &mut frame, from, now),
             fate => self.follow_held(memory, &mut frame, fate, from, now),
         };
-        let verdict = self.concluded(verdict, from);
+        let verdict = self.concluded(memory, &frame, verdict, from);
         Some(Released { frame, from, verdict })
     }
 

@@ -188,18 +188,20 @@ impl Pipeline {
                 Stage::Arp => self.neighbor(memory, frame, from),
                 Stage::Settled(verdict) => verdict,
             };
-            verdicts.push(self.concluded(verdict, from));
+            verdicts.push(self.concluded(memory, frame, verdict, from));
         }
         self.v4.end_burst();
         self.v6.end_burst();
     }
 
     /// The verdict of a packet that came in by `from`; drops are counted.
-    fn concluded(&self, verdict: Verdict, from: PortId) -> Verdict {
-        let is_kernel = || self.view.ports.get(usize::from(from.0)).is_some_and(|port| port.is_kernel);
+    fn concluded(&self, memory: &PacketMemory, frame: &Frame, verdict: Verdict, from: PortId) -> Verdict {
+        let came_from_kernel = || self.view.ports.get(usize::from(from.0)).is_some_and(|port| port.is_kernel);
         let verdict = match verdict {
-            // The kernel would route here again what it has routed here.
-            Verdict::Kernel if is_kernel() => Verdict::Drop(DropReason::NoService),
+            // The kernel would route here again what it has routed here. What it says to groups it does not route.
+            Verdict::Kernel if came_from_kernel() && !crate::icmp::is_to_group(memory.bytes(frame)) => {
+                Verdict::Drop(DropReason::NoService)
+            }
             verdict => verdict,
         };
         if let Verdict::Drop(reason) = verdict {

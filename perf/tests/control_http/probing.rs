@@ -112,7 +112,9 @@ async fn one_probe_per_node_serves_all_services_503_drains_refused_is_down() {
     for one in healthz {
         one.die().await;
     }
-    until("nobody is believed", 0, || world.overlay().len()).await;
+    until("nobody is believed", 0, || world.overlay().iter().filter(|b| b.state != Active).count()).await;
+    let told = world.overlay().into_iter().find(|b| b.address == address(11)).unwrap().reason;
+    assert!(told.contains("used all the same"), "{told}");
     assert_eq!(world.condition("one", "Serving"), "True Serving");
     control.stop().await;
 }

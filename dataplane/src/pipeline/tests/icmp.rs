@@ -243,4 +243,7 @@ fn what_the_kernel_sent_is_not_given_back_to_it() {
     foreign[12..14].copy_from_slice(&[0x88, 0xcc]);
     assert_eq!(rig.front(&foreign).verdict, Verdict::Kernel);
     rig.send(KERNEL, &foreign).dropped(DropReason::NoService);
+    // What it tells its neighbours (MLD, router solicitations) is no packet that lost its way.
+    foreign[..6].copy_from_slice(&[0x33, 0x33, 0, 0, 0, 2]);
+    assert_eq!(rig.send(KERNEL, &foreign).verdict, Verdict::Kernel);
 }
