@@ -29,7 +29,6 @@ fn quick_runs_through_and_its_report_adds_up() {
     let (text, report) = scale(&["--quick", "--plot", charts.to_str().expect("UTF-8")], directory.path());
     let sections = report["sections"].as_array().expect("sections");
     assert_eq!(sections.iter().map(|section| section["name"].as_str().unwrap_or("")).collect::<Vec<_>>(), EXPERIMENTS);
-    let (mut asked, mut met) = (0, 0);
     for section in sections {
         let figures = section["figures"].as_array().expect("figures");
         assert!(!figures.is_empty(), "{section}");
@@ -37,14 +36,10 @@ fn quick_runs_through_and_its_report_adds_up() {
             let value = figure["value"].as_f64().unwrap_or_else(|| panic!("no number: {figure}"));
             assert!(value.is_finite() && value >= 0.0, "{figure}");
             assert!(text.contains(figure["what"].as_str().expect("a name")), "not in the table: {figure}");
-            if let Some(target) = figure["target"].as_f64() {
-                asked += 1;
-                met += usize::from(value <= target);
-            }
+            assert!(figure["target"].is_null(), "met by construction at this size: {figure}");
         }
     }
-    assert!(asked >= 12, "{asked} figures have targets");
-    assert!(text.contains(&format!("{met} of {asked} targets met")), "{text}");
+    assert!(text.contains("no target is held against so small sizes"), "{text}");
     let figure = |section: &str, what: &str| -> f64 {
         let section = sections.iter().find(|s| s["name"] == section).expect("a section");
         let figures = section["figures"].as_array().expect("figures");
