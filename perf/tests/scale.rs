@@ -34,7 +34,9 @@ fn quick_runs_through_and_its_report_adds_up() {
         assert!(!figures.is_empty(), "{section}");
         for figure in figures {
             let value = figure["value"].as_f64().unwrap_or_else(|| panic!("no number: {figure}"));
-            assert!(value.is_finite() && value >= 0.0, "{figure}");
+            // What one thing adds to another may be less than nothing where both are noise.
+            let difference = figure["what"].as_str().is_some_and(|what| what.contains("added by"));
+            assert!(value.is_finite() && (value >= 0.0 || difference), "{figure}");
             assert!(text.contains(figure["what"].as_str().expect("a name")), "not in the table: {figure}");
             assert!(figure["target"].is_null(), "met by construction at this size: {figure}");
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use core_affinity::CoreId;
 use hdrhistogram::Histogram;
 use penstock_configs::desired::{Protocol, Service};
 use penstock_dataplane::flow::Capacity;
@@ -119,12 +120,18 @@ impl Publisher {
     ///
     /// # Errors
     /// The thread ended at once.
-    pub fn start(site: Site, mailbox: Arc<Mailbox>, stats: Arc<WorkerStats>, every: Duration) -> anyhow::Result<Self> {
+    pub fn start(
+        site: Site,
+        mailbox: Arc<Mailbox>,
+        stats: Arc<WorkerStats>,
+        every: Duration,
+        core: CoreId,
+    ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let (settled, is_settled) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            measure::pin(first_core())?;
+            ensure!(core_affinity::set_for_current(core), "core {} can't be pinned to", core.id);
             gaps::yield_to_others();
             let _ = settled.send(());
             Self::publish(site, &mailbox, &stats, every, &stopped)
@@ -168,9 +175,13 @@ impl Publisher {
     }
 }
 
-/// Where what is not the worker runs.
-fn first_core() -> Option<usize> {
-    core_affinity::get_core_ids()?.first().map(|core| core.id)
+/// Pins this thread, the worker's, to the last core. Returns the first, for what is not the worker: threads this one
+/// starts are born to its core, and see no other.
+fn pin_worker() -> anyhow::Result<CoreId> {
+    let cores = core_affinity::get_core_ids().context("the kernel does not say which cores there are")?;
+    let first = *cores.first().context("no cores")?;
+    measure::pin(None)?;
+    Ok(first)
 }
 
 /// Turns that a publication counts as touching: the first packets of tens of thousands of flows come in them,
@@ -180,7 +191,7 @@ const TOUCHED_TURNS: u32 = 256;
 fn pauses(section: &mut Section, mut site: Site, flows: u32, quick: bool) -> anyhow::Result<()> {
     eprintln!("  opening {flows} flows");
     let mut turning = loaded(&mut site, flows, flows.min(100_000), None)?;
-    measure::pin(None)?;
+    let apart = pin_worker()?;
     gaps::insist();
     let (rounds, seconds, every) = if quick { (1, 0.5, 0.02) } else { (5, 10.0, 0.1) };
     let (round_time, every) = (Duration::from_secs_f64(seconds), Duration::from_secs_f64(every));
@@ -191,7 +202,7 @@ fn pauses(section: &mut Section, mut site: Site, flows: u32, quick: bool) -> any
         eprintln!("  round {round} of {rounds}: without snapshots, and with one every {every:?}");
         quiet.push(gaps::turn(&mut turning, round_time, Watch::Anywhere(TOUCHED_TURNS, every))?);
         let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
-        let publisher = Publisher::start(site, mailbox, stats, every)?;
+        let publisher = Publisher::start(site, mailbox, stats, every, apart)?;
         busy.push(gaps::turn(&mut turning, round_time, Watch::Views(TOUCHED_TURNS))?);
         let published;
         (site, published) = publisher.stop()?;
@@ -273,7 +284,7 @@ pub fn reloading(quick: bool) -> anyhow::Result<Section> {
     let mut site = Site::new(false, services, nodes);
     let latency = Arc::new(Mutex::new(histogram()));
     let mut turning = loaded(&mut site, flows, flows, Some((rate, &latency)))?;
-    measure::pin(None)?;
+    let apart = pin_worker()?;
     gaps::insist();
     let (rounds, seconds) = if quick { (1, 0.5) } else { (5, 3.0) };
     let take = || std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), histogram());
@@ -285,7 +296,8 @@ pub fn reloading(quick: bool) -> anyhow::Result<Section> {
         gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds))?;
         quiet.push(take());
         let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
-        let publisher = Publisher::start(site, mailbox, stats, Duration::from_secs_f64(if quick { 0.2 } else { 1.0 }))?;
+        let every = Duration::from_secs_f64(if quick { 0.2 } else { 1.0 });
+        let publisher = Publisher::start(site, mailbox, stats, every, apart)?;
         // What fell due while the thread came to life is not a reload's.
         gaps::warm_up(&mut turning, Duration::from_millis(50))?;
         take();
