@@ -1,6 +1,6 @@
 //! A lab with node servers and a running dataplane: what whole-box tests start from and end with.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -49,6 +49,15 @@ impl Rig {
     #[must_use]
     pub fn client(&self) -> &Netns {
         &self.lab.clients[0].ns
+    }
+
+    /// Gives the first client more addresses, each another client to the box: [`source`] 0 to `count`, of both families.
+    pub fn add_sources(&self, count: u16) -> Result<()> {
+        for n in 0..count {
+            self.client().sh(&format!("ip addr add {}/32 dev lo", source(n, false)))?;
+            self.client().sh(&format!("ip addr add {}/128 dev lo nodad", source(n, true)))?;
+        }
+        Ok(())
     }
 
     /// The web VIP, port 80.
@@ -182,6 +191,16 @@ fn unbalanced(counters: &Counters) -> Option<String> {
     let total = &counters.total;
     let (out, taken) = (total.handoff_out, total.handoff_in);
     (out != taken).then(|| format!("{out} packets handed off, {taken} taken"))
+}
+
+/// One of the addresses of [`Rig::add_sources`].
+#[must_use]
+pub fn source(n: u16, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, n + 1).into()
+    } else {
+        Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 7, 1).to_bits() + u32::from(n)).into()
+    }
 }
 
 /// Runs `work` while something else goes on in a thread.

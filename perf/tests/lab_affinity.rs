@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_configs::desired::{Affinity, BackendSet, Protocol, Scheduler};
 use penstock_configs::file::ConfigFile;
+use penstock_configs::status::FlowCounters;
 use penstock_perf::clients::run_here;
 use penstock_perf::config::{self, NODE_PORT};
 use penstock_perf::lab::{Lab, Netns, plan};
 use penstock_perf::privilege;
-use penstock_perf::rig::Rig;
+use penstock_perf::rig::{Rig, source};
 use penstock_perf::servers::{NodePorts, NodeServer};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -42,17 +43,8 @@ fn rig() -> Rig {
     let servers = NodeServer::start_all(&rig.lab, &NodePorts::both([ALT_NODE_PORT])).expect("servers");
     rig.servers.extend(servers);
     assert_eq!(rig.dataplane.status().expect("a status").workers.len(), 2);
-    for n in 0..CLIENTS {
-        for v6 in [false, true] {
-            let (address, bits) = (client(n, v6), if v6 { "128 nodad" } else { "32" });
-            rig.client().sh(&format!("ip addr add {address}/{bits} dev lo")).expect("an address");
-        }
-    }
+    rig.add_sources(CLIENTS).expect("addresses");
     rig
-}
-
-fn client(n: u16, v6: bool) -> IpAddr {
-    if v6 { format!("2001:db8:99::{:x}", n + 1) } else { format!("198.18.7.{}", n + 1) }.parse().expect("an address")
 }
 
 /// A connection from this address, answered; and the node that answered.
@@ -124,16 +116,21 @@ fn privileged_affinity_holds_over_workers_ports_and_protocols() {
     }
     let rig = rig();
     for v6 in [false, true] {
-        only_node(&rig, client(0, v6), 200);
-        let nodes: BTreeSet<String> = (1..CLIENTS).map(|n| only_node(&rig, client(n, v6), 4)).collect();
+        only_node(&rig, source(0, v6), 200);
+        let nodes: BTreeSet<String> = (1..CLIENTS).map(|n| only_node(&rig, source(n, v6), 4)).collect();
         assert_eq!(nodes.len(), 3, "clients do not spread: {nodes:?}");
     }
-    let counters = rig.settle().expect("a balanced ledger");
-    let sum = |pick: fn(&penstock_configs::status::FlowCounters) -> u64| -> u64 {
+    let sum = |pick: fn(&FlowCounters) -> u64| -> u64 {
+        let counters = rig.settle().expect("a balanced ledger");
         counters.workers.iter().map(|worker| pick(&worker.flows)).sum()
     };
-    assert!(sum(|flows| flows.affinity_asked) > 100, "hardly anybody was asked: {counters:?}");
-    assert_eq!(sum(|flows| flows.affinity), 2 * u64::from(CLIENTS));
+    assert!(sum(|flows| flows.affinity_asked) > 100, "hardly anybody was asked");
+    // Upkeep counts the clients: a moment after the last one came.
+    let deadline = Instant::now() + PATIENCE;
+    while sum(|flows| flows.affinity) != 2 * u64::from(CLIENTS) {
+        assert!(Instant::now() < deadline, "{} clients are remembered", sum(|flows| flows.affinity));
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let status = rig.dataplane.status().expect("a status");
     assert!(status.services.iter().all(|service| service.affinity == Some(10_800)));
     rig.finish().expect("a clean end");
@@ -146,7 +143,7 @@ fn privileged_affinity_switched_live() {
         return;
     }
     let mut rig = rig();
-    let (from, web) = (client(0, false), rig.vip(false));
+    let (from, web) = (source(0, false), rig.vip(false));
     let stuck = only_node(&rig, from, 20);
     let held: Vec<(TcpStream, String)> = (0..10).map(|_| connect(rig.client(), from, web)).collect();
     let off = |config: &mut ConfigFile| config.services.iter_mut().for_each(|service| service.affinity = None);
@@ -171,16 +168,16 @@ fn privileged_affinity_when_nodes_go_and_come() {
     }
     let mut rig = rig();
     for v6 in [false, true] {
-        let first: Vec<String> = (0..12).map(|n| only_node(&rig, client(n, v6), 4)).collect();
+        let first: Vec<String> = (0..12).map(|n| only_node(&rig, source(n, v6), 4)).collect();
         let gone = first[0].clone();
         let whole = rig.config.clone();
         rig.reconfigure(|config| config::without_node(config, &gone)).expect("a reload");
-        let second: Vec<String> = (0..12).map(|n| only_node(&rig, client(n, v6), 4)).collect();
+        let second: Vec<String> = (0..12).map(|n| only_node(&rig, source(n, v6), 4)).collect();
         for (before, after) in first.iter().zip(&second) {
             assert!(*after != gone && (*before == gone || before == after), "{before} became {after}");
         }
         rig.reconfigure(|config| *config = whole).expect("a reload");
-        let third: Vec<String> = (0..12).map(|n| only_node(&rig, client(n, v6), 4)).collect();
+        let third: Vec<String> = (0..12).map(|n| only_node(&rig, source(n, v6), 4)).collect();
         assert_eq!(second, third, "nobody goes back");
     }
     rig.settle().expect("a balanced ledger");
@@ -195,14 +192,14 @@ fn privileged_affinity_is_learnt_again_after_kill_9() {
     }
     let mut rig = rig();
     let held: Vec<(TcpStream, String)> =
-        (0..CLIENTS).map(|n| connect(rig.client(), client(n, n % 2 == 1), rig.vip(n % 2 == 1))).collect();
+        (0..CLIENTS).map(|n| connect(rig.client(), source(n, n % 2 == 1), rig.vip(n % 2 == 1))).collect();
     // From now on one node per VIP for whoever is not known.
     rig.reconfigure(|config| config.services.iter_mut().for_each(|service| service.scheduler = Scheduler::Dh))
         .expect("a reload");
     rig.dataplane.kill().expect("a process to kill");
     rig.dataplane.start_again().expect("a second start");
     for (n, (_, node)) in (0..CLIENTS).zip(&held) {
-        assert_eq!(only_node(&rig, client(n, n % 2 == 1), 4), *node, "client {n}");
+        assert_eq!(only_node(&rig, source(n, n % 2 == 1), 4), *node, "client {n}");
     }
     drop(held);
     rig.settle().expect("a balanced ledger");

@@ -1,5 +1,6 @@
 //! MTU 9000 through real kernels and real AF_XDP sockets: packets larger than a frame of packet memory, in several.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use penstock_configs::file::{ConfigFile, VlanTags};
@@ -8,7 +9,7 @@ use penstock_perf::clients::udp::UdpVolley;
 use penstock_perf::clients::{http, icmp};
 use penstock_perf::lab::{Lab, LabBuilder, Tags, Topology};
 use penstock_perf::privilege;
-use penstock_perf::rig::Rig;
+use penstock_perf::rig::{Rig, source};
 
 const MTU: u32 = 9000;
 /// Largest UDP payload of an IPv4 packet of that size; in IPv6 it makes two fragments.
@@ -113,6 +114,7 @@ fn privileged_jumbo_clients_find_the_nodes_mtu() {
     let counters = rig.settle().expect("a balanced ledger");
     assert!(counters.total.drops.get("too_big").is_some_and(|count| *count >= 2), "{:?}", counters.total.drops);
     assert!(chains(&counters) >= 2, "what was too big came in several frames");
+    rig.add_sources(4).expect("addresses");
     // And then the nodes as they should be.
     for node in &rig.lab.nodes {
         node.ns.sh("ip link set eth0 mtu 1500").expect("another MTU");
@@ -120,7 +122,13 @@ fn privileged_jumbo_clients_find_the_nodes_mtu() {
     for v6 in [false, true] {
         http::download(rig.client(), rig.vip(v6), LENGTH, PATIENCE).expect("a whole download");
         // The first datagrams are lost to the discovery; by then the client's kernel knows, and sends fragments.
-        let datagrams = |flows| UdpVolley { size: DATAGRAM, concurrency: 4, ..UdpVolley::new(rig.vip(v6), flows) };
+        let sources: Vec<IpAddr> = (0..4).map(|n| source(n, v6)).collect();
+        let datagrams = |flows| UdpVolley {
+            size: DATAGRAM,
+            concurrency: 4,
+            sources: sources.clone(),
+            ..UdpVolley::new(rig.vip(v6), flows)
+        };
         let learning = UdpVolley { timeout: Duration::from_millis(300), ..datagrams(2) };
         learning.run(rig.client(), |_| {});
         let tally = datagrams(40).run(rig.client(), |_| {});

@@ -10,7 +10,7 @@ use penstock_perf::clients::udp::UdpVolley;
 use penstock_perf::config::{self, NODE_PORT};
 use penstock_perf::lab::{DualAddr, Host, Lab, LabBuilder, Netns, plan};
 use penstock_perf::privilege;
-use penstock_perf::rig::{Rig, VIP_PORT};
+use penstock_perf::rig::{Rig, VIP_PORT, source};
 use penstock_perf::servers::{NodePorts, NodeServer};
 
 /// Other hosts' ARP and neighbour discovery.
@@ -19,6 +19,9 @@ const HARMLESS: &[&str] = &["neighbor_ignored"];
 const BUSY: &[&str] = &["neighbor_ignored", "handoff_full"];
 const LENGTH: u64 = 5_000_000;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Datagrams of six fragments. Of more, where a worker waits for its core, over 64 from one source may come between two of
+/// one datagram, which Linux then gives up (`ipfrag_max_dist`), or a node's receive buffer runs over.
+const AT_ONCE: u16 = 6;
 /// Behind node0, where a small MTU begins.
 const FAR: DualAddr =
     DualAddr { v4: std::net::Ipv4Addr::new(10, 9, 0, 2), v6: std::net::Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2) };
@@ -156,8 +159,10 @@ fn privileged_eight_kilobyte_datagrams() {
         return;
     }
     let rig = rig(Lab::builder().clients(2));
+    rig.add_sources(AT_ONCE).expect("addresses");
     for v6 in [false, true] {
-        let volley = UdpVolley { size: 8000, ..UdpVolley::new(rig.vip(v6), 200) };
+        let (concurrency, sources) = (usize::from(AT_ONCE), (0..AT_ONCE).map(|n| source(n, v6)).collect());
+        let volley = UdpVolley { size: 8000, concurrency, sources, ..UdpVolley::new(rig.vip(v6), 200) };
         let tally = volley.run(rig.client(), |_| {});
         assert_eq!((tally.answered(), tally.failed()), (400, 0), "{tally:?}\n{}", rig.dataplane.log_tail());
     }

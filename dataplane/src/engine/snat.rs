@@ -227,7 +227,9 @@ impl Occupancy {
             _ if level.fullest >= 1.0 && level.resting > 0 => {
                 "new flows get those that rest, where RFC 6191 allows, or are refused (snat_exhausted)".to_owned()
             }
-            _ if level.fullest >= 1.0 => "new flows are refused now (snat_exhausted)".to_owned(),
+            _ if level.fullest >= 1.0 => {
+                "new flows take the ports of half-open ones, or are refused now (snat_exhausted)".to_owned()
+            }
             Some(seconds) => format!("at the rate of the last minute full in ~{}", rounded(seconds)),
             None => "not growing".to_owned(),
         };

@@ -1,6 +1,6 @@
 //! The announcer on real ports: packet sockets that send its frames and hear other hosts, and
-//! multicast memberships, for which the kernel sends MLD, on a port and on its VLANs' interfaces. Only requests for our addresses are
-//! steered to the packet path, so other hosts' answers arrive here.
+//! multicast memberships, for which the kernel sends MLD, on a port and on its VLANs' interfaces. Only requests
+//! for our addresses are steered to the packet path, so other hosts' answers arrive here.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -187,7 +187,8 @@ impl Announcements {
                 }
                 Action::Leave { group, .. } => (
                     "leave multicast groups",
-                    interfaces.try_for_each(|ifindex| self.memberships.leave(ifindex, group)),
+                    // One that is gone keeps it from none of the others.
+                    interfaces.map(|ifindex| self.memberships.leave(ifindex, group)).fold(Ok(()), Result::and),
                 ),
             };
             match result {

@@ -1,7 +1,7 @@
 //! UDP requests and answers, each numbered: a lost, doubled or foreign answer is seen.
 
 use std::cell::{Cell, RefCell};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
@@ -21,12 +21,23 @@ pub struct UdpVolley {
     /// Bytes of payload, at least the few the sequence number takes.
     pub size: usize,
     pub timeout: Duration,
+    /// An address for each of the flows at a time, instead of one for all: datagrams in IPv4 fragments are told
+    /// apart by addresses and a number of 16 bits, which Linux begins anywhere with every connected socket.
+    pub sources: Vec<IpAddr>,
 }
 
 impl UdpVolley {
     #[must_use]
     pub fn new(target: SocketAddr, flows: u64) -> Self {
-        Self { target, flows, per_flow: 2, concurrency: 16, size: 64, timeout: Duration::from_secs(2) }
+        Self {
+            target,
+            flows,
+            per_flow: 2,
+            concurrency: 16,
+            size: 64,
+            timeout: Duration::from_secs(2),
+            sources: Vec::new(),
+        }
     }
 
     /// Runs the volley. Every exchange counts once; all of a flow must be answered by one node.
@@ -41,27 +52,26 @@ impl UdpVolley {
 
     async fn fire(&self, progress: impl Fn(u64)) -> Tally {
         let started = Instant::now();
-        let tally = RefCell::new(Tally::default());
-        let begun = Cell::new(0_u64);
-        let client = || async {
+        let (begun, tally) = (&Cell::new(0_u64), &RefCell::new(Tally::default()));
+        let client = async |source: Option<IpAddr>| {
             while begun.get() < self.flows {
                 let flow = begun.get();
                 begun.set(flow + 1);
-                self.flow(flow, &tally).await;
+                self.flow(flow, source, tally).await;
                 if (flow + 1).is_multiple_of(50) {
                     progress(flow + 1);
                 }
             }
         };
-        join_all((0..self.concurrency).map(|_| client())).await;
-        let mut tally = tally.into_inner();
+        join_all((0..self.concurrency).map(|at| client(self.sources.get(at).copied()))).await;
+        let mut tally = tally.take();
         tally.elapsed = started.elapsed();
         tally
     }
 
-    async fn flow(&self, flow: u64, tally: &RefCell<Tally>) {
+    async fn flow(&self, flow: u64, source: Option<IpAddr>, tally: &RefCell<Tally>) {
         let mut first_node = None;
-        let socket = match self.socket().await {
+        let socket = match self.socket(source).await {
             Ok(socket) => socket,
             Err(error) => return tally.borrow_mut().add(Err(Failure::Connect(error.kind().to_string()))),
         };
@@ -78,9 +88,10 @@ impl UdpVolley {
         }
     }
 
-    async fn socket(&self) -> std::io::Result<UdpSocket> {
-        let any = if self.target.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    async fn socket(&self, source: Option<IpAddr>) -> std::io::Result<UdpSocket> {
+        let any: IpAddr =
+            if self.target.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind(SocketAddr::new(source.unwrap_or(any), 0)).await?;
         // Connected: an answer from another address than the VIP never arrives, and counts as lost.
         socket.connect(self.target).await?;
         Ok(socket)
