@@ -19,8 +19,10 @@ use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use egress::Egress;
 pub use idle::IdlePolicy;
 
-/// Turns between two looks at the TAP: reading it is a system call.
-const KERNEL_PORT_EVERY: u32 = 64;
+/// Turns between two looks at the TAP and at the sockets' counters, each a system call.
+const CHORES_EVERY: u32 = 64;
+/// Or the time between two, with nothing else to do: a packet that comes meanwhile waits for them.
+const IDLE_CHORES_NS: u64 = 50_000;
 
 /// Turns between two measurements of how long a turn's packets took: a look at the clock and a push.
 const LATENCY_EVERY: u32 = 64;
@@ -45,6 +47,8 @@ pub struct Worker<P: Port, K: Port> {
     egress: Egress,
     idle: IdlePolicy,
     turn: u32,
+    /// When the chores were last done.
+    chores: Now,
     /// Frames that the largest packet another worker can hand over takes.
     parcel_frames: usize,
 }
@@ -82,6 +86,7 @@ impl<P: Port, K: Port> Worker<P, K> {
             egress,
             idle,
             turn: 0,
+            chores: Now::default(),
             parcel_frames,
         }
     }
@@ -92,6 +97,7 @@ impl<P: Port, K: Port> Worker<P, K> {
             let now = Now::read();
             let worked = self.turn(now);
             if self.idle.should_sleep(worked, now) {
+                self.publish();
                 self.sleep(stop);
             }
         }
@@ -110,7 +116,10 @@ impl<P: Port, K: Port> Worker<P, K> {
             worked |= self.receive(socket, now);
         }
         worked |= self.receive_handoffs(now);
-        if self.turn.is_multiple_of(KERNEL_PORT_EVERY) || self.idle.is_idle() {
+        let idle_chores = self.idle.is_idle() && now.ns.saturating_sub(self.chores.ns) >= IDLE_CHORES_NS;
+        let chores = idle_chores || self.turn.is_multiple_of(CHORES_EVERY);
+        if chores {
+            self.chores = now;
             worked |= self.receive_from_kernel(now);
         }
         self.send();
@@ -132,7 +141,11 @@ impl<P: Port, K: Port> Worker<P, K> {
         while let Some((frame, port)) = self.pipeline.next_farewell(&mut self.pool) {
             self.conclude(port, frame, Verdict::Tx(port), &mut None);
         }
-        self.count(worked);
+        self.stats.turns.add(1);
+        self.stats.busy_turns.add(u64::from(worked));
+        if chores {
+            self.publish();
+        }
         worked || due
     }
 
@@ -295,12 +308,8 @@ impl<P: Port, K: Port> Worker<P, K> {
         }
     }
 
-    fn count(&self, worked: bool) {
-        self.stats.turns.add(1);
-        self.stats.busy_turns.add(u64::from(worked));
-        if !self.turn.is_multiple_of(256) && !self.idle.is_idle() {
-            return;
-        }
+    /// Counters that are not kept packet by packet.
+    fn publish(&self) {
         let mut held = self.egress.len() + self.pipeline.frames_held() + self.pool.chained();
         let counters = self.stats.sockets.get().map_or(&[][..], Vec::as_slice);
         for (at, socket) in self.sockets.iter().enumerate() {
