@@ -24,9 +24,9 @@ const CHARTS: &[Chart] = &[
     ),
     (
         "compare-latency",
-        "Latency at a half and nine tenths of each one's own maximum, p99",
-        "microseconds, without the generator's own pauses",
-        &[("at 50 %", Metric::HalfP99), ("at 90 %", Metric::NinetyP99)],
+        "Latency at a half and nine tenths of each one's own maximum, p99 of each thousand packets",
+        "microseconds, median, without the generator's own pauses",
+        &[("at 50 %", Metric::HalfSteadyP99), ("at 90 %", Metric::NinetySteadyP99)],
     ),
     ("compare-memory", "Memory per flow", "bytes", &[("grown", Metric::FlowBytes), ("all told", Metric::FlowAllTold)]),
 ];

@@ -154,7 +154,9 @@ impl Report {
             .as_ref()
             .map(|ratio| if goal.at_least { ratio.median >= goal.wanted } else { ratio.median <= goal.wanted });
         let disturbed = |(peer, column): (&'static str, Column)| match column {
-            Column::Of(Metric::HalfP99) => self.figure(peer, Column::Of(Metric::HalfLeftOut)).is_some(),
+            Column::Of(Metric::HalfP99 | Metric::HalfSteadyP99) => {
+                self.figure(peer, Column::Of(Metric::HalfLeftOut)).is_some()
+            }
             _ => false,
         };
         let undecided = ratio.is_none() && disturbed(goal.of) && disturbed(goal.to);
@@ -204,7 +206,7 @@ impl Report {
 }
 
 impl Metric {
-    const ALL: [Self; 27] = [
+    const ALL: [Self; 29] = [
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
@@ -222,10 +224,12 @@ impl Metric {
         Self::LatencyMax,
         Self::HalfP50,
         Self::HalfP99,
+        Self::HalfSteadyP99,
         Self::HalfAllP99,
         Self::HalfLeftOut,
         Self::NinetyP50,
         Self::NinetyP99,
+        Self::NinetySteadyP99,
         Self::NinetyLeftOut,
         Self::NinetyLost,
         Self::FlowBytes,
@@ -289,8 +293,9 @@ mod tests {
             let p99 = p99.map(|p99| (Metric::HalfP99, p99));
             report.add(round, peer, Ok(p99.into_iter().chain([(Metric::HalfLeftOut, 0.3)]).collect()));
         }
-        let half =
-            |report: &Report| report.summary().targets.into_iter().find(|t| t.what.contains("half load")).unwrap();
+        let half = |report: &Report| {
+            report.summary().targets.into_iter().find(|t| t.what.starts_with("p99 at half load")).unwrap()
+        };
         assert!(half(&report).undecided && report.text().contains("NOT DECIDED"), "{}", report.text());
         let calm = Sample::from([(Metric::HalfP99, 11.0), (Metric::HalfLeftOut, 0.01)]);
         report.add(2, "penstock", Ok(calm.clone()));

@@ -77,29 +77,6 @@ pub fn insist_for(processes: &BTreeSet<u32>, core: usize) {
     }
 }
 
-/// Gives the core to these threads alone, as a box on real hardware has it: as real-time threads (SCHED_FIFO). The kernel's
-/// own threads, which would have it for milliseconds at a time, move to other cores or wait. Only since Linux 6.12: before,
-/// a real-time thread loses its core for 50 ms of every second whether anybody wants it or not; since then only while
-/// an ordinary thread starves there, which was seen to take 48 ms too.
-pub fn isolate(processes: &BTreeSet<u32>, core: usize) {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    if kernel_version(&release) < (6, 12) {
-        return insist_for(processes, core);
-    }
-    for thread in pinned(processes, core) {
-        let id = thread.as_raw_nonzero().to_string();
-        let done = Command::new("chrt").args(["--fifo", "--pid", "1", &id]).stderr(Stdio::null()).status();
-        if !done.is_ok_and(|status| status.success()) {
-            return insist_for(processes, core);
-        }
-    }
-}
-
-fn kernel_version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.trim().parse().ok());
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
-}
-
 /// Threads of these processes that run on this core only.
 fn pinned(processes: &BTreeSet<u32>, core: usize) -> impl Iterator<Item = Pid> {
     let only = move |thread: &Pid| sched_getaffinity(Some(*thread)).is_ok_and(|at| at.count() == 1 && at.is_set(core));
@@ -120,13 +97,6 @@ fn refused(error: &io::Error) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        assert_eq!(kernel_version("6.18.44-fc-v657\n"), (6, 18));
-        assert!(kernel_version("6.1.0-39-amd64") < (6, 12) && kernel_version("7.0-rc1") > (6, 12));
-        assert_eq!(kernel_version("x"), (0, 0));
-    }
 
     #[test]
     fn a_setting_is_put_back() {

@@ -27,7 +27,37 @@ pub struct Track {
     /// Of packets no pause of the lab's touched, and of those one did.
     calm: Histogram<u64>,
     touched: Histogram<u64>,
+    steady: Steady,
 }
+
+/// The p99 of each thousand packets: the machine's pauses, some dozens of milliseconds each in a run of seconds, are in a few of
+/// these, but decide the p99 of all from a hundredth of the time on.
+#[derive(Debug, Default)]
+struct Steady {
+    nanos: Vec<u64>,
+    p99s: Vec<u64>,
+}
+
+impl Steady {
+    #[inline]
+    fn record(&mut self, nanos: u64) {
+        self.nanos.push(nanos);
+        if self.nanos.len() == THOUSAND {
+            let (_, p99, _) = self.nanos.select_nth_unstable(THOUSAND * 99 / 100 - 1);
+            self.p99s.push(*p99);
+            self.nanos.clear();
+        }
+    }
+
+    /// The median, microseconds; 0 if there were not a thousand.
+    fn p99_us(&self) -> f64 {
+        let mut p99s = self.p99s.clone();
+        p99s.sort_unstable();
+        p99s.get(p99s.len() / 2).map_or(0.0, |nanos| *nanos as f64 / 1e3)
+    }
+}
+
+const THOUSAND: usize = 1_000;
 
 /// The books of one run, closed.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
@@ -43,6 +73,8 @@ pub struct Outcome {
     pub undisturbed_us: Percentiles,
     /// The share of packets those are.
     pub disturbed: f64,
+    /// The p99 within each thousand packets that no pause touched, the median of these; 0 if there were not a thousand.
+    pub steady_p99_us: f64,
 }
 
 /// With a larger share than this left out, what is left may be a choice: it decides nothing.
@@ -115,6 +147,7 @@ impl Track {
             too_late: 0,
             calm: latencies(),
             touched: latencies(),
+            steady: Steady::default(),
         }
     }
 
@@ -150,8 +183,13 @@ impl Track {
                 *last = stamp.number + 1;
             }
         }
-        let latency = if touched { &mut self.touched } else { &mut self.calm };
-        latency.saturating_record(now.ns.saturating_sub(stamp.intended.ns).max(1));
+        let nanos = now.ns.saturating_sub(stamp.intended.ns).max(1);
+        if touched {
+            self.touched.saturating_record(nanos);
+        } else {
+            self.calm.saturating_record(nanos);
+            self.steady.record(nanos);
+        }
     }
 
     /// Clears the places of numbers from `from` to before `to`, which numbers a window ago had.
@@ -174,6 +212,7 @@ impl Track {
             lost: sent.saturating_sub(self.received),
             duplicates: self.duplicates,
             reordered: self.reordered,
+            steady_p99_us: self.steady.p99_us(),
             ..Outcome::of(&self.calm, &self.touched)
         }
     }
@@ -207,6 +246,30 @@ mod tests {
     fn latency_is_from_the_intended_time() {
         let track = run(&[(0, 0), (1, 0)]);
         assert!((track.close(2).latency_us.p50 - 5.0).abs() < 0.01);
+    }
+
+    #[test]
+    fn a_pause_is_in_the_p99_of_all_and_not_in_that_of_most_thousands() {
+        let mut track = Track::new(1);
+        for number in 0..10_000_u32 {
+            // Of every hundred one takes 9 us, and two hundred in a row a millisecond.
+            let us = match number {
+                4_000..4_200 => 1_000,
+                _ if number.is_multiple_of(100) => 9,
+                _ => 5,
+            };
+            track.arrived(stamp(number, 0), 60, Now { ns: 1_000 + us * 1_000 }, false);
+        }
+        let outcome = track.close(10_000);
+        assert_eq!((outcome.latency_us.p99.round(), outcome.steady_p99_us), (1_000.0, 5.0));
+        // One more in a hundred: the p99 is among them.
+        let mut track = Track::new(1);
+        for number in 0..1_000 {
+            let us = if number < 11 { 9 } else { 5 };
+            track.arrived(stamp(number, 0), 60, Now { ns: 1_000 + us * 1_000 }, false);
+        }
+        assert_eq!(track.close(1_000).steady_p99_us, 9.0);
+        assert_eq!(run(&[(0, 0)]).close(1).steady_p99_us, 0.0);
     }
 
     #[test]

@@ -36,12 +36,14 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
         (Metric::NinetyLeftOut, ninety.1.disturbed),
         (Metric::NinetyLost, lost),
     ]);
-    for ((_, outcome), p50, p99) in
-        [(half, Metric::HalfP50, Metric::HalfP99), (ninety, Metric::NinetyP50, Metric::NinetyP99)]
-    {
+    for ((_, outcome), [p50, p99, steady]) in [
+        (half, [Metric::HalfP50, Metric::HalfP99, Metric::HalfSteadyP99]),
+        (ninety, [Metric::NinetyP50, Metric::NinetyP99, Metric::NinetySteadyP99]),
+    ] {
         if outcome.decides() {
             sample.insert(p50, outcome.undisturbed_us.p50);
             sample.insert(p99, outcome.undisturbed_us.p99);
+            sample.insert(steady, outcome.steady_p99_us);
         }
     }
     Ok(sample)

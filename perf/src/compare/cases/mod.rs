@@ -25,7 +25,7 @@ use crate::clients::udp::UdpVolley;
 use crate::config::NODE_PORT;
 use crate::lab::{Lab, Netns};
 use crate::servers::{NodePorts, NodeServer};
-use crate::traffic::precedence::isolate;
+use crate::traffic::precedence::insist_for;
 
 /// A kind of measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
@@ -88,12 +88,15 @@ pub enum Metric {
     /// none of a run in which they are too many.
     HalfP50,
     HalfP99,
+    /// The p99 within each thousand packets, the median.
+    HalfSteadyP99,
     /// Of all packets.
     HalfAllP99,
     /// The share of packets left out.
     HalfLeftOut,
     NinetyP50,
     NinetyP99,
+    NinetySteadyP99,
     NinetyLeftOut,
     /// Of the packets at nine tenths, the share unanswered.
     NinetyLost,
@@ -172,7 +175,7 @@ impl Stage {
         let running = peer.start(&lab, &setup).with_context(|| format!("starting {}", peer.name()))?;
         let stage = Self { running, web, opening_rate: peer.opening_rate(), lab };
         if setup.pinned {
-            isolate(&processes_in(&stage.lab.the_box)?, BOX_CORE);
+            insist_for(&processes_in(&stage.lab.the_box)?, BOX_CORE);
         }
         let through = peer.name() != "direct" || tcp;
         if through {
