@@ -12,7 +12,7 @@ const CHARTS: &[Chart] = &[
     ("compare-connections", "New connections per second, HTTP", "connections/s", &[("connections/s", Metric::Conn)]),
     (
         "compare-connection-time",
-        "Time of an HTTP exchange with its connection",
+        "Time of an HTTP exchange on a new connection, the connect not in it",
         "milliseconds",
         &[("p50", Metric::ConnP50), ("p99", Metric::ConnP99)],
     ),

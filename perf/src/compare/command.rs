@@ -23,7 +23,7 @@ pub struct CompareArgs {
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
     /// What to measure
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Case::Pps, Case::Conn, Case::Bulk, Case::Latency, Case::Memory])]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Case::Pps, Case::Live, Case::Conn, Case::Bulk, Case::Latency, Case::Memory])]
     cases: Vec<Case>,
     /// Times each is measured
     #[arg(long, default_value_t = 5)]
@@ -115,7 +115,8 @@ fn choose(names: &[String]) -> Result<Vec<&'static dyn Peer>> {
     Ok(all.into_iter().filter(|peer| names.iter().any(|name| name == peer.name())).collect())
 }
 
-/// Round after round, peer after peer. A failure costs its own figure, and is said.
+/// Round after round, peer after peer; each round begins with another one: what a peer leaves behind for a while
+/// (connection tracking, freed in the background) shall not always meet the same. A failure costs its own figure, and is said.
 fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case], effort: &Effort, rounds: usize) {
     let started = Instant::now();
     let here: Vec<_> = chosen.iter().filter(|peer| peer.missing().is_none()).collect();
@@ -124,7 +125,10 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
     let mut done = 0;
     for round in 1..=rounds {
         for case in cases {
-            for peer in fit(*case) {
+            let mut order: Vec<_> = fit(*case).collect();
+            let first = (round - 1) % order.len().max(1);
+            order.rotate_left(first);
+            for peer in order {
                 done += 1;
                 let outcome = case.measure(**peer, effort);
                 let said = match &outcome {

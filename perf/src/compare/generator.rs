@@ -1,14 +1,16 @@
-//! The generator of packet measurements: `traffic`'s AF_XDP sender on the client host, on a core of its own.
+//! The generators of packet measurements: `traffic`'s AF_XDP sender, and its live frames, on the client host and a
+//! core of their own.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::cases::Stage;
 use super::peers::{GENERATOR_CORE, mac_of};
 use crate::traffic::endpoint::Endpoint;
+use crate::traffic::live::{Live, Share};
 use crate::traffic::load::{self, Load, Sent};
 use crate::traffic::mix::Mix;
 use crate::traffic::packet::{Maker, Route};
@@ -42,23 +44,10 @@ pub type Books = Vec<(Sent, Outcome)>;
 /// # Errors
 /// No thread.
 pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
-    let client = &stage.lab.clients[0].ns;
-    let target = stage.running.target;
-    let gateway = match stage.lab.topology() {
-        crate::lab::Topology::TwoArm => "clients0",
-        crate::lab::Topology::OneArm => "lan0",
-    };
-    let route = Route {
-        src_mac: mac_of(client, "eth0")?,
-        dst_mac: mac_of(&stage.lab.the_box, gateway)?,
-        first_client: client_of(0),
-        vip: (*target.ip()).into(),
-        vip_port: target.port(),
-    };
-    let work = move || -> Result<_> {
-        let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: GENERATOR_CORE });
-        ensure!(pinned, "core {GENERATOR_CORE} can't be pinned to");
+    let (route, vip_port) = (route(stage)?, stage.running.target.port());
+    begin(stage, move |ready| {
         let mut end = Endpoint::open("eth0", 1)?;
+        ready();
         let sent = runs.iter().map(|run| {
             let mut load = Load {
                 maker: Maker::new(Route { first_client: client_of(run.first), ..route }, Mix::fixed(64)),
@@ -66,13 +55,57 @@ pub fn start(stage: &Stage, runs: Vec<Run>) -> Result<Sending> {
                 flows: run.flows,
                 rate: run.rate,
                 duration: run.duration,
-                vip_port: target.port(),
+                vip_port,
             };
             load::run(&mut end, &mut load)
         });
         Ok(sent.collect())
+    })
+}
+
+/// Sends live frames of 64 bytes to the peer, flat out; nobody keeps books of them.
+///
+/// # Errors
+/// No thread, or no live frames here.
+pub fn start_live(stage: &Stage, flows: u32, duration: Duration) -> Result<Sending> {
+    let maker = Maker::new(route(stage)?, Mix::fixed(64));
+    begin(stage, move |ready| {
+        let mut live = Live::open("eth0", &maker, flows, Popularity::Uniform, Share::WHOLE, 1)?;
+        ready();
+        Ok(vec![(live.run(None, duration, None)?, Outcome::default())])
+    })
+}
+
+/// A thread of the client's on the generator's core; returns when it is ready to send, or has failed.
+fn begin(stage: &Stage, send: impl FnOnce(&dyn Fn()) -> Result<Books> + Send + 'static) -> Result<Sending> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let work = move || -> Result<_> {
+        let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: GENERATOR_CORE });
+        ensure!(pinned, "core {GENERATOR_CORE} can't be pinned to");
+        // Who waited for it may be gone.
+        send(&|| _ = tell.send(()))
     };
-    Ok(Sending(client.thread("generator", work)?))
+    let sending = Sending(stage.lab.clients[0].ns.thread("generator", work)?);
+    match told.recv() {
+        Ok(()) => Ok(sending),
+        Err(_) => bail!("the generator ended before it began: {:?}", sending.finish().err()),
+    }
+}
+
+fn route(stage: &Stage) -> Result<Route> {
+    let client = &stage.lab.clients[0].ns;
+    let target = stage.running.target;
+    let gateway = match stage.lab.topology() {
+        crate::lab::Topology::TwoArm => "clients0",
+        crate::lab::Topology::OneArm => "lan0",
+    };
+    Ok(Route {
+        src_mac: mac_of(client, "eth0")?,
+        dst_mac: mac_of(&stage.lab.the_box, gateway)?,
+        first_client: client_of(0),
+        vip: (*target.ip()).into(),
+        vip_port: target.port(),
+    })
 }
 
 /// The client of a flow, as `traffic::packet::Maker` numbers them.

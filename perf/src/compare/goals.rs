@@ -22,7 +22,9 @@ pub const BOX_PACKET: Column = Column::Added(Metric::PpsLab);
 pub const BOX_CONN: Column = Column::Added(Metric::ConnLab);
 
 #[rustfmt::skip]
-pub const GOALS: [Goal; 15] = [
+pub const GOALS: [Goal; 17] = [
+    Goal { what: "packets/s of live frames, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::LivePps)), to: ("bare", Column::Of(Metric::LivePps)), wanted: 0.90, at_least: true },
+    Goal { what: "packets/s of live frames, bare forwarder to testpmd", of: ("bare", Column::Of(Metric::LivePps)), to: ("testpmd", Column::Of(Metric::LivePps)), wanted: 0.95, at_least: true },
     Goal { what: "packets/s, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::Pps)), to: ("bare", Column::Of(Metric::Pps)), wanted: 0.90, at_least: true },
     Goal { what: "packets/s, bare forwarder to testpmd", of: ("bare", Column::Of(Metric::Pps)), to: ("testpmd", Column::Of(Metric::Pps)), wanted: 0.95, at_least: true },
     Goal { what: "packets/s, Penstock to kernel forwarding without NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("kernel", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
@@ -35,7 +37,7 @@ pub const GOALS: [Goal; 15] = [
     Goal { what: "connections/s, Penstock to HAProxy", of: ("penstock", Column::Of(Metric::Conn)), to: ("haproxy", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
     Goal { what: "connections/s, Penstock to nginx", of: ("penstock", Column::Of(Metric::Conn)), to: ("nginx", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
     Goal { what: "the box's CPU per connection, Penstock to HAProxy", of: ("penstock", BOX_CONN), to: ("haproxy", BOX_CONN), wanted: 1.0 / 3.0, at_least: false },
-    Goal { what: "p99 of HTTP requests, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::ConnP99)), to: ("nftables", Column::Of(Metric::ConnP99)), wanted: 1.0, at_least: false },
+    Goal { what: "p99 of HTTP exchanges, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::ConnP99)), to: ("nftables", Column::Of(Metric::ConnP99)), wanted: 1.0, at_least: false },
     Goal { what: "p99 of each thousand packets at half load, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::HalfSteadyP99)), to: ("bare", Column::Of(Metric::HalfSteadyP99)), wanted: 1.2, at_least: false },
     Goal { what: "p99 at half load, Penstock to the bare forwarder", of: ("penstock", Column::Of(Metric::HalfP99)), to: ("bare", Column::Of(Metric::HalfP99)), wanted: 1.2, at_least: false },
 ];

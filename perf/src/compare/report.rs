@@ -206,15 +206,18 @@ impl Report {
 }
 
 impl Metric {
-    const ALL: [Self; 29] = [
+    const ALL: [Self; 33] = [
         Self::Pps,
         Self::PpsLost,
         Self::PpsCpu,
         Self::PpsLab,
+        Self::LivePps,
+        Self::LiveLost,
         Self::Conn,
         Self::ConnP50,
         Self::ConnP99,
         Self::ConnFailed,
+        Self::ConnRepeated,
         Self::ConnCpu,
         Self::ConnLab,
         Self::BulkOne,
@@ -227,6 +230,7 @@ impl Metric {
         Self::HalfSteadyP99,
         Self::HalfAllP99,
         Self::HalfLeftOut,
+        Self::HalfLost,
         Self::NinetyP50,
         Self::NinetyP99,
         Self::NinetySteadyP99,

@@ -50,7 +50,9 @@ fn target_line(text: &mut String, target: &Target, rounds: usize) {
     let Some(ratio) = &target.ratio else {
         if target.undecided {
             let most = MOST_DISTURBED * 100.0;
-            let why = format!("NOT DECIDED: pauses of the generator touched more than {most:.0} % of the packets");
+            let why = format!(
+                "NOT DECIDED: pauses of the generator touched more than {most:.0} % of the packets, or too many were lost"
+            );
             let _ = writeln!(text, "  {:<58} {why}", target.what);
         }
         return;
@@ -108,11 +110,13 @@ impl Case {
                 ("lab's ns/packet", Cell::Of(Metric::PpsLab)),
                 ("of it the box's", Cell::BoxPacket),
             ],
+            Self::Live => vec![("packets/s", Cell::Of(Metric::LivePps)), ("lost, share", Cell::Of(Metric::LiveLost))],
             Self::Conn => vec![
                 ("connections/s", Cell::Of(Metric::Conn)),
                 ("p50 ms", Cell::Of(Metric::ConnP50)),
                 ("p99 ms", Cell::Of(Metric::ConnP99)),
                 ("failed", Cell::Of(Metric::ConnFailed)),
+                ("sent again/conn", Cell::Of(Metric::ConnRepeated)),
                 ("machine us/conn", Cell::Of(Metric::ConnCpu)),
                 ("lab's us/conn", Cell::Of(Metric::ConnLab)),
                 ("of it the box's", Cell::BoxConn),
@@ -129,6 +133,7 @@ impl Case {
                 ("p99 of 1000s", Cell::Of(Metric::HalfSteadyP99)),
                 ("p99 us at 50 %", Cell::Of(Metric::HalfP99)),
                 ("left out, share", Cell::Of(Metric::HalfLeftOut)),
+                ("lost, share", Cell::Of(Metric::HalfLost)),
                 ("p99 of all", Cell::Of(Metric::HalfAllP99)),
                 ("p50 us at 90 %", Cell::Of(Metric::NinetyP50)),
                 ("p99 of 1000s", Cell::Of(Metric::NinetySteadyP99)),
@@ -150,14 +155,15 @@ impl Metric {
     /// For progress lines.
     pub fn short(self) -> &'static str {
         match self {
-            Self::Pps => "packets/s",
-            Self::PpsLost => "lost",
+            Self::Pps | Self::LivePps => "packets/s",
+            Self::PpsLost | Self::LiveLost | Self::HalfLost | Self::NinetyLost => "lost",
             Self::PpsCpu => "machine ns",
             Self::PpsLab => "lab's ns",
             Self::Conn => "connections/s",
             Self::ConnP50 | Self::HalfP50 => "p50",
             Self::ConnP99 | Self::HalfP99 => "p99",
             Self::ConnFailed => "failed",
+            Self::ConnRepeated => "sent again",
             Self::ConnCpu => "machine us",
             Self::ConnLab => "lab's us",
             Self::BulkOne => "Gbit/s",
@@ -170,7 +176,6 @@ impl Metric {
             Self::LatencyMax => "most",
             Self::NinetyP50 => "at 90 % p50",
             Self::NinetyP99 => "p99",
-            Self::NinetyLost => "lost",
             Self::FlowBytes => "bytes/flow",
             Self::FlowAllTold => "all told",
             Self::FlowMegabytes => "grown MB",

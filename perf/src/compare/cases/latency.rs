@@ -13,6 +13,8 @@ use crate::compare::sink::{Sink, Sinking};
 use crate::traffic::load::Sent;
 use crate::traffic::track::Outcome;
 
+/// With more packets lost there is no p99: what is lost in a pause of the box would have come last.
+const MOST_LOST: f64 = 0.005;
 const WARM_UP: Duration = Duration::from_millis(300);
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
@@ -28,13 +30,14 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let paced = generator::start(stage, vec![at(0.5), at(0.9)])?.finish()?;
     let [half, ninety] = &paced[..] else { anyhow::bail!("two runs were asked for") };
     answered("half", half)?;
-    let lost = ninety.1.lost as f64 / (ninety.1.sent as f64).max(1.0);
+    let lost = |outcome: &Outcome| outcome.lost as f64 / (outcome.sent as f64).max(1.0);
     let mut sample = Sample::from([
         (Metric::LatencyMax, most),
         (Metric::HalfAllP99, half.1.latency_us.p99),
         (Metric::HalfLeftOut, half.1.disturbed),
         (Metric::NinetyLeftOut, ninety.1.disturbed),
-        (Metric::NinetyLost, lost),
+        (Metric::HalfLost, lost(&half.1)),
+        (Metric::NinetyLost, lost(&ninety.1)),
     ]);
     for ((_, outcome), [p50, p99, steady]) in [
         (half, [Metric::HalfP50, Metric::HalfP99, Metric::HalfSteadyP99]),
@@ -42,6 +45,8 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     ] {
         if outcome.decides() {
             sample.insert(p50, outcome.undisturbed_us.p50);
+        }
+        if outcome.decides() && lost(outcome) < MOST_LOST {
             sample.insert(p99, outcome.undisturbed_us.p99);
             sample.insert(steady, outcome.steady_p99_us);
         }

@@ -33,6 +33,8 @@ use crate::traffic::precedence::insist_for;
 pub enum Case {
     /// 64-byte UDP packets per second, one way, flat out
     Pps,
+    /// The same, of live frames made in the kernel, which cost their sender next to nothing: the box is the limit
+    Live,
     /// New TCP connections per second: short HTTP requests
     Conn,
     /// Throughput of one TCP stream and of many, MTU-sized packets and offloads
@@ -47,6 +49,7 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pps => "pps",
+            Self::Live => "live",
             Self::Conn => "conn",
             Self::Bulk => "bulk",
             Self::Latency => "latency",
@@ -67,11 +70,18 @@ pub enum Metric {
     PpsCpu,
     /// Time of the lab's processes per packet, ns.
     PpsLab,
+    /// Packets per second that arrived of live frames.
+    LivePps,
+    /// Of those offered, the share that did not.
+    LiveLost,
     /// Connections per second.
     Conn,
+    /// Of the exchange: the client begins to count when the connection stands.
     ConnP50,
     ConnP99,
     ConnFailed,
+    /// Segments that any host sent again, SYNs among them, per connection.
+    ConnRepeated,
     /// Busy time of the whole machine per connection, us.
     ConnCpu,
     /// Time of the lab's processes per connection, us.
@@ -87,13 +97,15 @@ pub enum Metric {
     /// Microseconds, at half of the maximum and at nine tenths, without packets that the generator's own pauses touched;
     /// none of a run in which they are too many.
     HalfP50,
+    /// Only where next to nothing was lost: what is lost would have come last.
     HalfP99,
     /// The p99 within each thousand packets, the median.
     HalfSteadyP99,
     /// Of all packets.
     HalfAllP99,
-    /// The share of packets left out.
+    /// The share of packets left out, and of those unanswered.
     HalfLeftOut,
+    HalfLost,
     NinetyP50,
     NinetyP99,
     NinetySteadyP99,
@@ -133,7 +145,7 @@ impl Case {
     /// How a peer is set up for this case.
     #[must_use]
     pub fn setup(self, effort: &Effort) -> Setup {
-        let pinned = matches!(self, Self::Pps | Self::Latency | Self::Memory);
+        let pinned = matches!(self, Self::Pps | Self::Live | Self::Latency | Self::Memory);
         let flows = if self == Self::Memory { effort.memory_flows } else { effort.flows };
         Setup { case: self, flows, pinned }
     }
@@ -145,6 +157,7 @@ impl Case {
     pub fn measure(self, peer: &dyn Peer, effort: &Effort) -> Result<Sample> {
         match self {
             Self::Pps => pps::measure(&Stage::up(peer, self, effort, false)?, effort),
+            Self::Live => pps::measure_live(&Stage::up(peer, self, effort, false)?, effort),
             Self::Conn => conn::measure(&Stage::up(peer, self, effort, false)?, effort),
             Self::Bulk => bulk::measure(peer, effort),
             Self::Latency => latency::measure(&Stage::up(peer, self, effort, false)?, effort),

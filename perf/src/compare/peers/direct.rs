@@ -22,7 +22,7 @@ impl Peer for Direct {
     }
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
-        (case == Case::Memory).then_some("there is nothing to measure")
+        matches!(case, Case::Live | Case::Memory).then_some("there is nothing to measure")
     }
 
     fn lab(&self, builder: LabBuilder, setup: &Setup) -> LabBuilder {
@@ -45,5 +45,5 @@ impl Peer for Direct {
 
 /// Whether packets come from the lab's generator, which wants no host at the other end.
 fn generated(setup: &Setup) -> bool {
-    matches!(setup.case, Case::Pps | Case::Latency)
+    matches!(setup.case, Case::Pps | Case::Live | Case::Latency)
 }

@@ -27,7 +27,7 @@ impl Peer for Haproxy {
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
         match case {
-            Case::Pps | Case::Latency => Some("no UDP"),
+            Case::Pps | Case::Live | Case::Latency => Some("no UDP"),
             Case::Memory => Some("no UDP flows; a million TCP connections through a proxy are four million sockets"),
             Case::Conn | Case::Bulk => None,
         }

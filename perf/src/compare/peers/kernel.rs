@@ -61,7 +61,7 @@ impl Peer for SteeredKernel {
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
         match case {
-            Case::Pps | Case::Latency => None,
+            Case::Pps | Case::Live | Case::Latency => None,
             Case::Conn | Case::Bulk => Some("nobody is pinned there"),
             Case::Memory => Some("it keeps no flows"),
         }

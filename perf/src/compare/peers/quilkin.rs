@@ -38,7 +38,7 @@ impl Peer for Quilkin {
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
         match case {
-            Case::Pps | Case::Latency => None,
+            Case::Pps | Case::Live | Case::Latency => None,
             Case::Memory => Some("a port towards the node per session"),
             Case::Conn | Case::Bulk => Some("no TCP"),
         }

@@ -26,7 +26,7 @@ impl Peer for Testpmd {
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
         match case {
-            Case::Pps | Case::Latency => None,
+            Case::Pps | Case::Live | Case::Latency => None,
             Case::Memory => Some("it keeps no flows"),
             Case::Conn | Case::Bulk => {
                 Some("it always spins: on a core that clients and servers need, that says nothing")
