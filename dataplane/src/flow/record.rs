@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
 
 use penstock_configs::desired::Mode;
 
+use super::Direction;
 use super::tcp::{Positions, State};
 use crate::clock::Tick;
-use crate::wire::PROTO_TCP;
+use crate::wire::{PROTO_TCP, PROTO_UDP};
 
 /// 64 bytes for IPv4: one cache line. 96 for IPv6: never more than two.
 #[derive(Debug)]
@@ -123,6 +124,24 @@ impl<A> Record<A> {
         let word = self.word.load(Ordering::Relaxed);
         let flags = Flags((word >> 16) as u16);
         (word & 0xffff == WANTED).then_some(Word { state: State::Established, flags, protocol: PROTO_TCP })
+    }
+
+    /// The word of a flow of datagrams that one in this direction leaves as it is; `None`: the record is something else.
+    #[inline(always)]
+    pub fn streaming(&self, direction: Direction) -> Option<Word> {
+        const ANSWERED: u32 = State::UdpStream as u32 | (PROTO_UDP as u32) << 8;
+        const ONE_WAY: u32 = State::UdpOneWay as u32 | (PROTO_UDP as u32) << 8;
+        let word = self.word.load(Ordering::Relaxed);
+        let flags = Flags((word >> 16) as u16);
+        let state = match word & 0xffff {
+            ANSWERED => State::UdpStream,
+            // Nobody has answered, and this is no answer. (With `DSR` it is taken for a sign of one.)
+            ONE_WAY if direction == Direction::Forward && flags.0 & (Flags::ANSWERED.0 | Flags::DSR.0) == 0 => {
+                State::UdpOneWay
+            }
+            _ => return None,
+        };
+        Some(Word { state, flags, protocol: PROTO_UDP })
     }
 
     /// Commits the record, or moves it to another state: everything written before is part of it.

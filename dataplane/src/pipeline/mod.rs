@@ -41,7 +41,7 @@ use crate::schedule::Peers;
 use crate::stats::WorkerStats;
 use crate::tables::{Hop, Tabled, View};
 use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
-use crate::wire::{self, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6};
+use crate::wire::{self, PROTO_TCP, PROTO_UDP, Packet, Parsed, Plain, TCP_RST, TCP_SYN, Transport, V4, V6};
 use budget::Budget;
 use farewell::Farewells;
 use hops::{LastHops, Neighbor};
@@ -61,9 +61,12 @@ const AHEAD: usize = 32;
 /// Where a packet is after the first stage.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// A plain packet, by family.
+    /// A plain packet of TCP, by family.
     Plain4,
     Plain6,
+    /// Of UDP.
+    Datagram4,
+    Datagram6,
     /// TCP, UDP or SCTP.
     Transit(Packet),
     Icmp(Packet),
@@ -146,10 +149,10 @@ impl Pipeline {
         for (at, frame) in frames.iter().enumerate() {
             let bytes = memory.bytes(frame);
             if V4::is_plain(bytes) {
-                hashes[at] = self.v4.begin(bytes, &V4::headers(bytes));
+                hashes[at] = self.v4.begin(bytes, &V4::headers::<PROTO_TCP>(bytes));
             } else if V6::is_plain(bytes) {
                 stages[at] = Stage::Plain6;
-                hashes[at] = self.v6.begin(bytes, &V6::headers(bytes));
+                hashes[at] = self.v6.begin(bytes, &V6::headers::<PROTO_TCP>(bytes));
             } else {
                 (stages[at], hashes[at]) = self.begin(bytes, frame.len());
             }
@@ -163,20 +166,22 @@ impl Pipeline {
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {
                 // Nearly every packet is sent on: nothing more to be asked.
-                Stage::Plain4 => match self.plain::<V4>(memory, frame, hash, likely, from, handed, now) {
+                Stage::Plain4 => match self.plain::<V4, PROTO_TCP>(memory, frame, hash, likely, from, handed, now) {
                     Verdict::Tx(port) => {
                         verdicts.push(Verdict::Tx(port));
                         continue;
                     }
                     verdict => verdict,
                 },
-                Stage::Plain6 => match self.plain::<V6>(memory, frame, hash, likely, from, handed, now) {
+                Stage::Plain6 => match self.plain::<V6, PROTO_TCP>(memory, frame, hash, likely, from, handed, now) {
                     Verdict::Tx(port) => {
                         verdicts.push(Verdict::Tx(port));
                         continue;
                     }
                     verdict => verdict,
                 },
+                Stage::Datagram4 => self.plain_udp::<V4>(memory, frame, hash, likely, from, handed, now),
+                Stage::Datagram6 => self.plain_udp::<V6>(memory, frame, hash, likely, from, handed, now),
                 Stage::Transit(packet) if packet.v6 => {
                     self.transit::<V6>(memory, frame, packet, hash, likely, from, handed, now)
                 }
@@ -210,17 +215,23 @@ impl Pipeline {
         verdict
     }
 
-    /// First stage of what is not plain: headers and hash; the index line is on its way. Of `whole` bytes of packet
+    /// First stage of what is not plain TCP: headers and hash; the index line is on its way. Of `whole` bytes of packet
     /// `bytes` are those of its first frame.
     #[inline(never)]
     fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
+        if V4::is_plain_part::<PROTO_UDP>(bytes, whole) {
+            return (Stage::Datagram4, self.v4.begin(bytes, &V4::headers::<PROTO_UDP>(bytes)));
+        }
+        if V6::is_plain_part::<PROTO_UDP>(bytes, whole) {
+            return (Stage::Datagram6, self.v6.begin(bytes, &V6::headers::<PROTO_UDP>(bytes)));
+        }
         // A packet in several frames is no less plain than one in a single one.
         if bytes.len() < whole {
-            if V4::is_plain_part(bytes, whole) {
-                return (Stage::Plain4, self.v4.begin(bytes, &V4::headers(bytes)));
+            if V4::is_plain_part::<PROTO_TCP>(bytes, whole) {
+                return (Stage::Plain4, self.v4.begin(bytes, &V4::headers::<PROTO_TCP>(bytes)));
             }
-            if V6::is_plain_part(bytes, whole) {
-                return (Stage::Plain6, self.v6.begin(bytes, &V6::headers(bytes)));
+            if V6::is_plain_part::<PROTO_TCP>(bytes, whole) {
+                return (Stage::Plain6, self.v6.begin(bytes, &V6::headers::<PROTO_TCP>(bytes)));
             }
         }
         let stage = match wire::parse_part(bytes, whole) {
@@ -254,6 +265,14 @@ impl Pipeline {
         match stage {
             Stage::Plain4 => self.v4.flows.prefetch_record(hash),
             Stage::Plain6 => self.v6.flows.prefetch_record(hash),
+            Stage::Datagram4 => {
+                let packet = V4::headers::<PROTO_UDP>(memory.bytes(frame));
+                self.look_ahead_of::<V4>(memory, frame, &packet, hash, handed)
+            }
+            Stage::Datagram6 => {
+                let packet = V6::headers::<PROTO_UDP>(memory.bytes(frame));
+                self.look_ahead_of::<V6>(memory, frame, &packet, hash, handed)
+            }
             Stage::Transit(packet) if packet.v6 => self.look_ahead_of::<V6>(memory, frame, packet, hash, handed),
             Stage::Transit(packet) => self.look_ahead_of::<V4>(memory, frame, packet, hash, handed),
             _ => None,
@@ -277,10 +296,26 @@ impl Pipeline {
         likely
     }
 
+    /// A plain packet of UDP; apart, so that TCP's way is the short one.
+    #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
+    #[inline(never)]
+    fn plain_udp<F: Sided + Tabled + Plain>(
+        &mut self,
+        memory: &PacketMemory,
+        frame: &mut Frame,
+        hash: u64,
+        likely: Option<Entry>,
+        from: PortId,
+        handed: bool,
+        now: Now,
+    ) -> Verdict {
+        self.plain::<F, PROTO_UDP>(memory, frame, hash, likely, from, handed, now)
+    }
+
     /// A plain packet: most often of an established flow with nothing else to be said of it.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(always)]
-    fn plain<F: Sided + Tabled + Plain>(
+    fn plain<F: Sided + Tabled + Plain, const PROTOCOL: u8>(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
@@ -291,7 +326,7 @@ impl Pipeline {
         now: Now,
     ) -> Verdict {
         if let Some(entry) = likely
-            && let Some(port) = self.express::<F>(memory.bytes_mut(frame), entry, from, now)
+            && let Some(port) = self.express::<F, PROTOCOL>(memory.bytes_mut(frame), entry, from, now)
         {
             return Verdict::Tx(port);
         }

@@ -1,6 +1,6 @@
 //! Plain packets: what nearly all of an established connection's packets are, recognised by a few
-//! comparisons at fixed offsets. Untagged, no IP options or extension headers, not a fragment, TCP with
-//! ACK and none of SYN, FIN and RST, TTL to spare. A plain packet is one that [`super::parse()`] accepts
+//! comparisons at fixed offsets. Untagged, no IP options or extension headers, not a fragment, TTL to spare; TCP with
+//! ACK and none of SYN, FIN and RST, or UDP. A plain packet is one that [`super::parse()`] accepts
 //! too, but for ports of zero, which no flow has.
 
 use super::{
@@ -10,37 +10,59 @@ use super::{
 
 const L3: usize = ETHERNET_HEADER;
 const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 
 /// A family's plain packets.
 pub trait Plain: Family {
     /// Where their transport header starts.
     const L4: usize;
-    /// Ethernet, IP and TCP headers without options: all that is read or written of a plain packet.
-    const HEADERS: usize = Self::L4 + TCP_HEADER;
 
-    /// Whether the frame holds a plain packet.
+    /// Ethernet, IP and transport headers without options: all that is read or written of a plain packet.
+    #[inline(always)]
+    #[must_use]
+    fn room<const PROTOCOL: u8>() -> usize {
+        Self::L4 + if PROTOCOL == PROTO_TCP { TCP_HEADER } else { UDP_HEADER }
+    }
+
+    /// Whether the frame holds a plain packet of TCP.
     #[inline(always)]
     fn is_plain(frame: &[u8]) -> bool {
-        Self::is_plain_part(frame, frame.len())
+        Self::is_plain_part::<PROTO_TCP>(frame, frame.len())
     }
 
     /// Whether a packet of `whole` bytes is plain, of which `frame` has the first.
-    fn is_plain_part(frame: &[u8], whole: usize) -> bool;
+    #[inline(always)]
+    fn is_plain_part<const PROTOCOL: u8>(frame: &[u8], whole: usize) -> bool {
+        let Some(headers) = frame.get(..Self::room::<PROTOCOL>()) else { return false };
+        let total = Self::ip_len(headers);
+        Self::is_plain_ip(headers, PROTOCOL)
+            && L3 + total <= whole
+            && total >= Self::room::<PROTOCOL>() - L3
+            && match PROTOCOL {
+                PROTO_TCP => is_plain_tcp(headers, Self::L4, total - (Self::L4 - L3)),
+                _ => total - (Self::L4 - L3) == usize::from(be16(headers, Self::L4 + 4)),
+            }
+    }
+
+    /// Whether an IP header without options stands there, of this protocol.
+    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool;
 
     /// Bytes of IP packet, of a plain packet.
     fn ip_len(headers: &[u8]) -> usize;
 
     /// What `parse` would say of a plain packet; the flags are not needed.
     #[inline(always)]
-    fn headers(bytes: &[u8]) -> Packet {
+    fn headers<const PROTOCOL: u8>(bytes: &[u8]) -> Packet {
+        let (transport, tcp_flags) =
+            if PROTOCOL == PROTO_TCP { (Transport::Tcp, TCP_ACK) } else { (Transport::Udp, 0) };
         Packet {
             l3: L3 as u16,
             l4: Self::L4 as u16,
             end: (L3 + Self::ip_len(bytes)) as u16,
             v6: Self::V6,
-            transport: Transport::Tcp,
-            protocol: PROTO_TCP,
-            tcp_flags: TCP_ACK,
+            transport,
+            protocol: PROTOCOL,
+            tcp_flags,
         }
     }
 }
@@ -58,18 +80,13 @@ impl Plain for V4 {
     const L4: usize = L3 + 20;
 
     #[inline(always)]
-    fn is_plain_part(frame: &[u8], whole: usize) -> bool {
-        let Some(headers) = frame.get(..Self::HEADERS) else { return false };
+    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool {
         // EtherType, version and header length; fragment fields, TTL, protocol.
         let start = be32(headers, 12) >> 8;
         let middle = be32(headers, L3 + 6);
-        let total = Self::ip_len(headers);
         start == u32::from(ETHERTYPE_IPV4) << 8 | 0x45
-            && middle & 0x3fff_00ff == u32::from(PROTO_TCP)
+            && middle & 0x3fff_00ff == u32::from(protocol)
             && middle & 0xff00 > 0x0100
-            && L3 + total <= whole
-            && total >= 20 + TCP_HEADER
-            && is_plain_tcp(headers, Self::L4, total - 20)
     }
 
     #[inline(always)]
@@ -82,17 +99,12 @@ impl Plain for V6 {
     const L4: usize = L3 + 40;
 
     #[inline(always)]
-    fn is_plain_part(frame: &[u8], whole: usize) -> bool {
-        let Some(headers) = frame.get(..Self::HEADERS) else { return false };
+    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool {
         let start = be32(headers, 12) >> 12;
         let next_and_hops = be16(headers, L3 + 6);
-        let total = Self::ip_len(headers);
         start == u32::from(ETHERTYPE_IPV6) << 4 | 6
-            && next_and_hops >> 8 == u16::from(PROTO_TCP)
+            && next_and_hops >> 8 == u16::from(protocol)
             && next_and_hops & 0xff > 1
-            && L3 + total <= whole
-            && total >= 40 + TCP_HEADER
-            && is_plain_tcp(headers, Self::L4, total - 40)
     }
 
     #[inline(always)]
@@ -103,7 +115,7 @@ impl Plain for V6 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Parsed, parse};
+    use super::super::{PROTO_UDP, Parsed, parse};
     use super::*;
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
@@ -116,14 +128,38 @@ mod tests {
         bytes
     }
 
-    fn agrees<F: Plain>(frame: &[u8]) {
-        if !F::is_plain(frame) {
+    fn datagram(v6: bool, ttl: u8, payload: &[u8]) -> Vec<u8> {
+        let ethernet = PacketBuilder::ethernet2([2; 6], [4; 6]);
+        let ip = if v6 { ethernet.ipv6([7; 16], [8; 16], ttl) } else { ethernet.ipv4([9; 4], [10; 4], ttl) };
+        let mut bytes = Vec::new();
+        ip.udp(1234, 443).write(&mut bytes, payload).unwrap();
+        bytes
+    }
+
+    fn agrees<F: Plain, const PROTOCOL: u8>(frame: &[u8]) {
+        if !F::is_plain_part::<PROTOCOL>(frame, frame.len()) {
             return;
         }
-        let ours = F::headers(frame);
+        let ours = F::headers::<PROTOCOL>(frame);
         match parse(frame) {
-            Ok(Parsed::Ip(packet)) => assert_eq!(Packet { tcp_flags: TCP_ACK, ..packet }, ours),
+            Ok(Parsed::Ip(packet)) => assert_eq!(Packet { tcp_flags: ours.tcp_flags, ..packet }, ours),
             other => assert_eq!(other, Err(crate::verdict::DropReason::PortZero)),
+        }
+    }
+
+    #[test]
+    fn datagrams_are_plain_but_for_a_length_of_their_own() {
+        let is_plain = |frame: &[u8]| {
+            (V4::is_plain_part::<PROTO_UDP>(frame, frame.len()), V6::is_plain_part::<PROTO_UDP>(frame, frame.len()))
+        };
+        assert_eq!(is_plain(&datagram(false, 2, b"")), (true, false));
+        assert_eq!(is_plain(&datagram(true, 2, b"data")), (false, true));
+        assert_eq!(is_plain(&datagram(false, 1, b"")), (false, false), "TTL runs out");
+        assert_eq!(is_plain(&packet(false, 64, b"GET")), (false, false), "TCP");
+        for (at, bit) in [(39, 1), (20, 0x20), (21, 1), (14, 1), (23, 1)] {
+            let mut changed = datagram(false, 64, b"data");
+            changed[at] ^= bit;
+            assert_eq!(is_plain(&changed), (false, false), "byte {at}, bit {bit:#x}");
         }
     }
 
@@ -143,16 +179,18 @@ mod tests {
     proptest! {
         /// Any byte changed, any length cut: what is plain, `parse` sees the same way.
         #[test]
-        fn plain_is_what_parse_says(v6: bool, cut in 0_usize..90, changes in prop::collection::vec((0_usize..80, any::<u8>()), 0..3)) {
-            let mut frame = packet(v6, 64, b"0123456789");
+        fn plain_is_what_parse_says(v6: bool, udp: bool, cut in 0_usize..90, changes in prop::collection::vec((0_usize..80, any::<u8>()), 0..3)) {
+            let mut frame = if udp { datagram(v6, 64, b"0123456789") } else { packet(v6, 64, b"0123456789") };
             for (at, byte) in changes {
                 if let Some(place) = frame.get_mut(at) {
                     *place = byte;
                 }
             }
             frame.truncate(cut.max(14));
-            agrees::<V4>(&frame);
-            agrees::<V6>(&frame);
+            agrees::<V4, PROTO_TCP>(&frame);
+            agrees::<V6, PROTO_TCP>(&frame);
+            agrees::<V4, PROTO_UDP>(&frame);
+            agrees::<V6, PROTO_UDP>(&frame);
         }
     }
 }

@@ -48,8 +48,8 @@ impl IdlePolicy {
 
     #[inline]
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.idle_since.is_some()
+    pub fn has_been_idle(&self, ns: u64, now: Now) -> bool {
+        self.idle_since.is_some_and(|since| now.ns.saturating_sub(since.ns) >= ns)
     }
 }
 

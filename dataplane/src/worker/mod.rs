@@ -19,9 +19,9 @@ use crate::verdict::{DropReason, PortId, Verdict, WorkerId};
 use egress::Egress;
 pub use idle::IdlePolicy;
 
-/// Turns between two looks at the TAP and at the sockets' counters, each a system call.
-const CHORES_EVERY: u32 = 64;
-/// Or the time between two, with nothing else to do: a packet that comes meanwhile waits for them.
+/// The time between two looks at the TAP and at the sockets' counters, each a system call for which packets wait: where
+/// there is work, and where there has been none for a while.
+const CHORES_NS: u64 = 1_000_000;
 const IDLE_CHORES_NS: u64 = 50_000;
 
 /// Turns between two measurements of how long a turn's packets took: a look at the clock and a push.
@@ -116,8 +116,8 @@ impl<P: Port, K: Port> Worker<P, K> {
             worked |= self.receive(socket, now);
         }
         worked |= self.receive_handoffs(now);
-        let idle_chores = self.idle.is_idle() && now.ns.saturating_sub(self.chores.ns) >= IDLE_CHORES_NS;
-        let chores = idle_chores || self.turn.is_multiple_of(CHORES_EVERY);
+        let every = if self.idle.has_been_idle(IDLE_CHORES_NS, now) { IDLE_CHORES_NS } else { CHORES_NS };
+        let chores = now.ns.saturating_sub(self.chores.ns) >= every;
         if chores {
             self.chores = now;
             worked |= self.receive_from_kernel(now);

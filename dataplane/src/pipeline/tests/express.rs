@@ -5,10 +5,12 @@ use penstock_configs::desired::Mode;
 use proptest::prelude::*;
 
 use super::*;
+use crate::flow::State;
 use crate::pipeline::side::Sided;
 use crate::pipeline::testkit::{BACK, FRONT};
+use crate::tables::Tabled;
 use crate::verdict::PortId;
-use crate::wire::{self, Parsed, Plain, TCP_RST, Transport, V4, V6};
+use crate::wire::{self, PROTO_TCP, PROTO_UDP, Parsed, Plain, TCP_RST, Transport, V4, V6};
 
 const PSH: u8 = 0x08;
 const FLAGS: [u8; 8] =
@@ -71,7 +73,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let ttl = prop_oneof![8 => Just(64_u8), 1 => 0_u8..4];
     let corrupt = prop::option::weighted(0.1, 14_usize..60);
     let flags = prop::sample::select(FLAGS.to_vec());
-    let step = (0_usize..4, any::<bool>(), flags, ttl, payload, prop::bool::weighted(0.1), corrupt, 0_usize..8);
+    let step = (0_usize..8, any::<bool>(), flags, ttl, payload, prop::bool::weighted(0.1), corrupt, 0_usize..8);
     let step = step.prop_map(|(flow, forward, flags, ttl, payload, moved, corrupt, padding)| Step {
         flow,
         forward,
@@ -82,7 +84,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         corrupt,
         padding,
     });
-    prop::collection::vec(step, 1..40)
+    prop::collection::vec(step, 1..60)
 }
 
 fn same(mode: Mode, steps: &[Step]) -> usize {
@@ -91,9 +93,20 @@ fn same(mode: Mode, steps: &[Step]) -> usize {
         service.mode = mode;
     }
     let (mut express, mut long) = (Rig::new(plan.clone()), Rig::new(plan));
-    let clients =
-        [(CLIENT, TO_WEB), ("198.51.100.8:6000", TO_WEB), (CLIENT6, TO_WEB6), ("[2001:db8:2::8]:6000", TO_WEB6)];
+    let clients = [
+        (CLIENT, TO_WEB),
+        ("198.51.100.8:6000", TO_WEB),
+        (CLIENT6, TO_WEB6),
+        ("[2001:db8:2::8]:6000", TO_WEB6),
+        (CLIENT, TO_DNS),
+        ("198.51.100.8:6000", TO_DNS),
+        (CLIENT6, TO_DNS6),
+        ("[2001:db8:2::8]:6000", TO_DNS6),
+    ];
     let there = clients.map(|(src, dst)| {
+        if dst.ends_with(":53") {
+            return both(&mut express, &mut long, FRONT, &Pkt::udp(src, dst).bytes()).to_node();
+        }
         let there = both(&mut express, &mut long, FRONT, &Pkt::syn(src, dst).bytes()).to_node();
         both(&mut express, &mut long, BACK, &Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
         both(&mut express, &mut long, FRONT, &Pkt::tcp(src, dst, TCP_ACK).bytes()).to_node();
@@ -102,8 +115,11 @@ fn same(mode: Mode, steps: &[Step]) -> usize {
     let mut plain = 0;
     for step in steps {
         let (src, dst) = clients[step.flow];
-        let packet =
-            if step.forward { Pkt::tcp(src, dst, step.flags) } else { Pkt::answer(&there[step.flow], step.flags) };
+        let packet = match step.forward {
+            false => Pkt::answer(&there[step.flow], step.flags),
+            true if dst.ends_with(":53") => Pkt::udp(src, dst),
+            true => Pkt::tcp(src, dst, step.flags),
+        };
         let mut bytes = packet
             .payload(&vec![0xa5; step.payload])
             .with(|packet| {
@@ -131,7 +147,19 @@ proptest! {
     }
 }
 
-/// The comparison above would hold as well if nothing ever went express.
+/// A client that goes on counts as answered where the node answers it by itself.
+#[test]
+fn datagrams_of_dsr_do_the_same_either_way() {
+    let plan = super::modes::dsr();
+    let (mut express, mut long) = (Rig::new(plan.clone()), Rig::new(plan));
+    for _ in 0..4 {
+        both(&mut express, &mut long, FRONT, &Pkt::udp(CLIENT, TO_DNS).bytes());
+        assert_eq!(records(&express), records(&long));
+    }
+    assert_eq!(express.pipeline.v4.flows.record(0).word().unwrap().state, State::UdpStream);
+}
+
+/// The comparisons above would hold as well if nothing ever went express.
 #[test]
 fn data_goes_express() {
     for (client, to, v6) in [(CLIENT, TO_WEB, false), (CLIENT6, TO_WEB6, true)] {
@@ -140,19 +168,38 @@ fn data_goes_express() {
         rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
         rig.front(&Pkt::tcp(client, to, TCP_ACK).bytes()).to_node();
         let data = Pkt::tcp(client, to, TCP_ACK).payload(b"data").bytes();
-        let mut frame = rig.pool.take_with(&data).unwrap();
-        let bytes = rig.pool.memory().bytes_mut(&mut frame);
-        let (now, pipeline) = (rig.now, &mut rig.pipeline);
-        let sent = if v6 {
-            let hash = pipeline.v6.begin(bytes, &V6::headers(bytes));
-            let entry = pipeline.v6.flows.prefetch_record(hash).unwrap();
-            pipeline.express::<V6>(bytes, entry, FRONT, now)
-        } else {
-            let hash = pipeline.v4.begin(bytes, &V4::headers(bytes));
-            let entry = pipeline.v4.flows.prefetch_record(hash).unwrap();
-            pipeline.express::<V4>(bytes, entry, FRONT, now)
-        };
-        assert_eq!(sent, Some(BACK));
-        rig.pool.give(frame);
+        let way = if v6 { sent::<V6, PROTO_TCP> } else { sent::<V4, PROTO_TCP> };
+        assert_eq!(way(&mut rig, FRONT, &data), Some(BACK));
     }
+}
+
+#[test]
+fn datagrams_go_express() {
+    for (client, to, v6) in [(CLIENT, TO_DNS, false), (CLIENT6, TO_DNS6, true)] {
+        let mut rig = Rig::new(plan());
+        let ask = Pkt::udp(client, to).bytes();
+        let there = rig.front(&ask).to_node();
+        let answer = Pkt::answer(&there, 0).bytes();
+        let way = if v6 { sent::<V6, PROTO_UDP> } else { sent::<V4, PROTO_UDP> };
+        assert_eq!(way(&mut rig, FRONT, &ask), Some(BACK), "unanswered");
+        assert_eq!(way(&mut rig, BACK, &answer), None, "the first answer");
+        rig.back(&answer).to_client();
+        assert_eq!(way(&mut rig, FRONT, &ask), None, "who goes on has seen it");
+        rig.front(&ask).to_node();
+        assert_eq!(way(&mut rig, FRONT, &ask), Some(BACK));
+        assert_eq!(way(&mut rig, BACK, &answer), Some(FRONT));
+    }
+}
+
+/// Where the express way sends a packet of a known flow.
+fn sent<F: Sided + Tabled + Plain, const PROTOCOL: u8>(rig: &mut Rig, from: PortId, packet: &[u8]) -> Option<PortId> {
+    let mut frame = rig.pool.take_with(packet).unwrap();
+    let bytes = rig.pool.memory().bytes_mut(&mut frame);
+    assert!(F::is_plain_part::<PROTOCOL>(bytes, bytes.len()));
+    let side = F::side_mut(&mut rig.pipeline);
+    let hash = side.begin(bytes, &F::headers::<PROTOCOL>(bytes));
+    let entry = side.flows.prefetch_record(hash).unwrap();
+    let sent = rig.pipeline.express::<F, PROTOCOL>(bytes, entry, from, rig.now);
+    rig.pool.give(frame);
+    sent
 }

@@ -10,7 +10,7 @@ use crate::pipeline::testkit::{BACK, BOX_MACS, FRONT, client_mac, node_mac};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{TCP_RST, Tags};
 
-fn dsr() -> Plan {
+pub fn dsr() -> Plan {
     let mut plan = plan();
     for (at, port) in [(WEB, 443), (DNS, 53), (WEB6, 443), (DNS6, 53)] {
         let service = plan.service(at);
