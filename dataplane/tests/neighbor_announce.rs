@@ -71,6 +71,19 @@ impl Rig {
         sent.collect()
     }
 
+    /// As [`Self::sent`], with a rival who answers every probe at once.
+    fn contested(&mut self, seconds: f64, answer: &[u8]) -> Vec<(f64, bool)> {
+        let mut sent = Vec::new();
+        for _ in 0..(seconds * 10.0) as u32 {
+            let now = self.sent(0.1);
+            if !probes(&now).is_empty() {
+                self.announcer.on_packet(PORT, answer);
+            }
+            sent.extend(now);
+        }
+        sent
+    }
+
     fn claimed(&self) -> Vec<IpAddr> {
         self.announcer.claimed().map(|(_, address)| address).collect()
     }
@@ -145,7 +158,7 @@ fn an_address_in_use_is_refused_by_name_and_tried_again() {
         let mut rig = Rig::new(&[address]);
         rig.run(1.5);
         rig.announcer.on_packet(PORT, &answer);
-        assert!(rig.sent(50.0).is_empty());
+        assert!(rig.sent(1.9).is_empty());
         assert!(rig.claimed().is_empty());
         let notices = rig.announcer.notices();
         assert_eq!(notices.len(), 1);
@@ -155,6 +168,40 @@ fn an_address_in_use_is_refused_by_name_and_tried_again() {
         assert_eq!(rig.claimed(), [address], "the other host has left");
         assert!(rig.announcer.notices().is_empty());
     }
+}
+
+/// A box that hands its addresses over goes on answering for some seconds; after that nobody does.
+#[test]
+fn an_address_given_up_soon_after_is_claimed_soon_after() {
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[address]);
+        rig.contested(10.0, &answer);
+        assert!(rig.claimed().is_empty());
+        rig.run(10.0);
+        assert_eq!(rig.claimed(), [address]);
+        assert!(rig.announcer.notices().is_empty());
+    }
+}
+
+/// RFC 5227 section 2.1.1: after MAX_CONFLICTS, one try in RATE_LIMIT_INTERVAL.
+#[test]
+fn a_rival_that_stays_is_asked_less_and_less_often_and_named_all_the_while() {
+    let mut rig = Rig::new(&[VIP4.into()]);
+    let answer = frames::arp_announcement(RIVAL, VIP4);
+    let first = rig.contested(120.0, &answer);
+    assert_eq!(probes(&first).len(), 10 + 1, "ten soon, one after a minute");
+    for _ in 0..100 {
+        assert_eq!(rig.announcer.notices().len(), 1, "while it is probed for again, too");
+        let sent = rig.contested(1.0, &answer);
+        assert!(sent.iter().all(|(_, probe)| *probe));
+    }
+    assert!(rig.claimed().is_empty());
+    // What the rival says by itself is no new conflict: once it left, we are back to where we were.
+    rig.run(70.0);
+    assert_eq!(rig.claimed(), [IpAddr::from(VIP4)]);
 }
 
 #[test]
