@@ -281,16 +281,43 @@ fn a_new_interface_of_the_name_gets_its_groups_again() {
 }
 
 #[test]
-fn resumed_addresses_are_held_from_the_first_moment() {
+fn resumed_addresses_are_held_from_the_first_moment_and_announced_after_probes() {
     let mut rig = Rig::new(&[VIP4.into(), VIP6.into()]);
     rig.announcer.resume(&[(PORT, VIP4.into()), (PORT, IpAddr::from([192, 0, 2, 1]))]);
-    assert_eq!(rig.claimed(), [IpAddr::from(VIP4)]);
-    let first = rig.run(0.1);
-    let frame = first.iter().find_map(|(_, action)| match action {
-        Action::Send { frame, .. } => Some(frame),
-        Action::Join { .. } | Action::Leave { .. } => None,
-    });
-    assert!(!claim(frame.unwrap()).unwrap().probe);
+    let mut announced = Vec::new();
+    for _ in 0..150 {
+        assert!(rig.claimed().contains(&VIP4.into()), "not for a moment less");
+        announced.extend(rig.run(0.1).into_iter().filter_map(|(at, action)| match action {
+            Action::Send { frame, .. } => {
+                claim(&frame).filter(|claim| claim.address == VIP4).map(|claim| (at, claim.probe))
+            }
+            Action::Join { .. } | Action::Leave { .. } => None,
+        }));
+    }
+    assert_eq!(announced.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [true, true, true, false, false]);
+    assert!(announced[0].0 < 0.2, "asked at once: who has it by now must not be kept from it");
+}
+
+/// Another host got the address while nobody ran here, or had it all along.
+#[test]
+fn resumed_addresses_are_left_to_who_has_them() {
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[address]);
+        rig.announcer.resume(&[(PORT, address)]);
+        // The responder answers those: we have it, as far as we know.
+        let probe =
+            if address.is_ipv4() { frames::arp_probe(RIVAL, VIP4) } else { frames::dad_solicitation(RIVAL, VIP6) };
+        rig.announcer.on_packet(PORT, &probe);
+        rig.run(0.1);
+        assert_eq!(rig.claimed(), [address]);
+        let sent = rig.contested(30.0, &answer);
+        assert!(sent.iter().all(|(_, probe)| *probe), "announced over who has it");
+        assert!(rig.claimed().is_empty());
+        assert!(rig.announcer.notices()[0].starts_with(&format!("{address} is not announced on eth0: ")));
+    }
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Dataplane {
     }
 
     /// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
-    /// Addresses whose flows outlived an earlier process are claimed without asking again.
+    /// Where flows outlived an earlier process, addresses are answered for at once and probed for meanwhile.
     pub fn settle(&self, most: Duration) {
         if self.recovered {
             self.shared.network().resume();

@@ -103,7 +103,7 @@ enum Stage {
         sent: u32,
         due: Instant,
     },
-    /// Ours from here on.
+    /// Ours from here on, if not resumed before.
     Announcing {
         sent: u32,
         due: Option<Instant>,
@@ -120,6 +120,8 @@ enum Stage {
 #[derive(Debug, Clone, Copy)]
 struct Claim {
     stage: Stage,
+    /// Answered for before its probes are through; they may find that another host has it by now.
+    resumed: bool,
     /// Another host was heard claiming the address since the last poll.
     heard: Option<Mac>,
     /// Who else has it or claims it. While we hold it: and when we answered that.
@@ -129,9 +131,13 @@ struct Claim {
 }
 
 impl Claim {
-    const NEW: Self = Self { stage: Stage::New, heard: None, rival: None, conflicts: 0 };
+    const NEW: Self = Self { stage: Stage::New, resumed: false, heard: None, rival: None, conflicts: 0 };
 
     fn is_ours(&self) -> bool {
+        self.resumed || self.is_announced()
+    }
+
+    fn is_announced(&self) -> bool {
         matches!(self.stage, Stage::Announcing { .. } | Stage::Held { .. })
     }
 }
@@ -162,14 +168,14 @@ impl Announcer {
         }
     }
 
-    /// Addresses among the wanted ones that this box held a moment ago (a restart with flows kept):
-    /// announced without probing, which would leave them unanswered for seconds.
+    /// Addresses among the wanted ones that this box may have held a moment ago (a restart with flows kept): ours at
+    /// once, for probing first would leave them unanswered for seconds, and probed for all the same.
     pub fn resume(&mut self, held: &[(PortId, IpAddr)]) {
         for (port, address) in held {
             if let Some(claim) = self.claims.get_mut(&(port.0, *address))
                 && claim.stage == Stage::New
             {
-                claim.stage = Stage::Announcing { sent: 0, due: None };
+                claim.resumed = true;
             }
         }
     }
@@ -293,18 +299,20 @@ impl Turn<'_> {
     /// What to send, if its time has come.
     fn step(&mut self, claim: &mut Claim) -> Option<SmallFrame> {
         if let Some(by) = claim.heard.take() {
-            if claim.is_ours() {
+            if claim.is_announced() {
                 return self.defend(claim, by);
             }
             self.refuse(claim, by);
         }
-        if claim.is_ours() {
+        if claim.is_announced() {
             // The quiet of a rival ends the notice after the time a refused claim would wait.
             claim.rival = claim.rival.filter(|(_, last)| self.since(*last) < self.settings.retry);
         }
         match claim.stage {
             Stage::New => {
-                let wait = self.between(Duration::ZERO, self.settings.probe_wait);
+                // Another host that has it by now is to be heard of at once.
+                let most = if claim.resumed { Duration::ZERO } else { self.settings.probe_wait };
+                let wait = self.between(Duration::ZERO, most);
                 claim.stage = Stage::Probing { sent: 0, due: self.now + wait };
                 None
             }
@@ -349,6 +357,7 @@ impl Turn<'_> {
         let Settings { retry_soon, retry, .. } = *self.settings;
         let wait = if claim.conflicts < MAX_CONFLICTS { retry_soon } else { retry };
         claim.stage = Stage::Refused { until: self.now + wait };
+        claim.resumed = false;
         claim.rival = Some((by, self.now));
     }
 
