@@ -320,6 +320,39 @@ fn resumed_addresses_are_left_to_who_has_them() {
     }
 }
 
+/// Active-backup: the member that takes over is on the wire where the address is ours already.
+#[test]
+fn a_bonds_other_member_announces_at_once_what_the_bond_held() {
+    let of_bond = |active: u8| {
+        [0, 1].map(|port| {
+            let standby = port != active;
+            let bond = Some("bond0".to_owned());
+            Link { standby, bond, ..link(port, [0x02, 0, 0, 0, 0, port], !standby) }
+        })
+    };
+    let other = link(2, [0x02, 0, 0, 0, 0, 2], false);
+    let links = |active| [&of_bond(active)[..], std::slice::from_ref(&other)].concat();
+    let unheard = IpAddr::from([203, 0, 113, 11]);
+    let mut rig = Rig::new(&[]);
+    rig.announcer.set_links(&links(0));
+    let ports = [0, 1, 2].map(|port| (PortId(port), IpAddr::from(VIP4)));
+    rig.announcer.set(&ports);
+    rig.run(15.0);
+    assert_eq!(rig.announcer.claimed().collect::<Vec<_>>(), ports[..1]);
+
+    // One that nobody has answered for yet comes with it, and is probed for.
+    rig.announcer.set(&[&ports[..], &[(PortId(0), unheard), (PortId(1), unheard)]].concat());
+    let mut now = links(1);
+    now[2].up = true;
+    rig.announcer.set_links(&now);
+    assert_eq!(rig.announcer.claimed().collect::<Vec<_>>(), ports[..2]);
+    let sent = rig.run(0.1);
+    let [(_, Action::Send { port: PortId(1), frame })] = &sent[..] else { panic!("{sent:?}") };
+    assert!(claim(frame).is_some_and(|claim| !claim.probe && claim.address == VIP4), "said at once");
+    rig.run(15.0);
+    assert_eq!(rig.announcer.claimed().count(), 4, "all but the one on standby that was not held");
+}
+
 #[test]
 fn refresh_repeats_the_announcement() {
     let settings = Settings { refresh: Some(Duration::from_secs(60)), ..Settings::default() };

@@ -180,8 +180,13 @@ impl Announcer {
         }
     }
 
-    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew.
+    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew; so is, on a bond's
+    /// member that takes over, what is ours on another one: the wire is the same.
     pub fn set_links(&mut self, links: &[Link]) {
+        let bond_of = |port| self.links.get(port).and_then(|link| link.bond.clone());
+        let ours = self.claims.iter().filter(|(_, claim)| claim.is_announced());
+        let held: BTreeSet<(String, IpAddr)> =
+            ours.filter_map(|((port, address), _)| Some((bond_of(port)?, *address))).collect();
         let links: BTreeMap<u8, Link> = links.iter().map(|link| (link.port.0, link.clone())).collect();
         for (port, link) in &links {
             let before = self.links.get(port);
@@ -192,11 +197,13 @@ impl Announcer {
             if before.is_some_and(|before| before.up && before.mac == link.mac && before.ifindex == link.ifindex) {
                 continue;
             }
-            for (_, claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
-                claim.stage = match claim.stage {
-                    Stage::Announcing { .. } | Stage::Held { .. } => Stage::Announcing { sent: 0, due: None },
-                    Stage::New | Stage::Probing { .. } | Stage::Refused { .. } => Stage::New,
-                };
+            for ((_, address), claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
+                let held = link.bond.as_ref().is_some_and(|bond| held.contains(&(bond.clone(), *address)));
+                if held && !claim.is_announced() {
+                    *claim = Claim::NEW;
+                }
+                claim.stage =
+                    if held || claim.is_announced() { Stage::Announcing { sent: 0, due: None } } else { Stage::New };
             }
         }
         self.joined.retain(|(port, _)| links.contains_key(port));
