@@ -198,12 +198,14 @@ impl Announcer {
                 continue;
             }
             for ((_, address), claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
-                let held = link.bond.as_ref().is_some_and(|bond| held.contains(&(bond.clone(), *address)));
-                if held && !claim.is_announced() {
-                    *claim = Claim::NEW;
+                let anew = Stage::Announcing { sent: 0, due: None };
+                if claim.is_announced() {
+                    claim.stage = anew;
+                } else if link.bond.as_ref().is_some_and(|bond| held.contains(&(bond.clone(), *address))) {
+                    *claim = Claim { stage: anew, ..Claim::NEW };
+                } else {
+                    claim.stage = Stage::New;
                 }
-                claim.stage =
-                    if held || claim.is_announced() { Stage::Announcing { sent: 0, due: None } } else { Stage::New };
             }
         }
         self.joined.retain(|(port, _)| links.contains_key(port));
