@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use penstock_configs::file::{ConfigFile, PollMode, PortConfig};
+use penstock_configs::file::{ConfigFile, PollMode, PortConfig, WorkersConfig};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
@@ -80,7 +80,7 @@ impl Dataplane {
             .collect();
         let steer = Steer::open_with(run_dir, &interfaces, Options { frags: jumbo })?;
         let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
-        let workers = worker_count(config, &queues);
+        let workers = worker_count(&config.workers, &queues);
         let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(LARGEST_MTU);
         let (taps, tap) = open_tap(workers, mtu as u16);
         let routes = OwnRoutes::open().context("routes cannot be set")?;
@@ -319,7 +319,7 @@ impl<'a> Setup<'a> {
             config,
             queues,
             workers,
-            cores: cores(config, workers),
+            cores: cores(&config.workers, workers),
             generic,
             jumbo,
             exchange: Arc::new(Exchange::new(workers, room)?),
@@ -466,15 +466,15 @@ fn queue_counts(ports: &[PortConfig]) -> Result<Vec<u16>, StartError> {
         .collect()
 }
 
-fn worker_count(config: &ConfigFile, queues: &[u16]) -> u16 {
+fn worker_count(config: &WorkersConfig, queues: &[u16]) -> u16 {
     let fewest = queues.iter().copied().min().unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
-    config.workers.count.unwrap_or(fewest.min(cores)).clamp(1, fewest)
+    config.effective_count(fewest, cores).clamp(1, fewest)
 }
 
 /// The configured cores, or the machine's last ones.
-fn cores(config: &ConfigFile, workers: u16) -> Vec<u16> {
-    let mut cores = config.workers.cores.clone();
+fn cores(config: &WorkersConfig, workers: u16) -> Vec<u16> {
+    let mut cores = config.cores.clone();
     if cores.is_empty() {
         cores = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id as u16).collect();
         cores.reverse();
@@ -521,4 +521,23 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     let (low, high) = bytes.split_at(8);
     let number = |half: &[u8]| half.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     Ok([number(low), number(high)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_that_are_named_are_one_workers_each() {
+        let mut config = WorkersConfig::default();
+        config.cores = vec![0];
+        let workers = worker_count(&config, &[8, 8]);
+        assert_eq!((workers, cores(&config, workers)), (1, vec![0]), "not all of a machine's on one core");
+        config.cores = vec![2, 3];
+        let workers = worker_count(&config, &[8, 4]);
+        assert_eq!((workers, cores(&config, workers)), (2, vec![2, 3]));
+        assert_eq!(worker_count(&config, &[1, 8]), 1, "a worker without a queue has no packets");
+        config.count = Some(3);
+        assert_eq!(worker_count(&config, &[8, 8]), 3);
+    }
 }
