@@ -218,11 +218,23 @@ impl Dataplane {
             return Ok(());
         }
         let _ = network.mirror.release();
-        network.routes.clear().context("our routes could not be removed")?;
+        let cleared = network.routes.clear().context(ROUTES_STAY);
         drop(network);
         crate::steer::detach_all(&self.run_dir)?;
-        Ok(())
+        cleared.map(drop)
     }
+}
+
+const ROUTES_STAY: &str = "our routes could not be removed";
+
+/// Removes the routes and neighbour entries an earlier process left in the kernel, by their mark: how many of each.
+///
+/// # Errors
+/// What could not be removed.
+pub fn clear_routes_and_neighbors() -> Result<[usize; 2], StartError> {
+    let routes = OwnRoutes::open().and_then(|mut routes| routes.clear()).context(ROUTES_STAY)?;
+    let released = Mirror::open(&[]).and_then(|mut mirror| mirror.release());
+    Ok([routes, released.context("our neighbour entries could not be removed")?])
 }
 
 /// Clients whose flows outlived an earlier process stick where these go. Without a snapshot so far nobody

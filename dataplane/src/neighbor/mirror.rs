@@ -241,15 +241,15 @@ impl Mirror {
         self.resyncs
     }
 
-    /// A clean stop: the neighbour entries that are ours go back to the kernel.
-    pub fn release(&mut self) -> Result<(), NetlinkError> {
+    /// A clean stop: the neighbour entries that are ours go. Says how many there were.
+    pub fn release(&mut self) -> Result<usize, NetlinkError> {
         self.wanted.clear();
         self.needed.clear();
         self.started = true;
         // Entries made a moment ago may not have been announced to us yet.
         self.read_tables()?;
         self.remove_unneeded();
-        Ok(())
+        Ok(self.view.neighbors.values().filter(|entry| entry.ours).count())
     }
 
     fn read_tables(&mut self) -> Result<(), NetlinkError> {
