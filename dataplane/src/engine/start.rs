@@ -91,6 +91,9 @@ impl Dataplane {
             setup.worker(worker, tap)?;
         }
         let Setup { handles, ready, sockets, compiler, recovered, mut notices, zero_copy, .. } = setup;
+        if let Err(error) = persist::remove_beyond(workers, run_dir) {
+            tracing::warn!(%error, "flows of workers that are no more stay in {}", run_dir.display());
+        }
         let (mut placement, why) = Placement::read(&names, workers);
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);

@@ -321,6 +321,22 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
     })
 }
 
+/// Removes the stores of workers beyond the first `workers`: nobody takes them up, and each would hold its memory until
+/// the machine is booted.
+///
+/// # Errors
+/// The directory cannot be read, or a file not removed.
+pub fn remove_beyond(workers: u16, run_dir: &Path) -> std::io::Result<()> {
+    for entry in run_dir.read_dir()? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_prefix("flows."));
+        if name.and_then(|number| number.parse().ok()).is_some_and(|worker: u16| worker >= workers) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Asks for the file's pages now: on a full tmpfs the first packet to need one would end the process
 /// (SIGBUS). Reserved pages nobody wrote to still count as holes.
 fn reserve(file: &File, len: u64) -> std::io::Result<()> {

@@ -73,6 +73,20 @@ fn a_second_process_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn stores_of_workers_that_are_no_more_go_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let others = ["flows", "flows.x", "flows.9.old", "lock", "placement.json"];
+    for name in ["flows.0", "flows.1", "flows.2", "flows.10"].iter().chain(&others) {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    remove_beyond(2, dir.path()).unwrap();
+    let mut left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["flows", "flows.0", "flows.1", "flows.9.old", "flows.x", "lock", "placement.json"]);
+    assert!(remove_beyond(2, Path::new("/nonexistent")).is_err());
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_named() {
     let Err(error) = Store::open(Path::new("/nonexistent/flows.0"), SHAPE, BOOT, [1, 1]) else { panic!("opened") };
     assert!(error.to_string().starts_with("/nonexistent/flows.0: "), "{error}");
