@@ -424,7 +424,8 @@ impl<'a> Setup<'a> {
             max_affinity: limits.affinity as usize,
             max_sources: limits.limited_sources as usize,
         };
-        let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
+        let mut store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
+        store.place_ports(self.config.ports.iter().map(|port| &*port.interface).chain([TAP_NAME]));
         if let Some(why) = &store.discarded {
             self.notices.push(format!("{}: earlier flows were not taken up: {why}", path.display()));
         }
