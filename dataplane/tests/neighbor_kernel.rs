@@ -413,6 +413,13 @@ fn privileged_announcements_reach_the_neighbours_caches() {
 
 #[test]
 fn privileged_addresses_in_use_are_not_claimed() {
+    for resumed in [false, true] {
+        addresses_in_use_are_not_claimed(resumed);
+    }
+}
+
+/// `resumed`: as after a restart, when all are answered for until others are found to have them.
+fn addresses_in_use_are_not_claimed(resumed: bool) {
     let Some(lab) = Lab::new("dad") else { return };
     lab.ip("p0", "addr add 10.70.0.50/24 dev peer0");
     lab.ip("p0", "addr add fd07:0::50/64 dev peer0 nodad");
@@ -421,7 +428,12 @@ fn privileged_addresses_in_use_are_not_claimed() {
     lab.inside("box", || {
         let mut announcements = announcements(&lab);
         let mac = format_mac(lab.mac("p0", "peer0"));
-        announcements.set(&[taken[0], taken[1], free].map(|vip| (PortId(0), vip)));
+        let wanted = [taken[0], taken[1], free].map(|vip| (PortId(0), vip));
+        announcements.set(&wanted);
+        if resumed {
+            announcements.resume(&wanted);
+            assert_eq!(announcements.claimed().count(), 3);
+        }
         announce_until(&mut announcements, "the free address and the refusals", |this| {
             this.claimed().eq([(PortId(0), free)]) && this.notices().len() == 2
         });
