@@ -545,8 +545,7 @@ mod tests {
 
     #[test]
     fn cores_that_are_named_are_one_workers_each() {
-        let mut config = WorkersConfig::default();
-        config.cores = vec![0];
+        let mut config = WorkersConfig { cores: vec![0], ..WorkersConfig::default() };
         let workers = worker_count(&config, &[8, 8]);
         assert_eq!((workers, cores(&config, workers)), (1, vec![0]), "not all of a machine's on one core");
         config.cores = vec![2, 3];
