@@ -71,6 +71,19 @@ impl Rig {
         sent.collect()
     }
 
+    /// As [`Self::sent`], with a rival who answers every probe at once.
+    fn contested(&mut self, seconds: f64, answer: &[u8]) -> Vec<(f64, bool)> {
+        let mut sent = Vec::new();
+        for _ in 0..(seconds * 10.0) as u32 {
+            let now = self.sent(0.1);
+            if !probes(&now).is_empty() {
+                self.announcer.on_packet(PORT, answer);
+            }
+            sent.extend(now);
+        }
+        sent
+    }
+
     fn claimed(&self) -> Vec<IpAddr> {
         self.announcer.claimed().map(|(_, address)| address).collect()
     }
@@ -145,7 +158,7 @@ fn an_address_in_use_is_refused_by_name_and_tried_again() {
         let mut rig = Rig::new(&[address]);
         rig.run(1.5);
         rig.announcer.on_packet(PORT, &answer);
-        assert!(rig.sent(50.0).is_empty());
+        assert!(rig.sent(1.9).is_empty());
         assert!(rig.claimed().is_empty());
         let notices = rig.announcer.notices();
         assert_eq!(notices.len(), 1);
@@ -155,6 +168,40 @@ fn an_address_in_use_is_refused_by_name_and_tried_again() {
         assert_eq!(rig.claimed(), [address], "the other host has left");
         assert!(rig.announcer.notices().is_empty());
     }
+}
+
+/// A box that hands its addresses over goes on answering for some seconds; after that nobody does.
+#[test]
+fn an_address_given_up_soon_after_is_claimed_soon_after() {
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[address]);
+        rig.contested(10.0, &answer);
+        assert!(rig.claimed().is_empty());
+        rig.run(10.0);
+        assert_eq!(rig.claimed(), [address]);
+        assert!(rig.announcer.notices().is_empty());
+    }
+}
+
+/// RFC 5227 section 2.1.1: after MAX_CONFLICTS, one try in RATE_LIMIT_INTERVAL.
+#[test]
+fn a_rival_that_stays_is_asked_less_and_less_often_and_named_all_the_while() {
+    let mut rig = Rig::new(&[VIP4.into()]);
+    let answer = frames::arp_announcement(RIVAL, VIP4);
+    let first = rig.contested(120.0, &answer);
+    assert_eq!(probes(&first).len(), 10 + 1, "ten soon, one after a minute");
+    for _ in 0..100 {
+        assert_eq!(rig.announcer.notices().len(), 1, "while it is probed for again, too");
+        let sent = rig.contested(1.0, &answer);
+        assert!(sent.iter().all(|(_, probe)| *probe));
+    }
+    assert!(rig.claimed().is_empty());
+    // What the rival says by itself is no new conflict: once it left, we are back to where we were.
+    rig.run(70.0);
+    assert_eq!(rig.claimed(), [IpAddr::from(VIP4)]);
 }
 
 #[test]
@@ -234,16 +281,76 @@ fn a_new_interface_of_the_name_gets_its_groups_again() {
 }
 
 #[test]
-fn resumed_addresses_are_held_from_the_first_moment() {
+fn resumed_addresses_are_held_from_the_first_moment_and_announced_after_probes() {
     let mut rig = Rig::new(&[VIP4.into(), VIP6.into()]);
     rig.announcer.resume(&[(PORT, VIP4.into()), (PORT, IpAddr::from([192, 0, 2, 1]))]);
-    assert_eq!(rig.claimed(), [IpAddr::from(VIP4)]);
-    let first = rig.run(0.1);
-    let frame = first.iter().find_map(|(_, action)| match action {
-        Action::Send { frame, .. } => Some(frame),
-        Action::Join { .. } | Action::Leave { .. } => None,
-    });
-    assert!(!claim(frame.unwrap()).unwrap().probe);
+    let mut announced = Vec::new();
+    for _ in 0..150 {
+        assert!(rig.claimed().contains(&VIP4.into()), "not for a moment less");
+        announced.extend(rig.run(0.1).into_iter().filter_map(|(at, action)| match action {
+            Action::Send { frame, .. } => {
+                claim(&frame).filter(|claim| claim.address == VIP4).map(|claim| (at, claim.probe))
+            }
+            Action::Join { .. } | Action::Leave { .. } => None,
+        }));
+    }
+    assert_eq!(announced.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [true, true, true, false, false]);
+    assert!(announced[0].0 < 0.2, "asked at once: who has it by now must not be kept from it");
+}
+
+/// Another host got the address while nobody ran here, or had it all along.
+#[test]
+fn resumed_addresses_are_left_to_who_has_them() {
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[address]);
+        rig.announcer.resume(&[(PORT, address)]);
+        // The responder answers those: we have it, as far as we know.
+        let probe =
+            if address.is_ipv4() { frames::arp_probe(RIVAL, VIP4) } else { frames::dad_solicitation(RIVAL, VIP6) };
+        rig.announcer.on_packet(PORT, &probe);
+        rig.run(0.1);
+        assert_eq!(rig.claimed(), [address]);
+        let sent = rig.contested(30.0, &answer);
+        assert!(sent.iter().all(|(_, probe)| *probe), "announced over who has it");
+        assert!(rig.claimed().is_empty());
+        assert!(rig.announcer.notices()[0].starts_with(&format!("{address} is not announced on eth0: ")));
+    }
+}
+
+/// Active-backup: the member that takes over is on the wire where the address is ours already.
+#[test]
+fn a_bonds_other_member_announces_at_once_what_the_bond_held() {
+    let of_bond = |active: u8| {
+        [0, 1].map(|port| {
+            let standby = port != active;
+            let bond = Some("bond0".to_owned());
+            Link { standby, bond, ..link(port, [0x02, 0, 0, 0, 0, port], !standby) }
+        })
+    };
+    let other = link(2, [0x02, 0, 0, 0, 0, 2], false);
+    let links = |active| [&of_bond(active)[..], std::slice::from_ref(&other)].concat();
+    let unheard = IpAddr::from([203, 0, 113, 11]);
+    let mut rig = Rig::new(&[]);
+    rig.announcer.set_links(&links(0));
+    let ports = [0, 1, 2].map(|port| (PortId(port), IpAddr::from(VIP4)));
+    rig.announcer.set(&ports);
+    rig.run(15.0);
+    assert_eq!(rig.announcer.claimed().collect::<Vec<_>>(), ports[..1]);
+
+    // One that nobody has answered for yet comes with it, and is probed for.
+    rig.announcer.set(&[&ports[..], &[(PortId(0), unheard), (PortId(1), unheard)]].concat());
+    let mut now = links(1);
+    now[2].up = true;
+    rig.announcer.set_links(&now);
+    assert_eq!(rig.announcer.claimed().collect::<Vec<_>>(), ports[..2]);
+    let sent = rig.run(0.1);
+    let [(_, Action::Send { port: PortId(1), frame })] = &sent[..] else { panic!("{sent:?}") };
+    assert!(claim(frame).is_some_and(|claim| !claim.probe && claim.address == VIP4), "said at once");
+    rig.run(15.0);
+    assert_eq!(rig.announcer.claimed().count(), 4, "all but the one on standby that was not held");
 }
 
 #[test]

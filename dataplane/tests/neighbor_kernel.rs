@@ -310,6 +310,46 @@ fn privileged_unused_vips_are_unreachable() {
     });
 }
 
+/// What a dataplane that was stopped with `--keep`, or killed, leaves: found by its mark.
+#[test]
+fn privileged_detach_removes_routes_and_neighbours_unless_a_dataplane_runs() {
+    let Some(lab) = Lab::new("det") else { return };
+    let run_dir = tempfile::tempdir().unwrap();
+    let detach = || {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &lab.ns("box"), env!("CARGO_BIN_EXE_penstock-dataplane"), "detach", "--run-dir"])
+            .arg(run_dir.path())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let left = || {
+        let routes = ["", "-6 "].map(|family| lab.ip("box", &format!("{family}route show proto 112")).lines().count());
+        (routes, lab.ip("box", "neigh show").matches("managed").count())
+    };
+    lab.inside("box", || {
+        OwnRoutes::open()
+            .unwrap()
+            .set_unreachable(&["203.0.113.0/28", "2001:db8:7::/64"].map(|range| range.parse().unwrap()))
+            .unwrap();
+        Mirror::open(&both_ports()).unwrap().want(&[address("10.70.0.2"), address("10.71.0.2")]);
+    });
+    lab.ip("box", "route add 198.51.100.0/24 via 10.70.0.2");
+    assert_eq!(left(), ([1, 1], 2));
+
+    let lock = std::fs::File::create(run_dir.path().join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert_eq!(detach(), "nothing of Penstock's was there\n");
+    assert_eq!(left(), ([1, 1], 2), "they are the running one's");
+
+    drop(lock);
+    assert_eq!(detach(), "2 routes removed\n2 neighbour entries removed\n");
+    assert_eq!(left(), ([0, 0], 0));
+    assert!(lab.ip("box", "route show").contains("198.51.100.0/24"), "others' stay");
+    assert_eq!(detach(), "nothing of Penstock's was there\n");
+}
+
 #[test]
 fn privileged_host_facts() {
     let Some(lab) = Lab::new("hf") else { return };
@@ -373,6 +413,13 @@ fn privileged_announcements_reach_the_neighbours_caches() {
 
 #[test]
 fn privileged_addresses_in_use_are_not_claimed() {
+    for resumed in [false, true] {
+        addresses_in_use_are_not_claimed(resumed);
+    }
+}
+
+/// `resumed`: as after a restart, when all are answered for until others are found to have them.
+fn addresses_in_use_are_not_claimed(resumed: bool) {
     let Some(lab) = Lab::new("dad") else { return };
     lab.ip("p0", "addr add 10.70.0.50/24 dev peer0");
     lab.ip("p0", "addr add fd07:0::50/64 dev peer0 nodad");
@@ -381,7 +428,12 @@ fn privileged_addresses_in_use_are_not_claimed() {
     lab.inside("box", || {
         let mut announcements = announcements(&lab);
         let mac = format_mac(lab.mac("p0", "peer0"));
-        announcements.set(&[taken[0], taken[1], free].map(|vip| (PortId(0), vip)));
+        let wanted = [taken[0], taken[1], free].map(|vip| (PortId(0), vip));
+        announcements.set(&wanted);
+        if resumed {
+            announcements.resume(&wanted);
+            assert_eq!(announcements.claimed().count(), 3);
+        }
         announce_until(&mut announcements, "the free address and the refusals", |this| {
             this.claimed().eq([(PortId(0), free)]) && this.notices().len() == 2
         });

@@ -12,7 +12,7 @@ use penstock_configs::file::{ConfigFile, Limits};
 use penstock_configs::source;
 use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
-use penstock_dataplane::engine::{Dataplane, Live};
+use penstock_dataplane::engine::{self, Dataplane, Live};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -50,7 +50,8 @@ enum Command {
         #[arg(long, default_value = "/run/penstock")]
         run_dir: PathBuf,
     },
-    /// Remove what a killed dataplane left on the interfaces: the XDP program and its pins
+    /// Remove what a dataplane that was killed, or stopped with --keep, left in the kernel: the XDP program and its
+    /// pins; routes and neighbour entries, unless one runs
     Detach {
         /// The box's run directory
         #[arg(long, default_value = "/run/penstock")]
@@ -102,14 +103,19 @@ fn prepare(run_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn detach(run_dir: &Path) -> anyhow::Result<()> {
-    let removed = penstock_dataplane::steer::detach_all(run_dir)?;
-    if removed.is_empty() {
-        println!("nothing of Penstock's was attached");
-    }
-    for what in removed {
+    let detached = penstock_dataplane::steer::detach_all(run_dir)?;
+    for what in &detached {
         println!("{what}");
     }
-    if penstock_dataplane::engine::is_running(run_dir) {
+    let running = engine::is_running(run_dir);
+    let [routes, neighbors] = if running { [0; 2] } else { engine::clear_routes_and_neighbors()? };
+    for (count, what) in [(routes, "routes"), (neighbors, "neighbour entries")].iter().filter(|(count, _)| *count > 0) {
+        println!("{count} {what} removed");
+    }
+    if detached.is_empty() && routes + neighbors == 0 {
+        println!("nothing of Penstock's was there");
+    }
+    if running {
         tracing::warn!(
             "a penstock-dataplane runs with {} and serves nothing now: stop it (systemctl stop penstock-dataplane), or start it \
              anew to have it serve",

@@ -34,7 +34,7 @@ use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
 
-pub use start::{Dataplane, StartError, is_running};
+pub use start::{Dataplane, StartError, clear_routes_and_neighbors, is_running};
 
 /// What of the config file can change while the box runs.
 #[derive(Debug, Clone, PartialEq)]

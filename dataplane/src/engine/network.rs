@@ -109,7 +109,8 @@ impl Network {
         }
     }
 
-    /// Takes over the addresses an earlier process answered for, without probing again.
+    /// An earlier process answered for the addresses, most likely: so do we from the first moment, while we probe
+    /// whether another host has one by now.
     pub fn resume(&mut self) {
         let ports = 0..self.ports;
         let held: Vec<(PortId, IpAddr)> =

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use penstock_configs::file::{ConfigFile, PollMode, PortConfig};
+use penstock_configs::file::{ConfigFile, PollMode, PortConfig, WorkersConfig};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::network::Network;
@@ -80,7 +80,7 @@ impl Dataplane {
             .collect();
         let steer = Steer::open_with(run_dir, &interfaces, Options { frags: jumbo })?;
         let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
-        let workers = worker_count(config, &queues);
+        let workers = worker_count(&config.workers, &queues);
         let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(LARGEST_MTU);
         let (taps, tap) = open_tap(workers, mtu as u16);
         let routes = OwnRoutes::open().context("routes cannot be set")?;
@@ -91,6 +91,9 @@ impl Dataplane {
             setup.worker(worker, tap)?;
         }
         let Setup { handles, ready, sockets, compiler, recovered, mut notices, zero_copy, .. } = setup;
+        if let Err(error) = persist::remove_beyond(workers, run_dir) {
+            tracing::warn!(%error, "flows of workers that are no more stay in {}", run_dir.display());
+        }
         let (mut placement, why) = Placement::read(&names, workers);
         notices.extend(why);
         notices.extend(placement.settle(&run_dir.join("placement.json"), recovered)?);
@@ -149,7 +152,7 @@ impl Dataplane {
     }
 
     /// Waits until the next hops of all nodes are known and all addresses claimed, or `most` is over.
-    /// Addresses whose flows outlived an earlier process are claimed without asking again.
+    /// Where flows outlived an earlier process, addresses are answered for at once and probed for meanwhile.
     pub fn settle(&self, most: Duration) {
         if self.recovered {
             self.shared.network().resume();
@@ -218,11 +221,23 @@ impl Dataplane {
             return Ok(());
         }
         let _ = network.mirror.release();
-        network.routes.clear().context("our routes could not be removed")?;
+        let cleared = network.routes.clear().context(ROUTES_STAY);
         drop(network);
         crate::steer::detach_all(&self.run_dir)?;
-        Ok(())
+        cleared.map(drop)
     }
+}
+
+const ROUTES_STAY: &str = "our routes could not be removed";
+
+/// Removes the routes and neighbour entries an earlier process left in the kernel, by their mark: how many of each.
+///
+/// # Errors
+/// What could not be removed.
+pub fn clear_routes_and_neighbors() -> Result<[usize; 2], StartError> {
+    let routes = OwnRoutes::open().and_then(|mut routes| routes.clear()).context(ROUTES_STAY)?;
+    let released = Mirror::open(&[]).and_then(|mut mirror| mirror.release());
+    Ok([routes, released.context("our neighbour entries could not be removed")?])
 }
 
 /// Clients whose flows outlived an earlier process stick where these go. Without a snapshot so far nobody
@@ -319,7 +334,7 @@ impl<'a> Setup<'a> {
             config,
             queues,
             workers,
-            cores: cores(config, workers),
+            cores: cores(&config.workers, workers),
             generic,
             jumbo,
             exchange: Arc::new(Exchange::new(workers, room)?),
@@ -409,7 +424,8 @@ impl<'a> Setup<'a> {
             max_affinity: limits.affinity as usize,
             max_sources: limits.limited_sources as usize,
         };
-        let store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
+        let mut store = Store::open(path, config.shape(), self.boot_id, random_seed()?)?;
+        store.place_ports(self.config.ports.iter().map(|port| &*port.interface).chain([TAP_NAME]));
         if let Some(why) = &store.discarded {
             self.notices.push(format!("{}: earlier flows were not taken up: {why}", path.display()));
         }
@@ -466,15 +482,15 @@ fn queue_counts(ports: &[PortConfig]) -> Result<Vec<u16>, StartError> {
         .collect()
 }
 
-fn worker_count(config: &ConfigFile, queues: &[u16]) -> u16 {
+fn worker_count(config: &WorkersConfig, queues: &[u16]) -> u16 {
     let fewest = queues.iter().copied().min().unwrap_or(1);
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as u16;
-    config.workers.count.unwrap_or(fewest.min(cores)).clamp(1, fewest)
+    config.effective_count(fewest, cores).clamp(1, fewest)
 }
 
 /// The configured cores, or the machine's last ones.
-fn cores(config: &ConfigFile, workers: u16) -> Vec<u16> {
-    let mut cores = config.workers.cores.clone();
+fn cores(config: &WorkersConfig, workers: u16) -> Vec<u16> {
+    let mut cores = config.cores.clone();
     if cores.is_empty() {
         cores = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id as u16).collect();
         cores.reverse();
@@ -521,4 +537,22 @@ fn random_seed() -> Result<[u64; 2], StartError> {
     let (low, high) = bytes.split_at(8);
     let number = |half: &[u8]| half.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
     Ok([number(low), number(high)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_that_are_named_are_one_workers_each() {
+        let mut config = WorkersConfig { cores: vec![0], ..WorkersConfig::default() };
+        let workers = worker_count(&config, &[8, 8]);
+        assert_eq!((workers, cores(&config, workers)), (1, vec![0]), "not all of a machine's on one core");
+        config.cores = vec![2, 3];
+        let workers = worker_count(&config, &[8, 4]);
+        assert_eq!((workers, cores(&config, workers)), (2, vec![2, 3]));
+        assert_eq!(worker_count(&config, &[1, 8]), 1, "a worker without a queue has no packets");
+        config.count = Some(3);
+        assert_eq!(worker_count(&config, &[8, 8]), 3);
+    }
 }

@@ -31,7 +31,10 @@ pub struct Settings {
     pub refresh: Option<Duration>,
     /// Answers a host that claims an address of ours at most so often.
     pub defend: Duration,
-    /// Tries again for an address that another host had.
+    /// Tries again for an address that another host had: after the first conflicts so soon, because a box that
+    /// hands its addresses over goes on answering for some seconds, and from then on nobody does.
+    pub retry_soon: Duration,
+    /// And so often after [`MAX_CONFLICTS`].
     pub retry: Duration,
 }
 
@@ -48,6 +51,7 @@ impl Default for Settings {
             announcement_spacing: Duration::from_secs(2),
             refresh: None,
             defend: Duration::from_secs(10),
+            retry_soon: Duration::from_secs(2),
             retry: Duration::from_secs(60),
         }
     }
@@ -62,11 +66,15 @@ impl Settings {
             probe_spacing: (Duration::from_millis(50), Duration::from_millis(100)),
             listen: Duration::from_millis(100),
             announcement_spacing: Duration::from_millis(200),
+            retry_soon: Duration::from_millis(500),
             retry: Duration::from_secs(2),
             ..Self::default()
         }
     }
 }
+
+/// RFC 5227 section 2.1.1: after so many, only one try in `RATE_LIMIT_INTERVAL`.
+const MAX_CONFLICTS: u32 = 10;
 
 /// What the owner of the sockets is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +103,7 @@ enum Stage {
         sent: u32,
         due: Instant,
     },
-    /// Ours from here on.
+    /// Ours from here on, if not resumed before.
     Announcing {
         sent: u32,
         due: Option<Instant>,
@@ -103,9 +111,8 @@ enum Stage {
     Held {
         since: Instant,
     },
-    /// Another host has it.
+    /// Another host has it: the claim's rival.
     Refused {
-        by: Mac,
         until: Instant,
     },
 }
@@ -113,14 +120,24 @@ enum Stage {
 #[derive(Debug, Clone, Copy)]
 struct Claim {
     stage: Stage,
+    /// Answered for before its probes are through; they may find that another host has it by now.
+    resumed: bool,
     /// Another host was heard claiming the address since the last poll.
     heard: Option<Mac>,
-    /// While we hold it: who else claims it, and when we answered that.
+    /// Who else has it or claims it. While we hold it: and when we answered that.
     rival: Option<(Mac, Instant)>,
+    /// Probes in a row that found a rival.
+    conflicts: u32,
 }
 
 impl Claim {
+    const NEW: Self = Self { stage: Stage::New, resumed: false, heard: None, rival: None, conflicts: 0 };
+
     fn is_ours(&self) -> bool {
+        self.resumed || self.is_announced()
+    }
+
+    fn is_announced(&self) -> bool {
         matches!(self.stage, Stage::Announcing { .. } | Stage::Held { .. })
     }
 }
@@ -147,24 +164,29 @@ impl Announcer {
         let wanted: BTreeSet<_> = wanted.iter().map(|(port, address)| (port.0, *address)).collect();
         self.claims.retain(|key, _| wanted.contains(key));
         for key in wanted {
-            self.claims.entry(key).or_insert(Claim { stage: Stage::New, heard: None, rival: None });
+            self.claims.entry(key).or_insert(Claim::NEW);
         }
     }
 
-    /// Addresses among the wanted ones that this box held a moment ago (a restart with flows kept):
-    /// announced without probing, which would leave them unanswered for seconds.
+    /// Addresses among the wanted ones that this box may have held a moment ago (a restart with flows kept): ours at
+    /// once, for probing first would leave them unanswered for seconds, and probed for all the same.
     pub fn resume(&mut self, held: &[(PortId, IpAddr)]) {
         for (port, address) in held {
             if let Some(claim) = self.claims.get_mut(&(port.0, *address))
                 && claim.stage == Stage::New
             {
-                claim.stage = Stage::Announcing { sent: 0, due: None };
+                claim.resumed = true;
             }
         }
     }
 
-    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew.
+    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew; so is, on a bond's
+    /// member that takes over, what is ours on another one: the wire is the same.
     pub fn set_links(&mut self, links: &[Link]) {
+        let bond_of = |port| self.links.get(port).and_then(|link| link.bond.clone());
+        let ours = self.claims.iter().filter(|(_, claim)| claim.is_announced());
+        let held: BTreeSet<(String, IpAddr)> =
+            ours.filter_map(|((port, address), _)| Some((bond_of(port)?, *address))).collect();
         let links: BTreeMap<u8, Link> = links.iter().map(|link| (link.port.0, link.clone())).collect();
         for (port, link) in &links {
             let before = self.links.get(port);
@@ -175,11 +197,15 @@ impl Announcer {
             if before.is_some_and(|before| before.up && before.mac == link.mac && before.ifindex == link.ifindex) {
                 continue;
             }
-            for (_, claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
-                claim.stage = match claim.stage {
-                    Stage::Announcing { .. } | Stage::Held { .. } => Stage::Announcing { sent: 0, due: None },
-                    Stage::New | Stage::Probing { .. } | Stage::Refused { .. } => Stage::New,
-                };
+            for ((_, address), claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
+                let anew = Stage::Announcing { sent: 0, due: None };
+                if claim.is_announced() {
+                    claim.stage = anew;
+                } else if link.bond.as_ref().is_some_and(|bond| held.contains(&(bond.clone(), *address))) {
+                    *claim = Claim { stage: anew, ..Claim::NEW };
+                } else {
+                    claim.stage = Stage::New;
+                }
             }
         }
         self.joined.retain(|(port, _)| links.contains_key(port));
@@ -223,17 +249,14 @@ impl Announcer {
         let notice = |(key, claim): (&(u8, IpAddr), &Claim)| {
             let address = key.1;
             let port = self.links.get(&key.0).map_or("a missing port", |link| &link.name);
-            match (claim.stage, claim.rival) {
-                (Stage::Refused { by, .. }, _) => Some(format!(
-                    "{address} is not announced on {port}: {} has it already; remove it there or take another VIP",
-                    format_mac(by)
-                )),
-                (_, Some((mac, _))) => Some(format!(
-                    "{address} is claimed on {port} by {} too: clients may reach the wrong host",
-                    format_mac(mac)
-                )),
-                _ => None,
-            }
+            let mac = format_mac(claim.rival?.0);
+            Some(if claim.is_ours() {
+                format!("{address} is claimed on {port} by {mac} too: clients may reach the wrong host")
+            } else {
+                format!(
+                    "{address} is not announced on {port}: {mac} has it already; remove it there or take another VIP"
+                )
+            })
         };
         self.claims.iter().filter_map(notice).collect()
     }
@@ -285,16 +308,20 @@ impl Turn<'_> {
     /// What to send, if its time has come.
     fn step(&mut self, claim: &mut Claim) -> Option<SmallFrame> {
         if let Some(by) = claim.heard.take() {
-            if claim.is_ours() {
+            if claim.is_announced() {
                 return self.defend(claim, by);
             }
-            claim.stage = Stage::Refused { by, until: self.now + self.settings.retry };
+            self.refuse(claim, by);
         }
-        // The quiet of a rival ends the notice after the time a refused claim would wait.
-        claim.rival = claim.rival.filter(|(_, last)| self.since(*last) < self.settings.retry);
+        if claim.is_announced() {
+            // The quiet of a rival ends the notice after the time a refused claim would wait.
+            claim.rival = claim.rival.filter(|(_, last)| self.since(*last) < self.settings.retry);
+        }
         match claim.stage {
             Stage::New => {
-                let wait = self.between(Duration::ZERO, self.settings.probe_wait);
+                // Another host that has it by now is to be heard of at once.
+                let most = if claim.resumed { Duration::ZERO } else { self.settings.probe_wait };
+                let wait = self.between(Duration::ZERO, most);
                 claim.stage = Stage::Probing { sent: 0, due: self.now + wait };
                 None
             }
@@ -322,12 +349,25 @@ impl Turn<'_> {
             IpAddr::V6(address) => (self.settings.dad_probes, frames::dad_solicitation(self.mac, address)),
         };
         if sent >= probes {
+            *claim = Claim::NEW;
             return self.announce(claim, 0);
         }
         let (low, high) = self.settings.probe_spacing;
         let wait = if sent + 1 == probes { self.settings.listen } else { self.between(low, high) };
         claim.stage = Stage::Probing { sent: sent + 1, due: self.now + wait };
         Some(frame)
+    }
+
+    fn refuse(&self, claim: &mut Claim, by: Mac) {
+        // What it says unasked, while we wait, is the same conflict.
+        if !matches!(claim.stage, Stage::Refused { .. }) {
+            claim.conflicts = claim.conflicts.saturating_add(1);
+        }
+        let Settings { retry_soon, retry, .. } = *self.settings;
+        let wait = if claim.conflicts < MAX_CONFLICTS { retry_soon } else { retry };
+        claim.stage = Stage::Refused { until: self.now + wait };
+        claim.resumed = false;
+        claim.rival = Some((by, self.now));
     }
 
     fn announce(&self, claim: &mut Claim, sent: u32) -> Option<SmallFrame> {

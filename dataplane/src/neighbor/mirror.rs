@@ -104,6 +104,8 @@ pub struct Mirror {
     /// `want` has been called: from now on entries of ours that nobody needs are removed.
     started: bool,
     lookup_all: bool,
+    /// Events were lost, and the tables could not be read since.
+    stale: bool,
     last_lookup: Option<Instant>,
     resyncs: u64,
     hops: Arc<Hops>,
@@ -125,6 +127,7 @@ impl Mirror {
             pokes: HashMap::new(),
             started: false,
             lookup_all: true,
+            stale: false,
             last_lookup: None,
             resyncs: 0,
             hops: Arc::default(),
@@ -191,10 +194,12 @@ impl Mirror {
     pub fn resync(&mut self) -> bool {
         self.resyncs += 1;
         if let Err(error) = self.read_tables() {
-            tracing::warn!(%error, "the kernel's tables cannot be read; trying again");
-            self.lookup_all = true;
+            if !std::mem::replace(&mut self.stale, true) {
+                tracing::warn!(%error, "the kernel's tables cannot be read; trying again");
+            }
             return false;
         }
+        self.stale = false;
         self.lookup(|_| true);
         self.publish()
     }
@@ -202,13 +207,17 @@ impl Mirror {
     /// Regular work, a few times a second: delayed lookups, entries that need a push.
     pub fn poll(&mut self, now: Instant) -> bool {
         let since = self.last_lookup.map(|last| now.saturating_duration_since(last));
-        let due = if self.lookup_all { LOOKUP_ALL } else { LOOKUP_REGULAR };
+        let due = if self.lookup_all || self.stale { LOOKUP_ALL } else { LOOKUP_REGULAR };
         let mut changed = false;
         if since.is_none_or(|since| since >= due) {
             self.lookup_all = false;
             self.last_lookup = Some(now);
-            self.lookup(|_| true);
-            changed = self.publish();
+            changed = if self.stale {
+                self.resync()
+            } else {
+                self.lookup(|_| true);
+                self.publish()
+            };
         }
         self.poke(now);
         changed
@@ -241,15 +250,15 @@ impl Mirror {
         self.resyncs
     }
 
-    /// A clean stop: the neighbour entries that are ours go back to the kernel.
-    pub fn release(&mut self) -> Result<(), NetlinkError> {
+    /// A clean stop: the neighbour entries that are ours go. Says how many there were.
+    pub fn release(&mut self) -> Result<usize, NetlinkError> {
         self.wanted.clear();
         self.needed.clear();
         self.started = true;
         // Entries made a moment ago may not have been announced to us yet.
         self.read_tables()?;
         self.remove_unneeded();
-        Ok(())
+        Ok(self.view.neighbors.values().filter(|entry| entry.ours).count())
     }
 
     fn read_tables(&mut self) -> Result<(), NetlinkError> {
@@ -505,4 +514,35 @@ fn read_route(answers: &[RouteNetlinkMessage]) -> Result<Route, String> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads only, in whatever network namespace the test runs in.
+    #[test]
+    fn tables_that_could_not_be_read_are_read_again() {
+        let mut mirror = Mirror::open(&["lo".to_owned()]).expect("rtnetlink");
+        let mut now = Instant::now();
+        mirror.poll(now);
+        mirror.view = KernelView::default();
+        let works = std::mem::replace(&mut mirror.requests, Requests::unanswered());
+        assert!(!mirror.resync());
+        for _ in 0..3 {
+            now += LOOKUP_ALL;
+            mirror.poll(now);
+            assert!(mirror.view.links.is_empty());
+        }
+        mirror.requests = works;
+        mirror.poll(now);
+        assert!(mirror.view.links.is_empty(), "not in every turn");
+        now += LOOKUP_ALL;
+        mirror.poll(now);
+        assert!(!mirror.view.links.is_empty());
+        let resyncs = mirror.resyncs();
+        now += LOOKUP_REGULAR;
+        mirror.poll(now);
+        assert_eq!(mirror.resyncs(), resyncs, "once it is done, it is done");
+    }
 }

@@ -70,6 +70,13 @@ impl Requests {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// By a socket nobody answers on: every request fails.
+    #[cfg(test)]
+    pub(super) fn unanswered() -> Self {
+        let socket = Socket::new(netlink_sys::protocols::NETLINK_USERSOCK).expect("a socket");
+        Self { socket, sequence: 0, buffer: vec![0; BUFFER] }
+    }
+
     /// Sends a change or a query of one thing; the messages that came back before the acknowledgement.
     pub(super) fn ask(
         &mut self,

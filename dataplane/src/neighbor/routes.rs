@@ -51,11 +51,12 @@ impl OwnRoutes {
         self.reconcile()
     }
 
-    /// A clean stop: every route with our mark goes.
-    pub fn clear(&mut self) -> Result<(), NetlinkError> {
+    /// A clean stop: every route with our mark goes. Says how many there were.
+    pub fn clear(&mut self) -> Result<usize, NetlinkError> {
         self.unreachable.clear();
         self.local.clear();
-        self.reconcile()
+        let present = self.present()?.len();
+        self.reconcile().map(|()| present)
     }
 
     /// What was left out, and why.

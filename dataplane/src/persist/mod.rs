@@ -27,7 +27,12 @@ const LAYOUT: u32 = 2;
 pub const MAX_SNATS: usize = 256;
 pub const MAX_HOPS: usize = 8192;
 
-/// A client's last hop as it is stored: the port's interface is named by its place in the config.
+/// Ports whose interfaces are stored by name.
+const MAX_PORTS: usize = 128;
+/// The place of a port that is no more: replies go by the default route then.
+const NO_PORT: u8 = u8::MAX;
+
+/// A client's last hop as it is stored: `port` is a place in the config, its interface in [`Header::ports`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct StoredHop {
@@ -62,7 +67,12 @@ pub struct Header {
     pub snat_v6: [[u8; 16]; MAX_SNATS],
     pub hops: [StoredHop; MAX_HOPS],
     pub hop_tags: [[u32; 2]; MAX_HOPS],
+    /// The interface in each place. Zeroes in files of builds that did not store them.
+    ports: [[u8; 16]; MAX_PORTS],
 }
+
+// `ports` lies in what was padding before the records: such files are taken up, and take this build's up.
+const _: () = assert!(Shape::records_at() == 34 * 4096);
 
 /// What a worker's store must look like to be taken up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +194,26 @@ impl Store {
     #[must_use]
     pub fn seed(&self) -> [u64; 2] {
         self.header().seed
+    }
+
+    /// Says which interface is in which place now: the last hops that an earlier process stored follow theirs. A kill
+    /// in the middle leaves some where they were, until their clients' next packets.
+    pub fn place_ports<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        let mut now = [[0; 16]; MAX_PORTS];
+        for (place, name) in now.iter_mut().zip(names) {
+            let len = name.len().min(place.len());
+            place[..len].copy_from_slice(&name.as_bytes()[..len]);
+        }
+        let Header { ports, hops, .. } = self.header_mut();
+        if *ports != now {
+            for hop in hops.iter_mut().filter(|hop| hop.used != 0) {
+                if let Some(name) = ports.get(usize::from(hop.port)).filter(|name| **name != [0; 16]) {
+                    let place = now.iter().position(|placed| placed == name);
+                    hop.port = place.map_or(NO_PORT, |place| place as u8);
+                }
+            }
+            *ports = now;
+        }
     }
 
     /// Keeps a client's last hop for the next process.
@@ -319,6 +349,22 @@ fn mismatch(file: &File, len: u64, shape: Shape, boot_id: [u8; 16]) -> std::io::
     } else {
         None
     })
+}
+
+/// Removes the stores of workers beyond the first `workers`: nobody takes them up, and each would hold its memory until
+/// the machine is booted.
+///
+/// # Errors
+/// The directory cannot be read, or a file not removed.
+pub fn remove_beyond(workers: u16, run_dir: &Path) -> std::io::Result<()> {
+    for entry in run_dir.read_dir()? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_prefix("flows."));
+        if name.and_then(|number| number.parse().ok()).is_some_and(|worker: u16| worker >= workers) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks for the file's pages now: on a full tmpfs the first packet to need one would end the process

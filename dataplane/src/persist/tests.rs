@@ -73,6 +73,48 @@ fn a_second_process_is_refused_with_the_remedy() {
 }
 
 #[test]
+fn last_hops_follow_their_interfaces_to_other_places() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("flows.1");
+    let places = |names: &[&str]| {
+        let mut store = open(&path, SHAPE, BOOT);
+        store.place_ports(names.iter().copied());
+        store.header().hops[..4].iter().map(|hop| hop.port).collect::<Vec<_>>()
+    };
+    places(&["eth0", "eth1", "tap"]);
+    let mut store = open(&path, SHAPE, BOOT);
+    for port in 0..3 {
+        let hop = StoredHop { mac: [2, 0, 0, 0, 0, port], port, used: 1 };
+        store.keep_hop(u16::from(port) + 1, hop, Tags::NONE);
+    }
+    drop(store);
+    assert_eq!(places(&["eth0", "eth1", "tap"]), [0, 0, 1, 2]);
+    assert_eq!(places(&["eth1", "eth7", "eth0", "tap"]), [0, 2, 0, 3]);
+    assert_eq!(places(&["eth1", "tap"]), [0, NO_PORT, 0, 1], "by nobody else's port");
+    assert_eq!(places(&["eth0", "eth1", "tap"]), [0, NO_PORT, 1, 2]);
+
+    // A file of a build that stored no names: as before.
+    let at = std::mem::offset_of!(Header, ports) as u64;
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0; 16 * MAX_PORTS], at).unwrap();
+    assert_eq!(places(&["eth1", "eth0", "tap"]), [0, NO_PORT, 1, 2]);
+}
+
+#[test]
+fn stores_of_workers_that_are_no_more_go_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let others = ["flows", "flows.x", "flows.9.old", "lock", "placement.json"];
+    for name in ["flows.0", "flows.1", "flows.2", "flows.10"].iter().chain(&others) {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    remove_beyond(2, dir.path()).unwrap();
+    let mut left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["flows", "flows.0", "flows.1", "flows.9.old", "flows.x", "lock", "placement.json"]);
+    assert!(remove_beyond(2, Path::new("/nonexistent")).is_err());
+}
+
+#[test]
 fn a_directory_that_is_not_there_is_named() {
     let Err(error) = Store::open(Path::new("/nonexistent/flows.0"), SHAPE, BOOT, [1, 1]) else { panic!("opened") };
     assert!(error.to_string().starts_with("/nonexistent/flows.0: "), "{error}");
