@@ -102,6 +102,10 @@ const JITTER: f64 = 0.1;
 /// The share of the budget that targets may take whose state nobody doubts: 500 nodes are asked every eight seconds by
 /// default, and one that does not answer three times within the next.
 const AT_REST: f64 = 0.125;
+/// Targets whose state nobody doubts are asked at multiples of this: what a probe costs is mostly that it wakes a
+/// process at rest. (A quarter of a second's probes at rest are less than [`burst`].) Less than the jitter, so that
+/// they still change places.
+const GRID: Duration = Duration::from_millis(250);
 /// Between a first assumption and its proof, and while a state is in doubt, targets are asked this much more often.
 const HASTE: f64 = 0.25;
 
@@ -236,7 +240,8 @@ impl Board {
         let changed = entry.take(outcome);
         let interval = entry.target.timing.interval;
         let interval = if entry.is_in_doubt() { interval.mul_f64(HASTE) } else { interval.max(rest) };
-        entry.due = now + interval.mul_f64(jitter);
+        let due = now + interval.mul_f64(jitter);
+        entry.due = if entry.is_in_doubt() { due } else { on_grid(due, interval) };
         self.queue.insert((entry.due, launch.id.clone()));
         changed
     }
@@ -347,6 +352,12 @@ impl Entry {
             (Some(_), _) => BackendState::Active,
         }
     }
+}
+
+/// The nearest time at which others are asked as well.
+fn on_grid(due: Duration, interval: Duration) -> Duration {
+    let grid = GRID.min(interval / 8).max(Duration::from_millis(1));
+    grid.mul_f64((due.as_secs_f64() / grid.as_secs_f64()).round())
 }
 
 /// The same probe at the same pace: its past results still tell.
