@@ -273,13 +273,14 @@ impl Loop {
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             self.drain();
-            let now = Instant::now();
-            if let Some(later) = self.hold_back(now) {
-                wake = wake.min(later);
-                continue;
-            }
-            wake = self.turn(now);
+            wake = self.advance(Instant::now());
         }
+    }
+
+    /// When to be here again at the latest. While a burst is waited out no turn is made, so what else falls due waits
+    /// with it: a time that has passed would bring the loop back at once, again and again.
+    fn advance(&mut self, now: Instant) -> Instant {
+        self.hold_back(now).unwrap_or_else(|| self.turn(now))
     }
 
     /// Everything that has come meanwhile.

@@ -4,6 +4,7 @@
 mod addresses;
 mod boxes;
 mod life_cycle;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

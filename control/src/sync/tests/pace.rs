@@ -1,0 +1,53 @@
+//! How much the loop does for what happens: counted, not timed.
+
+use super::*;
+use crate::sync::{Freshness, Loop, News, Seams};
+
+/// A loop around what has come to rest, its other ends held nowhere: nothing comes in.
+fn around(controller: Controller) -> Loop {
+    let client = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
+    let (health, _) = crate::probe::seam();
+    let (done_tx, done) = tokio::sync::mpsc::channel(64);
+    let role = tokio::sync::watch::channel(controller.role.clone());
+    Loop {
+        client: kube::Client::try_from(client).unwrap(),
+        name: "box-a".into(),
+        permits: Arc::new(tokio::sync::Semaphore::new(1)),
+        kubernetes: controller.kubernetes.clone(),
+        seams: Seams::new(health).0,
+        inputs: tokio::sync::mpsc::channel(1).1,
+        roles: role.1,
+        role_tx: role.0,
+        fit: tokio::sync::watch::channel(true).0,
+        parcel_tx: tokio::sync::watch::channel(Parcel::default()).0,
+        progress: tokio::sync::watch::channel(Progress::default()).1,
+        notes: tokio::sync::mpsc::channel(64).0,
+        done_tx,
+        done,
+        shutdown: tokio::sync::watch::channel(false).1,
+        fresh: Freshness::default(),
+        news: News::default(),
+        controller,
+    }
+}
+
+#[tokio::test]
+async fn while_a_burst_is_waited_out_the_loop_does_not_turn_for_what_falls_due() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.edit("web", |s| s["spec"]["ports"][0]["port"] = json!(81));
+    let mut now = sim.now;
+    sim.controller.remind(&ServiceKey::new("default", "web"), now);
+    sim.controller.translate_time = Duration::from_millis(100);
+    let before = sim.controller.translations;
+    let mut turner = around(sim.controller);
+    turner.fresh.translated = Some(now);
+    let mut rounds = 0;
+    while turner.controller.translations == before && rounds < 100 {
+        let wake = turner.advance(now);
+        now = now.max(wake);
+        rounds += 1;
+    }
+    assert_eq!(rounds, 2, "once to see that it is too early, once to turn");
+}
