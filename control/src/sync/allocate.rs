@@ -16,6 +16,14 @@ use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
 impl Controller {
     /// Asks the allocator for every Service that lacks an address, and orders the records.
     pub(super) fn allocate(&mut self, turn: &mut Turn, now: Instant) {
+        // Once a turn, however many records came: in a first sync there are as many as Services.
+        if std::mem::take(&mut self.capacity_news) {
+            for key in &self.lacking {
+                if let Some(work) = self.work.get_mut(key) {
+                    work.allocate_after = None;
+                }
+            }
+        }
         let mut waiting = self.waiting(turn, now);
         if waiting.is_empty() {
             return;

@@ -88,6 +88,8 @@ pub struct Controller {
     pub(super) records_in_flight: HashMap<IpAddr, VipAllocationSpec>,
     pub(super) record_backoff: HashMap<IpAddr, (u32, Instant)>,
     pub(super) pools_dirty: bool,
+    /// Who found nothing is to ask again.
+    pub(super) capacity_news: bool,
     /// The pools' statuses are written once a second at most: each write says it all.
     pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
@@ -136,6 +138,7 @@ impl Controller {
             records_in_flight: HashMap::new(),
             record_backoff: HashMap::new(),
             pools_dirty: true,
+            capacity_news: false,
             pools_after: None,
             quarantined_until: None,
             drained_at: HashMap::new(),
@@ -310,9 +313,7 @@ impl Controller {
     /// Somebody who found nothing may find something now.
     pub(super) fn capacity_changed(&mut self) {
         self.pools_dirty = true;
-        for work in self.work.values_mut() {
-            work.allocate_after = None;
-        }
+        self.capacity_news = true;
     }
 
     pub fn on_role(&mut self, role: Role) {

@@ -51,3 +51,25 @@ async fn while_a_burst_is_waited_out_the_loop_does_not_turn_for_what_falls_due()
     }
     assert_eq!(rounds, 2, "once to see that it is too early, once to turn");
 }
+
+#[test]
+fn those_without_an_address_are_looked_at_once_a_turn_and_not_for_each_record() {
+    let mut sim = Sim::with("[[kubernetes.pool]]\nname = 'p'\naddresses = ['203.0.113.1']");
+    for name in ["one", "two"] {
+        sim.put(&service(name));
+        sim.settle();
+    }
+    let waits = |sim: &Sim| sim.controller.work[&ServiceKey::new("default", "two")].allocate_after;
+    let before = waits(&sim);
+    assert!(before.is_some());
+    let record: Value = json!({"metadata": {"name": "198.51.100.1", "uid": "r", "resourceVersion": "1"},
+        "spec": {"address": "198.51.100.1", "owner": "another", "pool": "p"}});
+    sim.feed(index::on_record(Event::Apply(serde_json::from_value(record).unwrap())));
+    assert_eq!(waits(&sim), before, "nobody was walked for it");
+    sim.now += Duration::from_millis(1);
+    sim.settle();
+    assert_ne!(waits(&sim), before, "asked again, and refused again");
+    sim.delete("one");
+    sim.settle();
+    assert_eq!(sim.ingress("two"), ["203.0.113.1"]);
+}
