@@ -147,12 +147,17 @@ impl Dataplane {
         }
     }
 
-    /// Replaces the owner's snapshot; with `wait`, until every worker runs it or the time is over
+    /// Replaces the owner's snapshot (a [`Desired`], or one that is [`Stamped`](crate::dataplane::Stamped)); with `wait`, until every worker runs it or the time is over
     /// (`acknowledged` says which).
     ///
     /// # Errors
     /// See [`status`](Self::status).
-    pub async fn put_desired(&self, owner: &str, desired: &Desired, wait: Option<Duration>) -> Answer<Accepted> {
+    pub async fn put_desired(
+        &self,
+        owner: &str,
+        desired: &impl Serialize,
+        wait: Option<Duration>,
+    ) -> Answer<Accepted> {
         self.put(&format!("/v1/desired/{}", encoded(owner)), desired, wait).await
     }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{BackendState, Desired};
+use penstock_configs::desired::BackendState;
 
 use super::driver::{Parcel, Progress};
 use super::events::Note;
@@ -481,7 +481,7 @@ impl Controller {
             turn.parcel = Some(Parcel {
                 version: self.version,
                 term,
-                desired: Arc::new(Desired::clone(&self.translation.desired)),
+                desired: self.translation.desired.clone(),
                 recalls: self.recalled.is_some(),
                 programmed: Arc::new(programmed(&self.translation.plans)),
             });

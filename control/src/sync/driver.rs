@@ -4,16 +4,18 @@
 //! away or came back empty gets the whole again.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{BackendState, Desired};
+use penstock_configs::desired::{BackendState, Desired, Service};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::backoff::Backoff;
-use crate::dataplane::{Dataplane, DataplaneError, Fault};
+use crate::dataplane::{Dataplane, DataplaneError, Fault, Stamped};
 use crate::index::ServiceKey;
 
 /// How long one PUT may wait for the workers.
@@ -41,7 +43,8 @@ pub struct Progress {
     pub acknowledged: u64,
     pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
     pub generation: u64,
-    pub digest: u64,
+    /// What it was acknowledged of.
+    pub served: Arc<Desired>,
     /// Why the newest is not acknowledged, in words.
     pub trouble: Option<String>,
     /// Faults of a refused snapshot, of the parcel with that version.
@@ -134,9 +137,7 @@ impl<D: Dataplane> Driver<D> {
             Ok(generation) => generation,
             Err(error) => return self.failed(parcel, &error),
         };
-        let mut desired = Desired::clone(&parcel.desired);
-        desired.generation = generation;
-        desired.term = parcel.term;
+        let desired = Stamped { generation, term: parcel.term, content: &parcel.desired };
         let answer = self.dataplane.put_desired(&self.owner, &desired, WAIT).await;
         match answer {
             Ok(acknowledged) => {
@@ -170,7 +171,7 @@ impl<D: Dataplane> Driver<D> {
             if acknowledged {
                 p.acknowledged = parcel.version;
                 p.programmed = parcel.programmed.clone();
-                p.digest = digest(&parcel.desired);
+                p.served = parcel.desired.clone();
                 p.trouble = None;
             } else {
                 p.trouble = Some(format!("not every worker runs generation {generation} yet"));
@@ -228,14 +229,43 @@ impl<D: Dataplane> Driver<D> {
     }
 }
 
-/// Equal on two boxes that serve the same, whoever announces.
-fn digest(desired: &Desired) -> u64 {
-    use std::hash::{DefaultHasher, Hasher};
-    let mut content = desired.clone();
-    for service in &mut content.services {
-        service.announce = None;
+/// Equal on two boxes that serve the same, whoever announces. Walks all of it: not to be asked for each snapshot.
+pub(super) fn digest(desired: &Desired) -> u64 {
+    let mut sink = Hashed(DefaultHasher::new());
+    // Writing to it does not fail.
+    let _ = serde_json::to_writer(&mut sink, &(&desired.nodes, &desired.sets));
+    for service in &desired.services {
+        let _ = serde_json::to_writer(&mut sink, &Service { announce: None, ..service.clone() });
     }
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&serde_json::to_vec(&content).unwrap_or_default());
-    hasher.finish()
+    sink.0.finish()
+}
+
+struct Hashed(DefaultHasher);
+
+impl io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_tells_what_is_served_and_not_who_announces() {
+        let with = |port: u16, announce: &str| -> Desired {
+            serde_json::from_value(serde_json::json!({"generation": 1,
+                "service": [{"name": "one", "vip": "203.0.113.1", "port": port, "protocol": "tcp",
+                    "backends": [{"address": "10.0.0.1", "port": 80}], "announce": announce}]}))
+            .unwrap()
+        };
+        assert_eq!(digest(&with(80, "l2")), digest(&Desired { generation: 2, ..with(80, "none") }));
+        assert_ne!(digest(&with(80, "l2")), digest(&with(81, "l2")));
+    }
 }

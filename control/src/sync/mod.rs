@@ -32,7 +32,7 @@ pub use self::controller::Controller;
 pub use self::driver::{Parcel, Progress};
 pub use self::feed::{FeedState, api_error};
 
-use self::driver::drive;
+use self::driver::{digest, drive};
 use self::feed::{Input, feed};
 use self::job::Done;
 use crate::config::{ControlConfig, KubernetesConfig};
@@ -204,6 +204,8 @@ fn spawn_feeds(
 #[derive(Debug, Default)]
 struct Freshness {
     the_box: Option<(VipBoxStatus, Instant)>,
+    /// Of what the dataplane acknowledged, by version: it is dear, and told every few seconds at most.
+    digest: Option<(u64, String)>,
     metrics: Option<Instant>,
     translations: u64,
     sent: u64,
@@ -432,29 +434,27 @@ impl Loop {
     }
 
     fn publish_box(&mut self, now: Instant) {
-        let progress = &self.controller.progress;
-        if self.controller.version == 0 {
+        let heartbeat = self.heartbeat();
+        let age = self.fresh.the_box.as_ref().map(|(_, at)| now.duration_since(*at));
+        if self.controller.version == 0 || age.is_some_and(|age| age < BEAT.min(heartbeat)) {
             return;
+        }
+        let progress = &self.controller.progress;
+        if self.fresh.digest.as_ref().is_none_or(|(of, _)| *of != progress.acknowledged) {
+            self.fresh.digest = Some((progress.acknowledged, format!("{:016x}", digest(&progress.served))));
         }
         let mut status = VipBoxStatus {
             leader: self.controller.role.leader,
             term: self.controller.role.term.unwrap_or(0),
             generation: progress.generation,
             acknowledged: if progress.trouble.is_none() { progress.generation } else { 0 },
-            digest: format!("{:016x}", progress.digest),
+            digest: self.fresh.digest.as_ref().map(|(_, digest)| digest.clone()).unwrap_or_default(),
             services: progress.programmed.len() as u64,
             fault: progress.trouble.as_deref().map(|trouble| index::outcome::shortened(trouble).to_owned()),
             last_seen: String::new(),
         };
-        let heartbeat = self.heartbeat();
-        let due = match &self.fresh.the_box {
-            None => true,
-            Some((before, at)) => {
-                let age = now.duration_since(*at);
-                age >= heartbeat || *before != status && age >= BEAT
-            }
-        };
-        if !due {
+        let says_more = self.fresh.the_box.as_ref().is_none_or(|(before, _)| *before != status);
+        if age.is_some_and(|age| age < heartbeat) && !says_more {
             return;
         }
         self.fresh.the_box = Some((status.clone(), now));

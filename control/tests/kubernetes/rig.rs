@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use penstock_configs::desired::{Desired, Health};
 use penstock_control::config::ControlConfig;
 use penstock_control::crd;
-use penstock_control::dataplane::{Dataplane, DataplaneError};
+use penstock_control::dataplane::{Dataplane, DataplaneError, Stamped};
 use penstock_control::metrics::Metrics;
 use penstock_control::probe;
 use penstock_control::sync::{self, Query, Seams};
@@ -63,7 +63,7 @@ impl Notes {
 }
 
 impl Dataplane for Notes {
-    async fn put_desired(&self, _: &str, desired: &Desired, _: Duration) -> Result<bool, DataplaneError> {
+    async fn put_desired(&self, _: &str, desired: &Stamped<'_>, _: Duration) -> Result<bool, DataplaneError> {
         self.is_there()?;
         if self.down.load(Ordering::SeqCst) {
             return Err(DataplaneError::Unreachable("switched off".into()));
@@ -74,7 +74,8 @@ impl Dataplane for Notes {
             return Err(DataplaneError::Fenced(format!("term {held} leads")));
         }
         self.generation.store(desired.generation, Ordering::SeqCst);
-        self.puts.lock().unwrap().push(desired.clone());
+        let Stamped { generation, term, content } = *desired;
+        self.puts.lock().unwrap().push(Desired { generation, term, ..content.clone() });
         Ok(self.acks.load(Ordering::SeqCst))
     }
 

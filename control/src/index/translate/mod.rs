@@ -34,7 +34,7 @@ pub struct Quarantine {
 #[derive(Debug, Default)]
 pub struct Translation {
     /// Generation and term are the sender's.
-    pub desired: Desired,
+    pub desired: Arc<Desired>,
     /// Every Service that is ours, or has something of ours left on it.
     pub plans: BTreeMap<ServiceKey, Plan>,
     /// Claims of Services that are no more, or no longer ours: to be released once the dataplane is rid of them.
@@ -169,10 +169,14 @@ impl Translation {
         difference.desired = programs || made.sets != self.desired.sets || made.nodes != self.desired.nodes;
         self.empty_sets = made.empty;
         self.targets = made.targets;
-        self.desired.sets = made.sets;
-        self.desired.nodes = made.nodes;
-        if programs {
-            self.desired.services = self.parts.values().flat_map(|part| &part.services).cloned().collect();
+        if difference.desired {
+            // A new one: what was sent keeps the old.
+            let services = match programs {
+                true => self.parts.values().flat_map(|part| &part.services).cloned().collect(),
+                false => self.desired.services.clone(),
+            };
+            let (nodes, sets) = (made.nodes, made.sets);
+            self.desired = Arc::new(Desired { nodes, sets, services, ..Desired::default() });
         }
         self.orphans = orphans(view, &self.plans);
         difference

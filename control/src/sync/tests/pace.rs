@@ -73,3 +73,16 @@ fn those_without_an_address_are_looked_at_once_a_turn_and_not_for_each_record() 
     sim.settle();
     assert_eq!(sim.ingress("two"), ["203.0.113.1"]);
 }
+
+#[test]
+fn a_snapshot_on_its_way_is_no_copy() {
+    let mut sim = Sim::new();
+    sim.acks = false;
+    sim.put(&service("web"));
+    sim.settle();
+    let sent = sim.waiting.clone().unwrap();
+    assert!(Arc::ptr_eq(&sent.desired, &sim.controller.translation.desired));
+    sim.edit("web", |s| s["spec"]["ports"][0]["port"] = json!(81));
+    sim.settle();
+    assert_eq!((sent.desired.services[0].port, sim.waiting.unwrap().desired.services[0].port), (80, 81));
+}
