@@ -78,6 +78,9 @@ pub trait Dataplane: Send + Sync + 'static {
     /// `owner`'s whole snapshot as the dataplane has it.
     fn desired(&self, owner: &str) -> impl Future<Output = Result<Option<Desired>, DataplaneError>> + Send;
 
+    /// What this source said last, in this process or one before it.
+    fn health(&self, source: &str) -> impl Future<Output = Result<Health, DataplaneError>> + Send;
+
     /// In the place of what this source said before.
     fn put_health(&self, source: &str, health: &Health) -> impl Future<Output = Result<(), DataplaneError>> + Send;
 }
@@ -98,6 +101,10 @@ impl Dataplane for crate::client::Dataplane {
 
     async fn desired(&self, owner: &str) -> Result<Option<Desired>, DataplaneError> {
         Self::desired(self, owner).await.map_err(|e| said(&e))
+    }
+
+    async fn health(&self, source: &str) -> Result<Health, DataplaneError> {
+        self.health_of(source).await.map_err(|e| said(&e))
     }
 
     async fn put_health(&self, source: &str, health: &Health) -> Result<(), DataplaneError> {

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use penstock_control::client::Dataplane;
 use penstock_control::config::{ControlConfig, KubernetesConfig};
 use penstock_control::metrics::Metrics;
-use penstock_control::probe::{self, HealthSeam};
+use penstock_control::probe::{self, HealthSeam, Targets};
 use penstock_control::sync::{self, Query, Seams};
 use penstock_control::{cluster, crd, file_services, health, overlay, serve};
 use tokio::sync::{mpsc, watch};
@@ -103,7 +103,9 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
     let (shutdown_tx, shutdown) = watch::channel(false);
     let dataplane = Dataplane::new(&config.dataplane);
     let metrics = Arc::new(Metrics::new());
-    let (cluster_targets, from_cluster) = watch::channel(Arc::default());
+    // Without a cluster all of its targets are known.
+    let whole = config.kubernetes.is_none();
+    let (cluster_targets, from_cluster) = watch::channel(Targets { whole, ..Targets::default() });
     let (health, checker) = probe::seam();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
@@ -161,7 +163,7 @@ struct Cluster {
     config: Arc<ControlConfig>,
     kubernetes: KubernetesConfig,
     dataplane: Arc<Dataplane>,
-    targets: watch::Sender<Arc<Vec<probe::ProbeTarget>>>,
+    targets: watch::Sender<Targets>,
     view: watch::Receiver<Arc<probe::HealthView>>,
     metrics: Arc<Metrics>,
 }

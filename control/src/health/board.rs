@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use penstock_configs::desired::{BackendHealth, BackendState};
 
-use crate::probe::{Check, HealthView, ProbeTarget, TargetState};
+use crate::probe::{Check, HealthView, Place, ProbeTarget, TargetState};
 
 /// One result, with its reason in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,20 +261,23 @@ impl Board {
         f64::from(fraction) / f64::from(u32::MAX) * 2.0 - 1.0
     }
 
-    /// Everything, with the panic threshold applied.
+    /// Everything, with the panic threshold applied; whether that is the whole its caller knows.
     #[must_use]
     pub fn view(&self) -> HealthView {
         let panicking = self.panicking();
-        let mut overlay: BTreeMap<(IpAddr, Option<u16>), Shown<'_>> = BTreeMap::new();
+        let mut overlay: BTreeMap<Place, Shown<'_>> = BTreeMap::new();
         for entry in self.entries.values() {
             let state = entry.shown(panicking.get(&entry.target.group));
-            let shown = Shown { state, reason: &entry.reason, doubted: state != entry.state };
+            let (doubted, settled) = (state != entry.state, entry.settled);
+            let shown = Shown { state, reason: &entry.reason, doubted, settled };
             for port in &entry.target.covers {
                 let place = overlay.entry((entry.target.address, *port)).or_insert(shown);
+                let settled = settled && place.settled;
                 // Two checks of one place: the worse one is right.
                 if (severity(shown.state), shown.doubted) > (severity(place.state), place.doubted) {
                     *place = shown;
                 }
+                place.settled = settled;
             }
         }
         let targets = self.entries.iter().map(|(id, entry)| {
@@ -286,6 +289,8 @@ impl Board {
             backends: worth_telling(&overlay),
             targets: targets.collect(),
             panicking: panicking.into_keys().cloned().collect(),
+            judged: overlay.iter().filter(|(_, shown)| shown.settled).map(|(place, _)| *place).collect(),
+            whole: false,
         }
     }
 
@@ -384,11 +389,13 @@ struct Shown<'a> {
     state: BackendState,
     reason: &'a str,
     doubted: bool,
+    /// By every check of it.
+    settled: bool,
 }
 
 /// A backend that is not named is up; so only what is not, the ports that are while their node is not, and for people
 /// what is used against its check.
-fn worth_telling(overlay: &BTreeMap<(IpAddr, Option<u16>), Shown<'_>>) -> Vec<BackendHealth> {
+fn worth_telling(overlay: &BTreeMap<Place, Shown<'_>>) -> Vec<BackendHealth> {
     let is_out = |place: &Shown<'_>| place.state != BackendState::Active;
     let node_is_out = |address: &IpAddr| overlay.get(&(*address, None)).is_some_and(is_out);
     overlay

@@ -561,14 +561,14 @@ async fn the_loop_follows_a_server_that_goes_and_comes_back() {
     let running = tokio::spawn(run(checker, config(), stopping));
     let mut views = health.view.clone();
     until(&mut views, |v| v.checking && v.targets.is_empty()).await;
-    health.targets.send_replace(Arc::new(vec![one.clone()]));
+    health.targets.send_replace(seam::Targets::all(vec![one.clone()]));
     until(&mut views, |v| v.checking && v.targets.get("a").is_some_and(|t| t.settled && t.state == Active)).await;
     drop(listener);
     until(&mut views, |v| v.backends.iter().any(|b| b.state == Down && b.reason.contains("refused"))).await;
     let listener = TcpListener::bind(place).await.unwrap();
     until(&mut views, |v| v.backends.is_empty() && v.targets["a"].state == Active).await;
     drop(listener);
-    health.targets.send_replace(Arc::new(Vec::new()));
+    health.targets.send_replace(seam::Targets::all(Vec::new()));
     until(&mut views, |v| v.targets.is_empty()).await;
     stop.send_replace(true);
     running.await.unwrap();
@@ -579,7 +579,7 @@ async fn switched_off_it_says_nothing() {
     let (health, checker) = seam::seam();
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(run(checker, HealthConfig { enabled: false, ..config() }, stopping));
-    health.targets.send_replace(Arc::new(vec![target("a", 1, "g")]));
+    health.targets.send_replace(seam::Targets::all(vec![target("a", 1, "g")]));
     stop.send_replace(true);
     running.await.unwrap();
     assert!(!health.view.borrow().checking);

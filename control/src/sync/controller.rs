@@ -492,7 +492,8 @@ impl Controller {
             let since = orphaned.get(&id).copied().unwrap_or(self.version);
             self.orphan_since.insert(id, since);
         }
-        if difference.targets {
+        // The first also where there are none: that is known then.
+        if difference.targets || self.translations == 1 {
             turn.targets = Some(Arc::new(self.translation.targets.clone()));
         }
         self.translate_time = began.elapsed();

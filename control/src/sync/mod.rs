@@ -41,7 +41,7 @@ use crate::dataplane::Dataplane;
 use crate::index;
 use crate::leader::{Role, elect};
 use crate::metrics::{KindLabel, Metrics, PoolLabel, StageLabel};
-use crate::probe::HealthSeam;
+use crate::probe::{HealthSeam, Targets};
 use crate::why::{Why, stage_name};
 
 #[derive(Debug, thiserror::Error)]
@@ -387,7 +387,7 @@ impl Loop {
             self.parcel_tx.send_replace(parcel);
         }
         if let Some(targets) = turn.targets {
-            self.seams.health.targets.send_replace(targets);
+            self.seams.health.targets.send_replace(Targets { list: targets, whole: true });
         }
         for job in turn.jobs {
             self.spawn(job);

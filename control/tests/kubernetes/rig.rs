@@ -91,6 +91,10 @@ impl Dataplane for Notes {
         Ok(self.generation(owner).await?.map(|_| self.last()))
     }
 
+    async fn health(&self, _: &str) -> Result<Health, DataplaneError> {
+        Ok(Health::default())
+    }
+
     async fn put_health(&self, _: &str, _: &Health) -> Result<(), DataplaneError> {
         Ok(())
     }

@@ -227,8 +227,12 @@ fn what_becomes_of_connections_is_the_services_own_word() {
     assert_eq!((tcp.on_down, tcp.on_idle), (OnDown::Reset, OnIdle::Reset));
     assert_eq!((udp.on_down, udp.on_idle), (OnDown::Keep, OnIdle::Forget));
     assert_eq!((sctp.on_down, sctp.on_idle), (OnDown::Reset, OnIdle::Forget));
-    let snapshot =
-        Desired { generation: 1, services, sets: serving(&service).translate().desired.sets.clone(), ..Desired::default() };
+    let snapshot = Desired {
+        generation: 1,
+        services,
+        sets: serving(&service).translate().desired.sets.clone(),
+        ..Desired::default()
+    };
     let nodes = serving(&service).translate().desired.nodes.clone();
     let faults = penstock_configs::validate::desired(&Desired { nodes, ..snapshot }, "kubernetes", &Default::default());
     // But for what the box lacks that nobody described.
