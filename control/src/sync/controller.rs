@@ -64,6 +64,19 @@ pub struct Work {
     pub(super) ensured: Option<u64>,
 }
 
+/// A record that could not be written.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    pub(super) failures: u32,
+    pub(super) until: Instant,
+    pub(super) why: String,
+}
+
+impl Unwritten {
+    /// Once is a race that was lost.
+    pub(super) const TOLD: u32 = 2;
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) good: bool,
@@ -86,7 +99,7 @@ pub struct Controller {
     pub(super) groups: HashMap<Arc<str>, Group>,
     pub(super) orphan_since: HashMap<(IpAddr, String), u64>,
     pub(super) records_in_flight: HashMap<IpAddr, VipAllocationSpec>,
-    pub(super) record_backoff: HashMap<IpAddr, (u32, Instant)>,
+    pub(super) record_backoff: HashMap<IpAddr, Unwritten>,
     pub(super) pools_dirty: bool,
     /// Who found nothing is to ask again.
     pub(super) capacity_news: bool,
