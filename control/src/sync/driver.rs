@@ -73,7 +73,7 @@ pub(super) async fn drive<D: Dataplane>(
     mut parcels: watch::Receiver<Parcel>,
     progress: watch::Sender<Progress>,
 ) {
-    let mut driver = Driver { dataplane, owner, progress, next: None, backoff: Backoff::new(0.1, 5.0) };
+    let mut driver = Driver { dataplane, owner, progress, next: None, term: None, backoff: Backoff::new(0.1, 5.0) };
     while let Err(pause) = driver.recall().await {
         tokio::time::sleep(pause).await;
     }
@@ -109,6 +109,8 @@ struct Driver<D> {
     progress: watch::Sender<Progress>,
     /// The generation to send next; unknown until the dataplane was asked: it may hold what a former process sent.
     next: Option<u64>,
+    /// The one in which a former process sent.
+    term: Option<u64>,
     backoff: Backoff,
 }
 
@@ -120,6 +122,7 @@ impl<D: Dataplane> Driver<D> {
             Err(error) => return Err(self.failed(&Parcel::default(), &error)),
         };
         self.next = Some(left.generation + 1);
+        self.term = left.term;
         self.backoff.reset();
         let draining = left.sets.iter().flat_map(|set| &set.backends).filter(|b| b.state == BackendState::Draining);
         let names: BTreeSet<String> = draining.filter_map(|b| b.node.clone()).collect();
@@ -137,7 +140,9 @@ impl<D: Dataplane> Driver<D> {
             Ok(generation) => generation,
             Err(error) => return self.failed(parcel, &error),
         };
-        let desired = Stamped { generation, term: parcel.term, content: &parcel.desired };
+        // Who is alone by declaration goes on in the term of the last who was elected, as `penstock apply` does.
+        let term = parcel.term.or(self.term);
+        let desired = Stamped { generation, term, content: &parcel.desired };
         let answer = self.dataplane.put_desired(&self.owner, &desired, WAIT).await;
         match answer {
             Ok(acknowledged) => {

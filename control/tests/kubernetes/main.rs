@@ -379,6 +379,18 @@ async fn a_lease_that_somebody_deletes_fences_nobody_off_for_ever() {
 }
 
 #[tokio::test]
+async fn who_is_alone_by_declaration_goes_on_where_the_last_who_was_elected_ended() {
+    let server = cluster();
+    let control = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let dataplane = control.dataplane.clone();
+    control.stop().await;
+    let control = Control::start_as(&server, "box-a", dataplane, "enabled = false").await;
+    still_serves(&server, "after").await;
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn what_waits_to_be_written_is_not_written_by_a_box_that_leads_no_longer() {
     let server = cluster();
     let control = Control::start(&server, "box-a").await;

@@ -154,10 +154,15 @@ impl Control {
     }
 
     pub async fn start_with(server: &ApiServer, name: &str, dataplane: Arc<Notes>) -> Self {
+        Self::start_as(server, name, dataplane, "duration = 1\nrenew_deadline = 0.7\nretry = 0.1").await
+    }
+
+    /// `election`: that table.
+    pub async fn start_as(server: &ApiServer, name: &str, dataplane: Arc<Notes>, election: &str) -> Self {
         let text = format!(
             "version = 1\nbox = '{name}'\n[kubernetes]\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\n\
              retry = 0.05\nretry_max = 0.5\nfight_backoff = 1\nteardown_wait = 3\nwatch = 5\nstale_after = 0.5\n\
-             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n"
+             [kubernetes.leader_election]\n{election}\n"
         );
         let config = Arc::new(ControlConfig::parse(std::path::Path::new("test.toml"), &text).unwrap());
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&server.kubeconfig("control")).unwrap();
