@@ -171,9 +171,17 @@ struct Cluster {
 /// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
 async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
     let every = Duration::from_secs_f64(context.kubernetes.timing.credentials);
+    let mut tried = cluster::fingerprint(&context.kubernetes);
+    let mut next = None;
     while !*shutdown.borrow() {
-        let fingerprint = cluster::fingerprint(&context.kubernetes);
-        let client = match cluster::client(&context.kubernetes).await {
+        let made = match next.take() {
+            Some(client) => Ok(client),
+            None => {
+                tried = cluster::fingerprint(&context.kubernetes);
+                cluster::client(&context.kubernetes).await
+            }
+        };
+        let client = match made {
             Ok(client) => client,
             Err(problem) => {
                 let trouble = format!("{problem}; trying again in {} s", every.as_secs());
@@ -187,18 +195,34 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let (ask, asked) = mpsc::channel(16);
         let (end, ending) = watch::channel(false);
         let health = HealthSeam { targets: context.targets.clone(), view: context.view.clone() };
-        let seams = Seams { health, queries: asked, metrics: context.metrics.clone() };
+        let (trouble, notice) = watch::channel(None);
+        let seams = Seams { health, queries: asked, metrics: context.metrics.clone(), notice };
         let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
         let mut look = tokio::time::interval(every);
         loop {
             tokio::select! {
                 _ = &mut run => break,
                 Some(query) = queries.recv() => { let _ = ask.send(query).await; }
-                _ = look.tick() => if cluster::fingerprint(&context.kubernetes) != fingerprint {
-                    info!("the credentials have changed: connecting anew");
-                    // No farewell: the Lease is kept, and with it the addresses; the next run takes it over as its own.
-                    run.abort();
-                },
+                _ = look.tick() => {
+                    let fingerprint = cluster::fingerprint(&context.kubernetes);
+                    if std::mem::replace(&mut tried, fingerprint) == fingerprint {
+                        continue;
+                    }
+                    match cluster::client(&context.kubernetes).await {
+                        Ok(client) => {
+                            info!("the credentials have changed: connecting anew");
+                            next = Some(client);
+                            // No farewell: the Lease is kept, and with it the addresses; the next run takes it over.
+                            run.abort();
+                        }
+                        // Half written, or wrong: what is there may still be good, and the Lease with it.
+                        Err(problem) => {
+                            let problem = format!("the credentials have changed and cannot be used, the former stay: {problem}");
+                            warn!("{problem}");
+                            trouble.send_replace(Some(problem));
+                        }
+                    }
+                }
                 _ = shutdown.changed() => { end.send_replace(true); }
             }
         }

@@ -99,6 +99,8 @@ pub struct Seams {
     pub health: HealthSeam,
     pub queries: mpsc::Receiver<Query>,
     pub metrics: Arc<Metrics>,
+    /// What is wrong outside of the loop, for people.
+    pub notice: watch::Receiver<Option<String>>,
 }
 
 impl Seams {
@@ -106,7 +108,8 @@ impl Seams {
     #[must_use]
     pub fn new(health: HealthSeam) -> (Self, mpsc::Sender<Query>) {
         let (asks, queries) = mpsc::channel(16);
-        (Self { health, queries, metrics: Arc::new(Metrics::new()) }, asks)
+        let notice = watch::channel(None).1;
+        (Self { health, queries, metrics: Arc::new(Metrics::new()), notice }, asks)
     }
 }
 
@@ -520,7 +523,11 @@ impl Loop {
     fn answer(&self, query: Query) {
         // Whoever asked may have gone.
         match query {
-            Query::Why { key, reply } => drop(reply.send(self.controller.why(&key, Instant::now()))),
+            Query::Why { key, reply } => {
+                let mut why = self.controller.why(&key, Instant::now());
+                why.notices.extend(self.seams.notice.borrow().clone());
+                drop(reply.send(why));
+            }
             Query::Status { reply } => drop(reply.send(self.status())),
         }
     }
@@ -533,6 +540,7 @@ impl Loop {
             exposed: plan.exposed,
             vips: plan.vips.clone(),
         };
+        let notice = self.seams.notice.borrow().clone();
         Status {
             owner: self.kubernetes.owner.clone(),
             leader: controller.role.leader,
@@ -541,7 +549,7 @@ impl Loop {
             generation: controller.progress.generation,
             acknowledged: controller.version > 0 && controller.progress.acknowledged == controller.version,
             services: controller.translation.plans.iter().map(line).collect(),
-            notices: controller.notices(Instant::now()),
+            notices: controller.notices(Instant::now()).into_iter().chain(notice).collect(),
         }
     }
 }
