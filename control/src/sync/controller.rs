@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::BackendState;
+use penstock_configs::desired::{BackendState, Desired};
 
 use super::driver::{Parcel, Progress};
 use super::events::Note;
@@ -16,6 +16,7 @@ use super::feed::{FeedState, Input};
 use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
+use crate::dataplane::Fault;
 use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
@@ -348,8 +349,7 @@ impl Controller {
     pub fn on_progress(&mut self, progress: Progress, now: Instant) {
         let acknowledged = progress.acknowledged != self.progress.acknowledged;
         let trouble = progress.trouble != self.progress.trouble;
-        let refused = progress.refused.clone();
-        self.progress = progress;
+        let before = std::mem::replace(&mut self.progress, progress);
         self.all_touched |= trouble;
         if acknowledged {
             self.touched.extend(self.unacknowledged.iter().cloned());
@@ -357,21 +357,22 @@ impl Controller {
                 self.unacknowledged.clear();
             }
         }
-        if let Some((version, faults)) = refused
-            && version == self.version
+        // Each refusal counts once, also when something newer is on its way: under churn something always is.
+        if let Some((content, faults)) = self.progress.refused.clone()
+            && !before.refused.is_some_and(|(_, told)| Arc::ptr_eq(&told, &faults))
         {
-            self.set_apart(&faults, now);
+            self.set_apart(&content, &faults, now);
         }
     }
 
     /// What the dataplane refused by name is left out, so that the rest is served.
-    fn set_apart(&mut self, faults: &[crate::dataplane::Fault], now: Instant) {
+    fn set_apart(&mut self, content: &Desired, faults: &[Fault], now: Instant) {
         let mut found = false;
         for fault in faults {
-            for key in self.blamed(fault) {
+            for key in blamed(content, fault) {
                 found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
             }
-            if let Some(node) = numbered(&fault.path, "node").and_then(|i| self.translation.desired.nodes.get(i)) {
+            if let Some(node) = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i)) {
                 found |= self.quarantine.nodes.insert(node.name.as_str().into(), fault.problem.clone()).is_none();
             }
         }
@@ -380,22 +381,6 @@ impl Controller {
             self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
-    }
-
-    fn blamed(&self, fault: &crate::dataplane::Fault) -> Vec<ServiceKey> {
-        let services = &self.translation.desired.services;
-        let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else { return Vec::new() };
-        // A mode that the box lacks something for is one fault, told of the first service that has it.
-        let alike = fault.path.ends_with(".mode");
-        services
-            .iter()
-            .filter(|s| {
-                s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
-            })
-            .filter_map(|s| service_of(&s.name))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
     }
 
     // --- what follows
@@ -439,6 +424,9 @@ impl Controller {
             if let Some((at, _)) = self.timers.first() {
                 turn.wake_at(*at);
             }
+        } else {
+            // Whoever leads one day looks at all of them.
+            self.touched.clear();
         }
         turn
     }
@@ -580,6 +568,22 @@ impl Controller {
             .values()
             .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
     }
+}
+
+fn blamed(content: &Desired, fault: &Fault) -> BTreeSet<ServiceKey> {
+    let services = &content.services;
+    let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else {
+        return BTreeSet::new();
+    };
+    // A mode that the box lacks something for is one fault, told of the first service that has it.
+    let alike = fault.path.ends_with(".mode");
+    services
+        .iter()
+        .filter(|s| {
+            s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
+        })
+        .filter_map(|s| service_of(&s.name))
+        .collect()
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

@@ -47,8 +47,8 @@ pub struct Progress {
     pub served: Arc<Desired>,
     /// Why the newest is not acknowledged, in words.
     pub trouble: Option<String>,
-    /// Faults of a refused snapshot, of the parcel with that version.
-    pub refused: Option<(u64, Arc<Vec<Fault>>)>,
+    /// Faults of a refused snapshot, and what their paths are about: the newest one may be another by now.
+    pub refused: Option<(Arc<Desired>, Arc<Vec<Fault>>)>,
     pub fenced: bool,
     /// Nodes that were draining in the snapshot a former process left; unknown until the dataplane was asked.
     pub recalled: Option<Arc<BTreeSet<String>>>,
@@ -201,7 +201,7 @@ impl<D: Dataplane> Driver<D> {
             p.fenced = matches!(error, DataplaneError::Fenced(_));
             p.note_presence(error);
             p.refused = match error {
-                DataplaneError::Refused { faults } => Some((parcel.version, Arc::new(faults.clone()))),
+                DataplaneError::Refused { faults } => Some((parcel.desired.clone(), Arc::new(faults.clone()))),
                 _ => None,
             };
         });
