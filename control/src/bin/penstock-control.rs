@@ -154,7 +154,7 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => ended.context("a task died").and_then(|result| result),
     };
     shutdown_tx.send_replace(true);
-    // The Lease is given up in this time; a dataplane needs no farewell, it keeps what it has.
+    // What has begun may end in this time; a dataplane needs no farewell, it keeps what it has.
     let _ = tokio::time::timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} }).await;
     outcome
 }

@@ -175,7 +175,7 @@ pub async fn run<D: Dataplane>(
     };
     turner.run().await;
     tasks.shutdown().await;
-    // It gives the Lease up first.
+    // Without a dataplane it gives the Lease up first.
     while elector.join_next().await.is_some() {}
     Ok(())
 }
