@@ -120,6 +120,8 @@ pub struct Controller {
     pub(super) lacking: BTreeSet<ServiceKey>,
     /// Whose last change the dataplane may not have acknowledged.
     unacknowledged: BTreeSet<ServiceKey>,
+    /// What is served otherwise since that version, as far as it is not acknowledged.
+    edited: HashMap<ServiceKey, u64>,
     pub(super) touched: BTreeSet<ServiceKey>,
     all_touched: bool,
     /// When to look at a Service again.
@@ -163,6 +165,7 @@ impl Controller {
             dirty: Dirty::All,
             lacking: BTreeSet::new(),
             unacknowledged: BTreeSet::new(),
+            edited: HashMap::new(),
             touched: BTreeSet::new(),
             all_touched: true,
             timers: BTreeSet::new(),
@@ -353,6 +356,7 @@ impl Controller {
         self.all_touched |= trouble;
         if acknowledged {
             self.touched.extend(self.unacknowledged.iter().cloned());
+            self.edited.retain(|_, version| *version > self.progress.acknowledged);
             if self.progress.acknowledged >= self.version {
                 self.unacknowledged.clear();
             }
@@ -487,6 +491,7 @@ impl Controller {
                 programmed: Arc::new(programmed(&self.translation.plans)),
             });
         }
+        self.edited.extend(difference.edited.into_iter().map(|key| (key, self.version)));
         let orphaned = std::mem::take(&mut self.orphan_since);
         for (address, claim) in &self.translation.orphans {
             let id = (*address, claim.uid.clone());
@@ -545,8 +550,11 @@ impl Controller {
         }
     }
 
-    /// Whether every worker runs a snapshot with these addresses of the Service.
+    /// Whether every worker runs the Service as it is to be served now.
     pub(crate) fn is_acknowledged(&self, key: &ServiceKey, plan: &Plan) -> bool {
+        if self.edited.contains_key(key) {
+            return false;
+        }
         let Some(held) = self.progress.programmed.get(key) else { return false };
         plan.vips.iter().all(|vip| held.contains(vip))
     }

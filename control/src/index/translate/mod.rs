@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Desired, Mode};
+use penstock_configs::desired::{Desired, Mode, Service};
 
 use self::part::Part;
 use super::Index;
@@ -72,6 +72,8 @@ impl Dirty {
 pub struct Difference {
     /// Services whose plan is another one, or gone.
     pub plans: BTreeSet<ServiceKey>,
+    /// Services that are served otherwise than before, whoever announces them.
+    pub edited: Vec<ServiceKey>,
     pub desired: bool,
     pub targets: bool,
     pub empty_sets: bool,
@@ -211,13 +213,23 @@ impl Translation {
         }
         let part = part.filter(|part| !part.services.is_empty());
         let before = self.parts.get(key);
-        let differs = before.map_or(&[][..], |p| &p.services) != part.as_ref().map_or(&[][..], |p: &Part| &p.services);
+        let before = before.map_or(&[][..], |p| &p.services);
+        let now = part.as_ref().map_or(&[][..], |p: &Part| &p.services);
+        let differs = before != now;
+        if differs && is_edit(before, now) {
+            difference.edited.push(key.clone());
+        }
         match part {
             Some(part) => drop(self.parts.insert(key.clone(), part)),
             None => drop(self.parts.remove(key)),
         }
         differs
     }
+}
+
+fn is_edit(before: &[Service], now: &[Service]) -> bool {
+    let same = |a: &Service, b: &Service| a == b || *a == Service { announce: a.announce, ..b.clone() };
+    before.len() != now.len() || !before.iter().zip(now).all(|(before, now)| same(before, now))
 }
 
 /// Claims in our records that no plan stands for.
