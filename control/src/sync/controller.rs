@@ -17,7 +17,7 @@ use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
 use crate::dataplane::Fault;
-use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo};
+use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo, SliceInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Dirty, Plan, Quarantine, Stage, Translation, View, sharers};
@@ -200,6 +200,7 @@ impl Controller {
             Update::Service(change) => self.on_service(change),
             Update::Record(change) => self.on_record(change),
             Update::Node(change) => self.on_node(change, now),
+            Update::Slice(change) => self.on_slice(change),
             update => {
                 let capacity = matches!(update, Update::Pool(_) | Update::Namespace(_));
                 let changed = self.index.apply(update);
@@ -270,6 +271,21 @@ impl Controller {
         }
         // Whose claim comes or goes has a next step, whether or not its plan changes.
         self.touched.extend(services);
+    }
+
+    /// Endpoints matter to `externalTrafficPolicy: Local` alone; most slices that change are of other Services. (One
+    /// that becomes Local says so itself.)
+    fn on_slice(&mut self, change: Change<ServiceKey, SliceInfo>) {
+        let name = change.key().cloned();
+        let is_local = |controller: &Self| {
+            let slice = name.as_ref().and_then(|name| controller.index.slices.get(name));
+            let service = slice.and_then(|slice| controller.index.services.get(&slice.service));
+            service.is_some_and(|info| info.spec.local)
+        };
+        let before = is_local(self);
+        let changed = self.index.apply(Update::Slice(change));
+        // The end of a list says of none in particular what is gone.
+        self.translate_wanted |= changed == Changed::Desired && (name.is_none() || before || is_local(self));
     }
 
     fn on_node(&mut self, change: Change<Arc<str>, NodeInfo>, now: Instant) {

@@ -86,3 +86,31 @@ fn a_snapshot_on_its_way_is_no_copy() {
     sim.settle();
     assert_eq!((sent.desired.services[0].port, sim.waiting.unwrap().desired.services[0].port), (80, 81));
 }
+
+#[test]
+fn endpoints_of_services_that_are_not_local_make_no_translation() {
+    let mut sim = Sim::new();
+    let mut local = service("local");
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    sim.put(&local);
+    sim.put(&service("web"));
+    sim.settle();
+    let translations = sim.controller.translations;
+    let slice = |of: &str, node: &str| {
+        json!({"metadata": {"namespace": "default", "name": format!("{of}-x"), "labels": {"kubernetes.io/service-name": of}},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.1"], "nodeName": node, "conditions": {"ready": true}}]})
+    };
+    let apply = |sim: &mut Sim, slice: Value| {
+        sim.feed(index::on_slice(Event::Apply(serde_json::from_value(slice).unwrap())));
+        sim.settle();
+        sim.controller.translations - translations
+    };
+    assert_eq!(apply(&mut sim, slice("web", "a")), 0);
+    assert_eq!(apply(&mut sim, slice("elsewhere", "a")), 0);
+    assert_eq!(apply(&mut sim, slice("local", "a")), 1);
+    assert_eq!(apply(&mut sim, slice("local", "b")), 2);
+    // From one to the other: the one that was Local has lost it.
+    let mut moved = slice("local", "b");
+    moved["metadata"]["labels"] = json!({"kubernetes.io/service-name": "web"});
+    assert_eq!(apply(&mut sim, moved), 3);
+}
