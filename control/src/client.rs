@@ -147,12 +147,12 @@ impl Dataplane {
         }
     }
 
-    /// Replaces the owner's snapshot; with `wait`, until every worker runs it or the time is over
+    /// Replaces the owner's snapshot (a [`Desired`], or one that is [`Stamped`](crate::dataplane::Stamped)); with `wait`, until every worker runs it or the time is over
     /// (`acknowledged` says which).
     ///
     /// # Errors
     /// See [`status`](Self::status).
-    pub async fn put_desired(&self, owner: &str, desired: &Desired, wait: Option<Duration>) -> Answer<Accepted> {
+    pub async fn put_desired(&self, owner: &str, desired: &impl Serialize, wait: Option<Duration>) -> Answer<Accepted> {
         self.put(&format!("/v1/desired/{}", encoded(owner)), desired, wait).await
     }
 
@@ -167,6 +167,14 @@ impl Dataplane {
     /// See [`status`](Self::status).
     pub async fn health(&self) -> Answer<Health> {
         self.get("/v1/health").await
+    }
+
+    /// What this source said last.
+    ///
+    /// # Errors
+    /// See [`status`](Self::status).
+    pub async fn health_of(&self, source: &str) -> Answer<Health> {
+        self.get(&format!("/v1/health?source={}", encoded(source))).await
     }
 
     /// In the place of what this source said before.

@@ -62,7 +62,7 @@ pub fn fingerprint(kubernetes: &KubernetesConfig) -> u64 {
     }
     let mut hasher = DefaultHasher::new();
     for file in files {
-        // A file that is being replaced is missing for a moment; the next look sees it.
+        // One that is being replaced is missing for a moment: another change.
         std::fs::read(&file).ok().hash(&mut hasher);
     }
     hasher.finish()

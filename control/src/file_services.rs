@@ -12,7 +12,7 @@ use tracing::debug;
 
 use crate::client::Dataplane;
 use crate::config::{FileCheck, HealthConfig};
-use crate::probe::ProbeTarget;
+use crate::probe::{ProbeTarget, Targets};
 
 /// How often the dataplane is asked whether its file's services changed.
 const LOOK: Duration = Duration::from_secs(5);
@@ -22,26 +22,32 @@ const OWNER: &str = "file";
 pub async fn gather(
     dataplane: Dataplane,
     health: HealthConfig,
-    mut cluster: watch::Receiver<Arc<Vec<ProbeTarget>>>,
-    checker: watch::Sender<Arc<Vec<ProbeTarget>>>,
+    mut cluster: watch::Receiver<Targets>,
+    checker: watch::Sender<Targets>,
     mut shutdown: watch::Receiver<bool>,
 ) {
+    let checks_file = health.file_services != FileCheck::None || !health.checks.is_empty();
     let mut from_file: Vec<ProbeTarget> = Vec::new();
+    let mut file_known = !checks_file;
     let mut clustered = true;
     while !*shutdown.borrow() {
-        if health.file_services != FileCheck::None || !health.checks.is_empty() {
+        if checks_file {
             match dataplane.desired(OWNER).await {
-                Ok(desired) => from_file = desired.map(|d| targets(&d, &health)).unwrap_or_default(),
+                Ok(desired) => {
+                    from_file = desired.map(|d| targets(&d, &health)).unwrap_or_default();
+                    file_known = true;
+                }
                 // Away: what was known of its file goes on being checked.
                 Err(error) => debug!("the file's services are not known: {error}"),
             }
         }
-        let mut all = cluster.borrow_and_update().as_ref().clone();
-        all.extend(from_file.iter().cloned());
+        let Targets { list, whole } = cluster.borrow_and_update().clone();
+        let list = Arc::new(list.iter().chain(&from_file).cloned().collect());
+        let all = Targets { list, whole: whole && file_known };
         checker.send_if_modified(|now| {
-            let changed = **now != all;
+            let changed = *now != all;
             if changed {
-                *now = Arc::new(all);
+                *now = all;
             }
             changed
         });

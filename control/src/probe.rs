@@ -68,6 +68,29 @@ pub struct HealthView {
     pub targets: HashMap<Arc<str>, TargetState>,
     /// Groups where the panic threshold holds all members in service.
     pub panicking: Vec<Arc<str>>,
+    /// Places that a settled target speaks for, in order.
+    pub judged: Vec<Place>,
+    /// All there is to be said: every source has named its targets, and each of them is settled (or nothing is checked
+    /// at all). Until then what a former process found holds for whatever is not judged yet.
+    pub whole: bool,
+}
+
+/// An address, or one port of it.
+pub type Place = (IpAddr, Option<u16>);
+
+/// What is to be checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    pub list: Arc<Vec<ProbeTarget>>,
+    /// Every source has named its own: before it, what is missing may only not be known yet.
+    pub whole: bool,
+}
+
+impl Targets {
+    #[must_use]
+    pub fn all(list: Vec<ProbeTarget>) -> Self {
+        Self { list: Arc::new(list), whole: true }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,20 +105,20 @@ pub struct TargetState {
 /// Our end of the seam. The checker holds the other: [`seam`] makes both.
 #[derive(Debug)]
 pub struct HealthSeam {
-    pub targets: watch::Sender<Arc<Vec<ProbeTarget>>>,
+    pub targets: watch::Sender<Targets>,
     pub view: watch::Receiver<Arc<HealthView>>,
 }
 
 /// The checker's end.
 #[derive(Debug)]
 pub struct CheckerSeam {
-    pub targets: watch::Receiver<Arc<Vec<ProbeTarget>>>,
+    pub targets: watch::Receiver<Targets>,
     pub view: watch::Sender<Arc<HealthView>>,
 }
 
 #[must_use]
 pub fn seam() -> (HealthSeam, CheckerSeam) {
-    let (targets_tx, targets_rx) = watch::channel(Arc::default());
+    let (targets_tx, targets_rx) = watch::channel(Targets::default());
     let (view_tx, view_rx) = watch::channel(Arc::default());
     (HealthSeam { targets: targets_tx, view: view_rx }, CheckerSeam { targets: targets_rx, view: view_tx })
 }

@@ -163,15 +163,14 @@ impl Controller {
     fn unhealthy(&self, key: &ServiceKey, node: &Arc<str>) -> Option<String> {
         let health = self.health_view();
         let prefixes = [format!("local/{key}/{node}/"), format!("port/{key}/{node}/"), format!("node/{node}/")];
-        let (id, state) = prefixes.iter().find_map(|prefix| {
-            self.translation
-                .targets
-                .iter()
-                .filter(|t| t.id.starts_with(prefix.as_str()))
-                .find_map(|t| health.targets.get_key_value(&t.id).filter(|(_, s)| s.state != BackendState::Active))
-        })?;
+        let (target, state) =
+            prefixes.iter().find_map(|prefix| {
+                self.translation.targets.iter().filter(|t| t.id.starts_with(prefix.as_str())).find_map(|t| {
+                    Some((t, health.targets.get(&t.id)?)).filter(|(_, s)| s.state != BackendState::Active)
+                })
+            })?;
         let verb = if state.state == BackendState::Draining { "drains" } else { "is down" };
-        let held = health.panicking.iter().any(|group| id.contains(&**group) || group.starts_with("nodes/"));
+        let held = health.panicking.contains(&target.group);
         let note = if held { "; it stays in service all the same: too few are healthy" } else { "" };
         Some(format!("it {verb} by its health check: {}{note}", state.reason))
     }

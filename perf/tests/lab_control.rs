@@ -47,7 +47,11 @@ fn privileged_services_of_the_file_are_checked_without_a_cluster() {
     // The last verdict holds while nobody checks.
     control.kill().expect("killed");
     assert_eq!(volley(&rig), 2);
+    // Nor has the next one judged anything when it starts.
     control.start_again().expect("started");
+    for _ in 0..3 {
+        assert_eq!(volley(&rig), 2);
+    }
     rig.servers.push(NodeServer::start(&rig.lab.nodes[1], &NodePorts::both([NODE_PORT])).expect("a server"));
     until(&rig, &control, "up again", |b| b.state == BackendState::Active && b.reachable);
     assert_eq!(volley(&rig), 3);

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use penstock_control::client::Dataplane;
 use penstock_control::config::{ControlConfig, KubernetesConfig};
 use penstock_control::metrics::Metrics;
-use penstock_control::probe::{self, HealthSeam};
+use penstock_control::probe::{self, HealthSeam, Targets};
 use penstock_control::sync::{self, Query, Seams};
 use penstock_control::{cluster, crd, file_services, health, overlay, serve};
 use tokio::sync::{mpsc, watch};
@@ -103,7 +103,9 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
     let (shutdown_tx, shutdown) = watch::channel(false);
     let dataplane = Dataplane::new(&config.dataplane);
     let metrics = Arc::new(Metrics::new());
-    let (cluster_targets, from_cluster) = watch::channel(Arc::default());
+    // Without a cluster all of its targets are known.
+    let whole = config.kubernetes.is_none();
+    let (cluster_targets, from_cluster) = watch::channel(Targets { whole, ..Targets::default() });
     let (health, checker) = probe::seam();
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
 
@@ -152,7 +154,7 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         Some(ended) = tasks.join_next() => ended.context("a task died").and_then(|result| result),
     };
     shutdown_tx.send_replace(true);
-    // The Lease is given up in this time; a dataplane needs no farewell, it keeps what it has.
+    // What has begun may end in this time; a dataplane needs no farewell, it keeps what it has.
     let _ = tokio::time::timeout(Duration::from_secs(5), async { while tasks.join_next().await.is_some() {} }).await;
     outcome
 }
@@ -161,7 +163,7 @@ struct Cluster {
     config: Arc<ControlConfig>,
     kubernetes: KubernetesConfig,
     dataplane: Arc<Dataplane>,
-    targets: watch::Sender<Arc<Vec<probe::ProbeTarget>>>,
+    targets: watch::Sender<Targets>,
     view: watch::Receiver<Arc<probe::HealthView>>,
     metrics: Arc<Metrics>,
 }
@@ -169,9 +171,17 @@ struct Cluster {
 /// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
 async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
     let every = Duration::from_secs_f64(context.kubernetes.timing.credentials);
+    let mut tried = cluster::fingerprint(&context.kubernetes);
+    let mut next = None;
     while !*shutdown.borrow() {
-        let fingerprint = cluster::fingerprint(&context.kubernetes);
-        let client = match cluster::client(&context.kubernetes).await {
+        let made = match next.take() {
+            Some(client) => Ok(client),
+            None => {
+                tried = cluster::fingerprint(&context.kubernetes);
+                cluster::client(&context.kubernetes).await
+            }
+        };
+        let client = match made {
             Ok(client) => client,
             Err(problem) => {
                 let trouble = format!("{problem}; trying again in {} s", every.as_secs());
@@ -185,18 +195,34 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let (ask, asked) = mpsc::channel(16);
         let (end, ending) = watch::channel(false);
         let health = HealthSeam { targets: context.targets.clone(), view: context.view.clone() };
-        let seams = Seams { health, queries: asked, metrics: context.metrics.clone() };
+        let (trouble, notice) = watch::channel(None);
+        let seams = Seams { health, queries: asked, metrics: context.metrics.clone(), notice };
         let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
         let mut look = tokio::time::interval(every);
         loop {
             tokio::select! {
                 _ = &mut run => break,
                 Some(query) = queries.recv() => { let _ = ask.send(query).await; }
-                _ = look.tick() => if cluster::fingerprint(&context.kubernetes) != fingerprint {
-                    info!("the credentials have changed: connecting anew");
-                    // No farewell: the Lease is kept, and with it the addresses; the next run takes it over as its own.
-                    run.abort();
-                },
+                _ = look.tick() => {
+                    let fingerprint = cluster::fingerprint(&context.kubernetes);
+                    if std::mem::replace(&mut tried, fingerprint) == fingerprint {
+                        continue;
+                    }
+                    match cluster::client(&context.kubernetes).await {
+                        Ok(client) => {
+                            info!("the credentials have changed: connecting anew");
+                            next = Some(client);
+                            // No farewell: the Lease is kept, and with it the addresses; the next run takes it over.
+                            run.abort();
+                        }
+                        // Half written, or wrong: what is there may still be good, and the Lease with it.
+                        Err(problem) => {
+                            let problem = format!("the credentials have changed and cannot be used, the former stay: {problem}");
+                            warn!("{problem}");
+                            trouble.send_replace(Some(problem));
+                        }
+                    }
+                }
                 _ = shutdown.changed() => { end.send_replace(true); }
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use penstock_configs::desired::{BackendHealth, BackendState};
 
-use crate::probe::{Check, HealthView, ProbeTarget, TargetState};
+use crate::probe::{Check, HealthView, Place, ProbeTarget, TargetState};
 
 /// One result, with its reason in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +102,10 @@ const JITTER: f64 = 0.1;
 /// The share of the budget that targets may take whose state nobody doubts: 500 nodes are asked every eight seconds by
 /// default, and one that does not answer three times within the next.
 const AT_REST: f64 = 0.125;
+/// Targets whose state nobody doubts are asked at multiples of this: what a probe costs is mostly that it wakes a
+/// process at rest. (A quarter of a second's probes at rest are less than [`burst`].) Less than the jitter, so that
+/// they still change places.
+const GRID: Duration = Duration::from_millis(250);
 /// Between a first assumption and its proof, and while a state is in doubt, targets are asked this much more often.
 const HASTE: f64 = 0.25;
 
@@ -236,7 +240,8 @@ impl Board {
         let changed = entry.take(outcome);
         let interval = entry.target.timing.interval;
         let interval = if entry.is_in_doubt() { interval.mul_f64(HASTE) } else { interval.max(rest) };
-        entry.due = now + interval.mul_f64(jitter);
+        let due = now + interval.mul_f64(jitter);
+        entry.due = if entry.is_in_doubt() { due } else { on_grid(due, interval) };
         self.queue.insert((entry.due, launch.id.clone()));
         changed
     }
@@ -256,20 +261,23 @@ impl Board {
         f64::from(fraction) / f64::from(u32::MAX) * 2.0 - 1.0
     }
 
-    /// Everything, with the panic threshold applied.
+    /// Everything, with the panic threshold applied; whether that is the whole its caller knows.
     #[must_use]
     pub fn view(&self) -> HealthView {
         let panicking = self.panicking();
-        let mut overlay: BTreeMap<(IpAddr, Option<u16>), Shown<'_>> = BTreeMap::new();
+        let mut overlay: BTreeMap<Place, Shown<'_>> = BTreeMap::new();
         for entry in self.entries.values() {
             let state = entry.shown(panicking.get(&entry.target.group));
-            let shown = Shown { state, reason: &entry.reason, doubted: state != entry.state };
+            let (doubted, settled) = (state != entry.state, entry.settled);
+            let shown = Shown { state, reason: &entry.reason, doubted, settled };
             for port in &entry.target.covers {
                 let place = overlay.entry((entry.target.address, *port)).or_insert(shown);
+                let settled = settled && place.settled;
                 // Two checks of one place: the worse one is right.
                 if (severity(shown.state), shown.doubted) > (severity(place.state), place.doubted) {
                     *place = shown;
                 }
+                place.settled = settled;
             }
         }
         let targets = self.entries.iter().map(|(id, entry)| {
@@ -281,6 +289,8 @@ impl Board {
             backends: worth_telling(&overlay),
             targets: targets.collect(),
             panicking: panicking.into_keys().cloned().collect(),
+            judged: overlay.iter().filter(|(_, shown)| shown.settled).map(|(place, _)| *place).collect(),
+            whole: false,
         }
     }
 
@@ -349,6 +359,12 @@ impl Entry {
     }
 }
 
+/// The nearest time at which others are asked as well.
+fn on_grid(due: Duration, interval: Duration) -> Duration {
+    let grid = GRID.min(interval / 8).max(Duration::from_millis(1));
+    grid.mul_f64((due.as_secs_f64() / grid.as_secs_f64()).round())
+}
+
 /// The same probe at the same pace: its past results still tell.
 fn is_same_question(a: &ProbeTarget, b: &ProbeTarget) -> bool {
     (a.address, &a.check, a.timing) == (b.address, &b.check, b.timing)
@@ -373,11 +389,13 @@ struct Shown<'a> {
     state: BackendState,
     reason: &'a str,
     doubted: bool,
+    /// By every check of it.
+    settled: bool,
 }
 
 /// A backend that is not named is up; so only what is not, the ports that are while their node is not, and for people
 /// what is used against its check.
-fn worth_telling(overlay: &BTreeMap<(IpAddr, Option<u16>), Shown<'_>>) -> Vec<BackendHealth> {
+fn worth_telling(overlay: &BTreeMap<Place, Shown<'_>>) -> Vec<BackendHealth> {
     let is_out = |place: &Shown<'_>| place.state != BackendState::Active;
     let node_is_out = |address: &IpAddr| overlay.get(&(*address, None)).is_some_and(is_out);
     overlay

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use self::board::{Board, Launch, Outcome, Rules};
 use self::probe::Connection;
 use crate::config::HealthConfig;
-use crate::probe::{CheckerSeam, HealthView};
+use crate::probe::{CheckerSeam, HealthView, Targets};
 
 /// Probes go out together this often: one by one, each would wake the process by itself.
 const TOGETHER: Duration = Duration::from_millis(25);
@@ -42,6 +42,8 @@ impl Rules {
 pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::Receiver<bool>) {
     if !config.enabled {
         info!("health checks are off: every backend counts as up");
+        // Also those that a former process, which checked, found down.
+        seam.view.send_replace(Arc::new(HealthView { whole: true, ..HealthView::default() }));
         while !*shutdown.borrow() && shutdown.changed().await.is_ok() {}
         return;
     }
@@ -55,9 +57,10 @@ pub async fn run(seam: CheckerSeam, config: HealthConfig, mut shutdown: watch::R
         view: seam.view,
         dirty_since: None,
         late: false,
+        whole: false,
     };
     // That somebody checks is known before the first target: until its first result nobody is taken for healthy.
-    checker.view.send_replace(Arc::new(checker.board.view()));
+    checker.view.send_replace(Arc::new(checker.look()));
     checker.serve(seam.targets, &mut shutdown).await;
 }
 
@@ -72,14 +75,12 @@ struct Checker {
     dirty_since: Option<Instant>,
     /// Whether the budget is too small for the targets, and was said to be.
     late: bool,
+    /// Every source has named its targets.
+    whole: bool,
 }
 
 impl Checker {
-    async fn serve(
-        &mut self,
-        mut targets: watch::Receiver<Arc<Vec<crate::probe::ProbeTarget>>>,
-        shutdown: &mut watch::Receiver<bool>,
-    ) {
+    async fn serve(&mut self, mut targets: watch::Receiver<Targets>, shutdown: &mut watch::Receiver<bool>) {
         targets.mark_changed();
         while !*shutdown.borrow() {
             let now = self.started.elapsed();
@@ -91,8 +92,9 @@ impl Checker {
             tokio::select! {
                 changed = targets.changed() => {
                     if changed.is_err() { return }
-                    let list = targets.borrow_and_update().clone();
-                    if self.board.set_targets(&list, self.started.elapsed()) {
+                    let Targets { list, whole } = targets.borrow_and_update().clone();
+                    let before = std::mem::replace(&mut self.whole, whole);
+                    if self.board.set_targets(&list, self.started.elapsed()) || whole != before {
                         self.dirty();
                     }
                     let board = &self.board;
@@ -145,10 +147,15 @@ impl Checker {
         self.dirty_since.get_or_insert_with(Instant::now);
     }
 
+    fn look(&self) -> HealthView {
+        let view = self.board.view();
+        HealthView { whole: self.whole && view.targets.values().all(|target| target.settled), ..view }
+    }
+
     fn publish(&mut self) {
         if self.dirty_since.is_some_and(|since| since.elapsed() >= GATHER) {
             self.dirty_since = None;
-            let view = self.board.view();
+            let view = self.look();
             debug!(targets = view.targets.len(), panicking = view.panicking.len(), "health");
             for group in view.panicking.iter().filter(|group| !self.view.borrow().panicking.contains(group)) {
                 warn!(

@@ -92,7 +92,7 @@ pub fn is_wanted(spec: &ServiceSpec, config: &KubernetesConfig) -> bool {
 /// A Service of another type that asked to be reachable by a VIP: it has no status of its own for it.
 #[must_use]
 pub fn is_exposed(spec: &ServiceSpec) -> bool {
-    spec.kind != ServiceType::LoadBalancer && spec.annotations.get(EXPOSE).is_some_and(|v| v.trim() == "true")
+    spec.kind != ServiceType::LoadBalancer && spec.annotations.get(EXPOSE).is_some_and(|v| v.trim() != "false")
 }
 
 /// The key under which a Service shares its address; empty: it does not.

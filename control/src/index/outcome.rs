@@ -13,7 +13,7 @@ pub const DEGRADED: &str = "penstock.dev/Degraded";
 /// What the translation cannot know.
 #[derive(Debug, Clone, Copy)]
 pub struct Signals<'a> {
-    /// Every worker runs a snapshot with these addresses of the Service.
+    /// Every worker runs the Service as the plan has it.
     pub acknowledged: bool,
     pub health: Health,
     /// Why an address is missing, if the allocator said so.
@@ -97,17 +97,18 @@ fn programmed(plan: &Plan, seen: &ServiceStatus, signals: &Signals<'_>) -> Wante
         (false, Some(why)) => (true, "DataplaneFault", why),
         (false, None) => (true, "AwaitingDataplane", "the box has not acknowledged the last change yet"),
     };
-    // Acknowledged addresses are shown; of one that is not yet, only what was shown before.
-    let visible: Vec<IpAddr> = plan
-        .vips
-        .iter()
-        .copied()
-        .filter(|vip| signals.acknowledged || seen.ingress.iter().any(|i| i.ip == Some(*vip)))
-        .collect();
+    // What is acknowledged is shown; until then, only what was shown before, and as it was: by `ipMode` kube-proxy
+    // decides whether the nodes take packets to the address.
+    let as_before = |vip: &IpAddr| seen.ingress.iter().find(|shown| shown.ip == Some(*vip));
+    let visible: Vec<IpAddr> =
+        plan.vips.iter().copied().filter(|vip| signals.acknowledged || as_before(vip).is_some()).collect();
     let ingress = visible.iter().map(|vip| IngressInfo {
         ip: Some(*vip),
         hostname: None,
-        ip_mode: Some(plan.ip_mode.to_owned()),
+        ip_mode: match as_before(vip).filter(|_| !signals.acknowledged) {
+            Some(shown) => shown.ip_mode.clone(),
+            None => Some(plan.ip_mode.to_owned()),
+        },
     });
     Wanted {
         ingress: if plan.exposed { Vec::new() } else { ingress.collect() },

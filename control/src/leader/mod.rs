@@ -95,6 +95,10 @@ impl Candidate {
             let kept = self.yielded.is_none_or(|at| now.duration_since(at) > duration * KEEPS);
             match self.led {
                 Some(term) if term == term_of(lease) && !self.fit && kept => return Move::Yield,
+                // Older than what was seen since: restored from a backup. The dataplanes have the newer term.
+                Some(term) if term == term_of(lease) && spec.lease_transitions.unwrap_or(0) < self.newest => {
+                    return Move::Take;
+                }
                 Some(term) if term == term_of(lease) => return Move::Renew,
                 // A process of this box that is no more: we are its successor.
                 None => return Move::Take,
@@ -121,7 +125,7 @@ fn next_transitions(before: i32, now: Timestamp) -> i32 {
     before.saturating_add(1).max(seconds)
 }
 
-/// Runs until `shutdown`, then gives the Lease up so that another box need not wait.
+/// Runs until `shutdown`; without a dataplane it gives the Lease up then, so that another box need not wait.
 pub async fn elect(
     client: kube::Client,
     namespace: String,
@@ -166,7 +170,9 @@ pub async fn elect(
             _ = shutdown.changed() => {}
         }
     }
-    if candidate.led.is_some() {
+    // Its dataplane goes on answering for the addresses: a Lease that is given up would promise them to a box that
+    // cannot have them yet, and to a process that is only started anew it would be lost.
+    if candidate.led.is_some() && !*fit.borrow() {
         // Whoever cannot be told waits for the lease to run out.
         let _ = tokio::time::timeout(Duration::from_secs(2), release(&api, &config.lease, &candidate)).await;
     }
@@ -297,6 +303,14 @@ mod tests {
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 3, 0)), now), Move::Renew);
         assert_eq!(candidate(None).judge(Some(&lease("box-a", 3, 0)), now), Move::Take, "another process of this box");
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 4, 0)), now), Move::Follow, "our own successor");
+    }
+
+    #[test]
+    fn our_own_lease_from_a_backup_is_taken_in_a_new_term() {
+        let mut b = Candidate { newest: 9, ..candidate(Some(4)) };
+        assert_eq!(b.judge(Some(&lease("box-a", 3, 0)), Instant::now()), Move::Take);
+        b.led = Some(11);
+        assert_eq!(b.judge(Some(&lease("box-a", 10, 0)), Instant::now()), Move::Renew);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::controller::{Controller, Turn};
+use super::controller::{Controller, Turn, Unwritten};
 use super::events::Note;
 use super::job::{Job, RecordJob, RecordWrite};
 use crate::crd::{Claim, HeldFor, VipAllocationSpec, VipPoolStatus};
@@ -16,6 +16,14 @@ use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
 impl Controller {
     /// Asks the allocator for every Service that lacks an address, and orders the records.
     pub(super) fn allocate(&mut self, turn: &mut Turn, now: Instant) {
+        // Once a turn, however many records came: in a first sync there are as many as Services.
+        if std::mem::take(&mut self.capacity_news) {
+            for key in &self.lacking {
+                if let Some(work) = self.work.get_mut(key) {
+                    work.allocate_after = None;
+                }
+            }
+        }
         let mut waiting = self.waiting(turn, now);
         if waiting.is_empty() {
             return;
@@ -162,10 +170,13 @@ impl Controller {
     ) {
         let uid = self.translation.plans[key].uid.clone();
         let mut ordered = 0;
+        let (mut unwritten, mut again) = (None, None);
         for grant in grants {
-            let backoff = self.record_backoff.get(&grant.address).map(|(_, at)| *at).filter(|at| *at > now);
-            if let Some(at) = backoff {
-                turn.wake_at(at);
+            if let Some(trouble) = self.record_backoff.get(&grant.address).filter(|trouble| trouble.until > now) {
+                again = Some(again.map_or(trouble.until, |at: Instant| at.min(trouble.until)));
+                if trouble.failures >= Unwritten::TOLD {
+                    unwritten = Some(format!("its record {} cannot be written: {}", grant.address, trouble.why));
+                }
                 continue;
             }
             // Two that share one address are recorded one after the other.
@@ -194,11 +205,15 @@ impl Controller {
         if refusal.is_some() {
             let pause = super::backoff::after(work.allocations_failed, 2.0, 60.0).max(Duration::from_secs(1));
             work.allocations_failed = work.allocations_failed.saturating_add(1);
-            work.allocate_after = Some(now + pause);
-            turn.wake_at(now + pause);
+            again = Some(now + pause);
         } else {
             work.allocations_failed = 0;
         }
+        if let Some(at) = again {
+            work.allocate_after = Some(at);
+            turn.wake_at(at);
+        }
+        let refusal = refusal.or(unwritten);
         if work.refusal != refusal {
             work.refusal = refusal;
             self.touch_later(key.clone());
@@ -235,10 +250,8 @@ impl Controller {
             }
         }
         for (address, gone) in ready {
-            if let Some((_, at)) = self.record_backoff.get(&address)
-                && *at > now
-            {
-                turn.wake_at(*at);
+            if let Some(unwritten) = self.record_backoff.get(&address).filter(|u| u.until > now) {
+                turn.wake_at(unwritten.until);
                 continue;
             }
             let Some(record) = self.index.records.get(&address) else { continue };

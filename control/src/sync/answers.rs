@@ -5,7 +5,7 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Service;
 
 use super::backoff;
-use super::controller::Controller;
+use super::controller::{Controller, Unwritten};
 use super::events::Note;
 use super::feed::api_error;
 use super::job::{Done, RecordJob, RecordWrite, ServiceJob, Step};
@@ -65,6 +65,7 @@ impl Controller {
                 let conflict = matches!(&error, kube::Error::Api(status) if status.code == 409);
                 if (work.failures == 3 || failures == u32::MAX) && !conflict {
                     let message = format!("cannot write: {}", api_error(&error));
+                    tracing::warn!(service = %job.key, "{message}");
                     notes.push(Note::warning(&job.key, &job.uid, "SyncLoadBalancerFailed", message));
                 }
             }
@@ -104,10 +105,14 @@ impl Controller {
             }
             Err(error) => {
                 tracing::debug!(address = %job.address, "{}", api_error(&error));
-                let failures = self.record_backoff.get(&job.address).map_or(0, |(failures, _)| *failures);
+                let failures = self.record_backoff.get(&job.address).map_or(0, |unwritten| unwritten.failures);
                 let timing = &self.kubernetes.timing;
-                let pause = backoff::after(failures, timing.retry, timing.retry_max);
-                self.record_backoff.insert(job.address, (failures + 1, now + pause));
+                let until = now + backoff::after(failures, timing.retry, timing.retry_max);
+                let (failures, why) = (failures.saturating_add(1), api_error(&error));
+                if failures == Unwritten::TOLD {
+                    tracing::warn!(address = %job.address, "its record cannot be written: {why}");
+                }
+                self.record_backoff.insert(job.address, Unwritten { failures, until, why });
             }
         }
     }

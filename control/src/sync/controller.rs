@@ -16,7 +16,8 @@ use super::feed::{FeedState, Input};
 use super::job::Job;
 use crate::config::{ControlConfig, KubernetesConfig};
 use crate::crd::VipAllocationSpec;
-use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo};
+use crate::dataplane::Fault;
+use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo, SliceInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
 use crate::index::translate::{Dirty, Plan, Quarantine, Stage, Translation, View, sharers};
@@ -64,6 +65,19 @@ pub struct Work {
     pub(super) ensured: Option<u64>,
 }
 
+/// A record that could not be written.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    pub(super) failures: u32,
+    pub(super) until: Instant,
+    pub(super) why: String,
+}
+
+impl Unwritten {
+    /// Once is a race that was lost.
+    pub(super) const TOLD: u32 = 2;
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Group {
     pub(super) good: bool,
@@ -86,8 +100,10 @@ pub struct Controller {
     pub(super) groups: HashMap<Arc<str>, Group>,
     pub(super) orphan_since: HashMap<(IpAddr, String), u64>,
     pub(super) records_in_flight: HashMap<IpAddr, VipAllocationSpec>,
-    pub(super) record_backoff: HashMap<IpAddr, (u32, Instant)>,
+    pub(super) record_backoff: HashMap<IpAddr, Unwritten>,
     pub(super) pools_dirty: bool,
+    /// Who found nothing is to ask again.
+    pub(super) capacity_news: bool,
     /// The pools' statuses are written once a second at most: each write says it all.
     pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
@@ -104,6 +120,8 @@ pub struct Controller {
     pub(super) lacking: BTreeSet<ServiceKey>,
     /// Whose last change the dataplane may not have acknowledged.
     unacknowledged: BTreeSet<ServiceKey>,
+    /// What is served otherwise since that version, as far as it is not acknowledged.
+    edited: HashMap<ServiceKey, u64>,
     pub(super) touched: BTreeSet<ServiceKey>,
     all_touched: bool,
     /// When to look at a Service again.
@@ -136,6 +154,7 @@ impl Controller {
             records_in_flight: HashMap::new(),
             record_backoff: HashMap::new(),
             pools_dirty: true,
+            capacity_news: false,
             pools_after: None,
             quarantined_until: None,
             drained_at: HashMap::new(),
@@ -146,6 +165,7 @@ impl Controller {
             dirty: Dirty::All,
             lacking: BTreeSet::new(),
             unacknowledged: BTreeSet::new(),
+            edited: HashMap::new(),
             touched: BTreeSet::new(),
             all_touched: true,
             timers: BTreeSet::new(),
@@ -180,6 +200,7 @@ impl Controller {
             Update::Service(change) => self.on_service(change),
             Update::Record(change) => self.on_record(change),
             Update::Node(change) => self.on_node(change, now),
+            Update::Slice(change) => self.on_slice(change),
             update => {
                 let capacity = matches!(update, Update::Pool(_) | Update::Namespace(_));
                 let changed = self.index.apply(update);
@@ -252,6 +273,21 @@ impl Controller {
         self.touched.extend(services);
     }
 
+    /// Endpoints matter to `externalTrafficPolicy: Local` alone; most slices that change are of other Services. (One
+    /// that becomes Local says so itself.)
+    fn on_slice(&mut self, change: Change<ServiceKey, SliceInfo>) {
+        let name = change.key().cloned();
+        let is_local = |controller: &Self| {
+            let slice = name.as_ref().and_then(|name| controller.index.slices.get(name));
+            let service = slice.and_then(|slice| controller.index.services.get(&slice.service));
+            service.is_some_and(|info| info.spec.local)
+        };
+        let before = is_local(self);
+        let changed = self.index.apply(Update::Slice(change));
+        // The end of a list says of none in particular what is gone.
+        self.translate_wanted |= changed == Changed::Desired && (name.is_none() || before || is_local(self));
+    }
+
     fn on_node(&mut self, change: Change<Arc<str>, NodeInfo>, now: Instant) {
         let name = change.key().cloned();
         let served = name.as_ref().is_some_and(|name| self.index.nodes.get(name).is_some_and(NodeInfo::is_backend));
@@ -310,9 +346,7 @@ impl Controller {
     /// Somebody who found nothing may find something now.
     pub(super) fn capacity_changed(&mut self) {
         self.pools_dirty = true;
-        for work in self.work.values_mut() {
-            work.allocate_after = None;
-        }
+        self.capacity_news = true;
     }
 
     pub fn on_role(&mut self, role: Role) {
@@ -334,30 +368,31 @@ impl Controller {
     pub fn on_progress(&mut self, progress: Progress, now: Instant) {
         let acknowledged = progress.acknowledged != self.progress.acknowledged;
         let trouble = progress.trouble != self.progress.trouble;
-        let refused = progress.refused.clone();
-        self.progress = progress;
+        let before = std::mem::replace(&mut self.progress, progress);
         self.all_touched |= trouble;
         if acknowledged {
             self.touched.extend(self.unacknowledged.iter().cloned());
+            self.edited.retain(|_, version| *version > self.progress.acknowledged);
             if self.progress.acknowledged >= self.version {
                 self.unacknowledged.clear();
             }
         }
-        if let Some((version, faults)) = refused
-            && version == self.version
+        // Each refusal counts once, also when something newer is on its way: under churn something always is.
+        if let Some((content, faults)) = self.progress.refused.clone()
+            && !before.refused.is_some_and(|(_, told)| Arc::ptr_eq(&told, &faults))
         {
-            self.set_apart(&faults, now);
+            self.set_apart(&content, &faults, now);
         }
     }
 
     /// What the dataplane refused by name is left out, so that the rest is served.
-    fn set_apart(&mut self, faults: &[crate::dataplane::Fault], now: Instant) {
+    fn set_apart(&mut self, content: &Desired, faults: &[Fault], now: Instant) {
         let mut found = false;
         for fault in faults {
-            for key in self.blamed(fault) {
+            for key in blamed(content, fault) {
                 found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
             }
-            if let Some(node) = numbered(&fault.path, "node").and_then(|i| self.translation.desired.nodes.get(i)) {
+            if let Some(node) = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i)) {
                 found |= self.quarantine.nodes.insert(node.name.as_str().into(), fault.problem.clone()).is_none();
             }
         }
@@ -366,22 +401,6 @@ impl Controller {
             self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
-    }
-
-    fn blamed(&self, fault: &crate::dataplane::Fault) -> Vec<ServiceKey> {
-        let services = &self.translation.desired.services;
-        let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else { return Vec::new() };
-        // A mode that the box lacks something for is one fault, told of the first service that has it.
-        let alike = fault.path.ends_with(".mode");
-        services
-            .iter()
-            .filter(|s| {
-                s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
-            })
-            .filter_map(|s| service_of(&s.name))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
     }
 
     // --- what follows
@@ -425,6 +444,9 @@ impl Controller {
             if let Some((at, _)) = self.timers.first() {
                 turn.wake_at(*at);
             }
+        } else {
+            // Whoever leads one day looks at all of them.
+            self.touched.clear();
         }
         turn
     }
@@ -480,18 +502,20 @@ impl Controller {
             turn.parcel = Some(Parcel {
                 version: self.version,
                 term,
-                desired: Arc::new(Desired::clone(&self.translation.desired)),
+                desired: self.translation.desired.clone(),
                 recalls: self.recalled.is_some(),
                 programmed: Arc::new(programmed(&self.translation.plans)),
             });
         }
+        self.edited.extend(difference.edited.into_iter().map(|key| (key, self.version)));
         let orphaned = std::mem::take(&mut self.orphan_since);
         for (address, claim) in &self.translation.orphans {
             let id = (*address, claim.uid.clone());
             let since = orphaned.get(&id).copied().unwrap_or(self.version);
             self.orphan_since.insert(id, since);
         }
-        if difference.targets {
+        // The first also where there are none: that is known then.
+        if difference.targets || self.translations == 1 {
             turn.targets = Some(Arc::new(self.translation.targets.clone()));
         }
         self.translate_time = began.elapsed();
@@ -542,8 +566,11 @@ impl Controller {
         }
     }
 
-    /// Whether every worker runs a snapshot with these addresses of the Service.
+    /// Whether every worker runs the Service as it is to be served now.
     pub(crate) fn is_acknowledged(&self, key: &ServiceKey, plan: &Plan) -> bool {
+        if self.edited.contains_key(key) {
+            return false;
+        }
         let Some(held) = self.progress.programmed.get(key) else { return false };
         plan.vips.iter().all(|vip| held.contains(vip))
     }
@@ -565,6 +592,22 @@ impl Controller {
             .values()
             .any(|(state, since)| matches!(state, FeedState::Failing(_)) && now.duration_since(*since) >= after)
     }
+}
+
+fn blamed(content: &Desired, fault: &Fault) -> BTreeSet<ServiceKey> {
+    let services = &content.services;
+    let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else {
+        return BTreeSet::new();
+    };
+    // A mode that the box lacks something for is one fault, told of the first service that has it.
+    let alike = fault.path.ends_with(".mode");
+    services
+        .iter()
+        .filter(|s| {
+            s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
+        })
+        .filter_map(|s| service_of(&s.name))
+        .collect()
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

@@ -4,16 +4,18 @@
 //! away or came back empty gets the whole again.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{BackendState, Desired};
+use penstock_configs::desired::{BackendState, Desired, Service};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::backoff::Backoff;
-use crate::dataplane::{Dataplane, DataplaneError, Fault};
+use crate::dataplane::{Dataplane, DataplaneError, Fault, Stamped};
 use crate::index::ServiceKey;
 
 /// How long one PUT may wait for the workers.
@@ -41,11 +43,12 @@ pub struct Progress {
     pub acknowledged: u64,
     pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
     pub generation: u64,
-    pub digest: u64,
+    /// What it was acknowledged of.
+    pub served: Arc<Desired>,
     /// Why the newest is not acknowledged, in words.
     pub trouble: Option<String>,
-    /// Faults of a refused snapshot, of the parcel with that version.
-    pub refused: Option<(u64, Arc<Vec<Fault>>)>,
+    /// Faults of a refused snapshot, and what their paths are about: the newest one may be another by now.
+    pub refused: Option<(Arc<Desired>, Arc<Vec<Fault>>)>,
     pub fenced: bool,
     /// Nodes that were draining in the snapshot a former process left; unknown until the dataplane was asked.
     pub recalled: Option<Arc<BTreeSet<String>>>,
@@ -70,7 +73,7 @@ pub(super) async fn drive<D: Dataplane>(
     mut parcels: watch::Receiver<Parcel>,
     progress: watch::Sender<Progress>,
 ) {
-    let mut driver = Driver { dataplane, owner, progress, next: None, backoff: Backoff::new(0.1, 5.0) };
+    let mut driver = Driver { dataplane, owner, progress, next: None, term: None, backoff: Backoff::new(0.1, 5.0) };
     while let Err(pause) = driver.recall().await {
         tokio::time::sleep(pause).await;
     }
@@ -106,6 +109,8 @@ struct Driver<D> {
     progress: watch::Sender<Progress>,
     /// The generation to send next; unknown until the dataplane was asked: it may hold what a former process sent.
     next: Option<u64>,
+    /// The one in which a former process sent.
+    term: Option<u64>,
     backoff: Backoff,
 }
 
@@ -117,6 +122,7 @@ impl<D: Dataplane> Driver<D> {
             Err(error) => return Err(self.failed(&Parcel::default(), &error)),
         };
         self.next = Some(left.generation + 1);
+        self.term = left.term;
         self.backoff.reset();
         let draining = left.sets.iter().flat_map(|set| &set.backends).filter(|b| b.state == BackendState::Draining);
         let names: BTreeSet<String> = draining.filter_map(|b| b.node.clone()).collect();
@@ -134,9 +140,9 @@ impl<D: Dataplane> Driver<D> {
             Ok(generation) => generation,
             Err(error) => return self.failed(parcel, &error),
         };
-        let mut desired = Desired::clone(&parcel.desired);
-        desired.generation = generation;
-        desired.term = parcel.term;
+        // Who is alone by declaration goes on in the term of the last who was elected, as `penstock apply` does.
+        let term = parcel.term.or(self.term);
+        let desired = Stamped { generation, term, content: &parcel.desired };
         let answer = self.dataplane.put_desired(&self.owner, &desired, WAIT).await;
         match answer {
             Ok(acknowledged) => {
@@ -170,7 +176,7 @@ impl<D: Dataplane> Driver<D> {
             if acknowledged {
                 p.acknowledged = parcel.version;
                 p.programmed = parcel.programmed.clone();
-                p.digest = digest(&parcel.desired);
+                p.served = parcel.desired.clone();
                 p.trouble = None;
             } else {
                 p.trouble = Some(format!("not every worker runs generation {generation} yet"));
@@ -195,7 +201,7 @@ impl<D: Dataplane> Driver<D> {
             p.fenced = matches!(error, DataplaneError::Fenced(_));
             p.note_presence(error);
             p.refused = match error {
-                DataplaneError::Refused { faults } => Some((parcel.version, Arc::new(faults.clone()))),
+                DataplaneError::Refused { faults } => Some((parcel.desired.clone(), Arc::new(faults.clone()))),
                 _ => None,
             };
         });
@@ -228,14 +234,43 @@ impl<D: Dataplane> Driver<D> {
     }
 }
 
-/// Equal on two boxes that serve the same, whoever announces.
-fn digest(desired: &Desired) -> u64 {
-    use std::hash::{DefaultHasher, Hasher};
-    let mut content = desired.clone();
-    for service in &mut content.services {
-        service.announce = None;
+/// Equal on two boxes that serve the same, whoever announces. Walks all of it: not to be asked for each snapshot.
+pub(super) fn digest(desired: &Desired) -> u64 {
+    let mut sink = Hashed(DefaultHasher::new());
+    // Writing to it does not fail.
+    let _ = serde_json::to_writer(&mut sink, &(&desired.nodes, &desired.sets));
+    for service in &desired.services {
+        let _ = serde_json::to_writer(&mut sink, &Service { announce: None, ..service.clone() });
     }
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&serde_json::to_vec(&content).unwrap_or_default());
-    hasher.finish()
+    sink.0.finish()
+}
+
+struct Hashed(DefaultHasher);
+
+impl io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_tells_what_is_served_and_not_who_announces() {
+        let with = |port: u16, announce: &str| -> Desired {
+            serde_json::from_value(serde_json::json!({"generation": 1,
+                "service": [{"name": "one", "vip": "203.0.113.1", "port": port, "protocol": "tcp",
+                    "backends": [{"address": "10.0.0.1", "port": 80}], "announce": announce}]}))
+            .unwrap()
+        };
+        assert_eq!(digest(&with(80, "l2")), digest(&Desired { generation: 2, ..with(80, "none") }));
+        assert_ne!(digest(&with(80, "l2")), digest(&with(81, "l2")));
+    }
 }

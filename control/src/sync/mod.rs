@@ -32,7 +32,7 @@ pub use self::controller::Controller;
 pub use self::driver::{Parcel, Progress};
 pub use self::feed::{FeedState, api_error};
 
-use self::driver::drive;
+use self::driver::{digest, drive};
 use self::feed::{Input, feed};
 use self::job::Done;
 use crate::config::{ControlConfig, KubernetesConfig};
@@ -41,7 +41,7 @@ use crate::dataplane::Dataplane;
 use crate::index;
 use crate::leader::{Role, elect};
 use crate::metrics::{KindLabel, Metrics, PoolLabel, StageLabel};
-use crate::probe::HealthSeam;
+use crate::probe::{HealthSeam, Targets};
 use crate::why::{Why, stage_name};
 
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +99,8 @@ pub struct Seams {
     pub health: HealthSeam,
     pub queries: mpsc::Receiver<Query>,
     pub metrics: Arc<Metrics>,
+    /// What is wrong outside of the loop, for people.
+    pub notice: watch::Receiver<Option<String>>,
 }
 
 impl Seams {
@@ -106,7 +108,8 @@ impl Seams {
     #[must_use]
     pub fn new(health: HealthSeam) -> (Self, mpsc::Sender<Query>) {
         let (asks, queries) = mpsc::channel(16);
-        (Self { health, queries, metrics: Arc::new(Metrics::new()) }, asks)
+        let notice = watch::channel(None).1;
+        (Self { health, queries, metrics: Arc::new(Metrics::new()), notice }, asks)
     }
 }
 
@@ -172,7 +175,7 @@ pub async fn run<D: Dataplane>(
     };
     turner.run().await;
     tasks.shutdown().await;
-    // It gives the Lease up first.
+    // Without a dataplane it gives the Lease up first.
     while elector.join_next().await.is_some() {}
     Ok(())
 }
@@ -204,6 +207,8 @@ fn spawn_feeds(
 #[derive(Debug, Default)]
 struct Freshness {
     the_box: Option<(VipBoxStatus, Instant)>,
+    /// Of what the dataplane acknowledged, by version: it is dear, and told every few seconds at most.
+    digest: Option<(u64, String)>,
     metrics: Option<Instant>,
     translations: u64,
     sent: u64,
@@ -273,13 +278,14 @@ impl Loop {
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             self.drain();
-            let now = Instant::now();
-            if let Some(later) = self.hold_back(now) {
-                wake = wake.min(later);
-                continue;
-            }
-            wake = self.turn(now);
+            wake = self.advance(Instant::now());
         }
+    }
+
+    /// When to be here again at the latest. While a burst is waited out no turn is made, so what else falls due waits
+    /// with it: a time that has passed would bring the loop back at once, again and again.
+    fn advance(&mut self, now: Instant) -> Instant {
+        self.hold_back(now).unwrap_or_else(|| self.turn(now))
     }
 
     /// Everything that has come meanwhile.
@@ -384,7 +390,7 @@ impl Loop {
             self.parcel_tx.send_replace(parcel);
         }
         if let Some(targets) = turn.targets {
-            self.seams.health.targets.send_replace(targets);
+            self.seams.health.targets.send_replace(Targets { list: targets, whole: true });
         }
         for job in turn.jobs {
             self.spawn(job);
@@ -431,29 +437,27 @@ impl Loop {
     }
 
     fn publish_box(&mut self, now: Instant) {
-        let progress = &self.controller.progress;
-        if self.controller.version == 0 {
+        let heartbeat = self.heartbeat();
+        let age = self.fresh.the_box.as_ref().map(|(_, at)| now.duration_since(*at));
+        if self.controller.version == 0 || age.is_some_and(|age| age < BEAT.min(heartbeat)) {
             return;
+        }
+        let progress = &self.controller.progress;
+        if self.fresh.digest.as_ref().is_none_or(|(of, _)| *of != progress.acknowledged) {
+            self.fresh.digest = Some((progress.acknowledged, format!("{:016x}", digest(&progress.served))));
         }
         let mut status = VipBoxStatus {
             leader: self.controller.role.leader,
             term: self.controller.role.term.unwrap_or(0),
             generation: progress.generation,
             acknowledged: if progress.trouble.is_none() { progress.generation } else { 0 },
-            digest: format!("{:016x}", progress.digest),
+            digest: self.fresh.digest.as_ref().map(|(_, digest)| digest.clone()).unwrap_or_default(),
             services: progress.programmed.len() as u64,
             fault: progress.trouble.as_deref().map(|trouble| index::outcome::shortened(trouble).to_owned()),
             last_seen: String::new(),
         };
-        let heartbeat = self.heartbeat();
-        let due = match &self.fresh.the_box {
-            None => true,
-            Some((before, at)) => {
-                let age = now.duration_since(*at);
-                age >= heartbeat || *before != status && age >= BEAT
-            }
-        };
-        if !due {
+        let says_more = self.fresh.the_box.as_ref().is_none_or(|(before, _)| *before != status);
+        if age.is_some_and(|age| age < heartbeat) && !says_more {
             return;
         }
         self.fresh.the_box = Some((status.clone(), now));
@@ -519,7 +523,11 @@ impl Loop {
     fn answer(&self, query: Query) {
         // Whoever asked may have gone.
         match query {
-            Query::Why { key, reply } => drop(reply.send(self.controller.why(&key, Instant::now()))),
+            Query::Why { key, reply } => {
+                let mut why = self.controller.why(&key, Instant::now());
+                why.notices.extend(self.seams.notice.borrow().clone());
+                drop(reply.send(why));
+            }
             Query::Status { reply } => drop(reply.send(self.status())),
         }
     }
@@ -532,6 +540,7 @@ impl Loop {
             exposed: plan.exposed,
             vips: plan.vips.clone(),
         };
+        let notice = self.seams.notice.borrow().clone();
         Status {
             owner: self.kubernetes.owner.clone(),
             leader: controller.role.leader,
@@ -540,7 +549,7 @@ impl Loop {
             generation: controller.progress.generation,
             acknowledged: controller.version > 0 && controller.progress.acknowledged == controller.version,
             services: controller.translation.plans.iter().map(line).collect(),
-            notices: controller.notices(Instant::now()),
+            notices: controller.notices(Instant::now()).into_iter().chain(notice).collect(),
         }
     }
 }

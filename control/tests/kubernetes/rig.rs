@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use penstock_configs::desired::{Desired, Health};
 use penstock_control::config::ControlConfig;
 use penstock_control::crd;
-use penstock_control::dataplane::{Dataplane, DataplaneError};
+use penstock_control::dataplane::{Dataplane, DataplaneError, Stamped};
 use penstock_control::metrics::Metrics;
 use penstock_control::probe;
 use penstock_control::sync::{self, Query, Seams};
@@ -63,7 +63,7 @@ impl Notes {
 }
 
 impl Dataplane for Notes {
-    async fn put_desired(&self, _: &str, desired: &Desired, _: Duration) -> Result<bool, DataplaneError> {
+    async fn put_desired(&self, _: &str, desired: &Stamped<'_>, _: Duration) -> Result<bool, DataplaneError> {
         self.is_there()?;
         if self.down.load(Ordering::SeqCst) {
             return Err(DataplaneError::Unreachable("switched off".into()));
@@ -74,7 +74,8 @@ impl Dataplane for Notes {
             return Err(DataplaneError::Fenced(format!("term {held} leads")));
         }
         self.generation.store(desired.generation, Ordering::SeqCst);
-        self.puts.lock().unwrap().push(desired.clone());
+        let Stamped { generation, term, content } = *desired;
+        self.puts.lock().unwrap().push(Desired { generation, term, ..content.clone() });
         Ok(self.acks.load(Ordering::SeqCst))
     }
 
@@ -88,6 +89,10 @@ impl Dataplane for Notes {
 
     async fn desired(&self, owner: &str) -> Result<Option<Desired>, DataplaneError> {
         Ok(self.generation(owner).await?.map(|_| self.last()))
+    }
+
+    async fn health(&self, _: &str) -> Result<Health, DataplaneError> {
+        Ok(Health::default())
     }
 
     async fn put_health(&self, _: &str, _: &Health) -> Result<(), DataplaneError> {
@@ -149,10 +154,15 @@ impl Control {
     }
 
     pub async fn start_with(server: &ApiServer, name: &str, dataplane: Arc<Notes>) -> Self {
+        Self::start_as(server, name, dataplane, "duration = 1\nrenew_deadline = 0.7\nretry = 0.1").await
+    }
+
+    /// `election`: that table.
+    pub async fn start_as(server: &ApiServer, name: &str, dataplane: Arc<Notes>, election: &str) -> Self {
         let text = format!(
             "version = 1\nbox = '{name}'\n[kubernetes]\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\n\
              retry = 0.05\nretry_max = 0.5\nfight_backoff = 1\nteardown_wait = 3\nwatch = 5\nstale_after = 0.5\n\
-             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n"
+             [kubernetes.leader_election]\n{election}\n"
         );
         let config = Arc::new(ControlConfig::parse(std::path::Path::new("test.toml"), &text).unwrap());
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&server.kubeconfig("control")).unwrap();

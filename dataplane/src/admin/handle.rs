@@ -408,8 +408,11 @@ impl AdminHandle {
     }
 
     #[must_use]
-    pub fn health(&self) -> Health {
-        self.read(|state| state.overlays.merged())
+    pub fn health(&self, source: Option<&str>) -> Health {
+        self.read(|state| match source {
+            Some(source) => state.overlays.health.get(source).cloned().unwrap_or_default(),
+            None => state.overlays.merged(),
+        })
     }
 
     /// With the addresses each name stands for now.

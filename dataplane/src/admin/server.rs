@@ -94,6 +94,13 @@ struct ChangeQuery {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct HealthQuery {
+    /// Only what this one said.
+    source: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct FlowsQuery {
     vip: Option<Endpoint>,
     client: Option<Endpoint>,
@@ -193,8 +200,12 @@ async fn delete_desired(
     change(admin, options.wait, move |admin| admin.delete(&owner, options.term)).await
 }
 
-async fn get_health(State(admin): State<AdminHandle>) -> impl IntoResponse {
-    Json(admin.health())
+async fn get_health(
+    State(admin): State<AdminHandle>,
+    options: Result<Query<HealthQuery>, QueryRejection>,
+) -> Answer<Response> {
+    let options = query(options)?;
+    Ok(Json(admin.health(options.source.as_deref())).into_response())
 }
 
 async fn put_health(

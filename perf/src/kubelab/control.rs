@@ -123,7 +123,7 @@ impl Control {
         Ok(())
     }
 
-    /// SIGTERM, and waits for a clean end: the Lease is given up.
+    /// SIGTERM, and waits for a clean end.
     pub fn stop(&mut self) -> Result<()> {
         let process = self.process.as_mut().context("it does not run")?;
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("a process id")?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use penstock_configs::desired::BackendState::{Active, Down, Draining};
+use penstock_perf::apiserver::{ApiError, Fault};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -116,6 +117,40 @@ async fn one_probe_per_node_serves_all_services_503_drains_refused_is_down() {
     let told = world.overlay().into_iter().find(|b| b.address == address(11)).unwrap().reason;
     assert!(told.contains("used all the same"), "{told}");
     assert_eq!(world.condition("one", "Serving"), "True Serving");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_found_outlives_a_restart_of_control_and_not_the_checks() {
+    if !is_inside("probing::what_was_found_outlives_a_restart_of_control_and_not_the_checks") {
+        return;
+    }
+    let (world, mut healthz) = cluster().await;
+    let control = Control::start_with(&world, FAST).await;
+    world.put(&service("web"));
+    until("Serving", "True Serving".to_owned(), || world.condition("web", "Serving")).await;
+    healthz.remove(1).die().await;
+    until("down", Down, || world.health_of(address(12), None)).await;
+    control.kill().await;
+    // Nobody can say what is to be checked.
+    world.server.fault(Fault::on("list", "nodes").refuse(ApiError::internal()));
+    world.server.forget_requests();
+    let published = world.publications();
+    let control = Control::start_with(&world, FAST).await;
+    until("asked again", true, || world.server.count("list", "nodes") > 3).await;
+    a_while().await;
+    assert_eq!((world.health_of(address(12), None), world.publications()), (Down, published));
+    world.server.clear_faults();
+    until("judged", "True Serving".to_owned(), || world.condition("web", "Serving")).await;
+    a_while().await;
+    assert_eq!(world.health_of(address(12), None), Down);
+    let back = Healthz::at(address(12), 10_256).await;
+    until("up again", Active, || world.health_of(address(12), None)).await;
+    back.die().await;
+    until("down again", Down, || world.health_of(address(12), None)).await;
+    control.stop().await;
+    let control = Control::start(&world).await;
+    until("nobody checks", Active, || world.health_of(address(12), None)).await;
     control.stop().await;
 }
 

@@ -10,7 +10,7 @@ fn several_ports_and_one_number_on_two_protocols() {
             {"name": "dns-tcp", "protocol": "TCP", "port": 53, "nodePort": 30053},
             {"name": "web", "protocol": "TCP", "port": 443, "nodePort": 30443}]);
     });
-    let services = serving(&service).translate().desired.services;
+    let services = serving(&service).translate().desired.services.clone();
     let got: Vec<_> = services.iter().map(|s| (s.name.as_str(), s.port, s.protocol, s.target_port.unwrap())).collect();
     assert_eq!(
         got,
@@ -46,7 +46,7 @@ fn session_affinity_holds_over_the_ports_of_a_service() {
         })
     };
     for (config, timeout) in [(json!(null), 10_800), (json!({"clientIP": {"timeoutSeconds": 60}}), 60)] {
-        let services = serving(&sticky(config)).translate().desired.services;
+        let services = serving(&sticky(config)).translate().desired.services.clone();
         let wanted = Affinity { timeout, group: Some("default/web".into()), ..Affinity::client_ip() };
         assert_eq!(services.len(), 2);
         assert!(services.iter().all(|service| service.affinity.as_ref() == Some(&wanted)), "{services:?}");
@@ -104,7 +104,7 @@ fn source_ranges_come_from_the_field_then_the_annotation_and_fail_closed() {
     let old = "service.beta.kubernetes.io/load-balancer-source-ranges";
     let ranges = |service: &Value| {
         let world = serving(service);
-        let services = world.translate().desired.services;
+        let services = world.translate().desired.services.clone();
         services[0].source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let field = |s: &mut Value| s["spec"]["loadBalancerSourceRanges"] = json!([" 10.0.0.0/8 ", "192.0.2.7/24"]);
@@ -197,9 +197,9 @@ fn on_a_shared_address_the_first_claim_has_the_port() {
 
 #[test]
 fn modes_reach_the_snapshot() {
-    let services = serving(&annotated("penstock.dev/mode", "dnat")).translate().desired.services;
+    let services = serving(&annotated("penstock.dev/mode", "dnat")).translate().desired.services.clone();
     assert_eq!(services[0].mode, Mode::Dnat);
-    let services = serving(&annotated("penstock.dev/idle-timeout", "15m")).translate().desired.services;
+    let services = serving(&annotated("penstock.dev/idle-timeout", "15m")).translate().desired.services.clone();
     assert_eq!(services[0].timeouts.as_ref().unwrap().udp, Some(900));
 }
 
@@ -215,7 +215,7 @@ fn what_becomes_of_connections_is_the_services_own_word() {
             json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": number, "nodePort": 30_000 + number % 1000}),
         );
     }
-    let services = serving(&service).translate().desired.services;
+    let services = serving(&service).translate().desired.services.clone();
     let [tcp, udp, sctp] = &services[..] else { panic!("{services:?}") };
     for service in &services {
         assert_eq!(
@@ -227,9 +227,13 @@ fn what_becomes_of_connections_is_the_services_own_word() {
     assert_eq!((tcp.on_down, tcp.on_idle), (OnDown::Reset, OnIdle::Reset));
     assert_eq!((udp.on_down, udp.on_idle), (OnDown::Keep, OnIdle::Forget));
     assert_eq!((sctp.on_down, sctp.on_idle), (OnDown::Reset, OnIdle::Forget));
-    let snapshot =
-        Desired { generation: 1, services, sets: serving(&service).translate().desired.sets, ..Desired::default() };
-    let nodes = serving(&service).translate().desired.nodes;
+    let snapshot = Desired {
+        generation: 1,
+        services,
+        sets: serving(&service).translate().desired.sets.clone(),
+        ..Desired::default()
+    };
+    let nodes = serving(&service).translate().desired.nodes.clone();
     let faults = penstock_configs::validate::desired(&Desired { nodes, ..snapshot }, "kubernetes", &Default::default());
     // But for what the box lacks that nobody described.
     assert!(faults.iter().all(|fault| fault.problem.contains("SNAT address")), "{faults:?}");

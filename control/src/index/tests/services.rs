@@ -33,6 +33,18 @@ fn an_exposed_node_port_service_gets_an_address_with_our_own_finalizer() {
 }
 
 #[test]
+fn what_neither_exposes_nor_does_not_is_refused_by_name() {
+    for value in ["yes", "True", ""] {
+        let service = changed(annotated("penstock.dev/expose", value), |s| {
+            s["spec"]["type"] = json!("NodePort");
+            s["spec"]["loadBalancerClass"] = Value::Null;
+        });
+        let (reason, message) = refusal(&serving(&service).plan());
+        assert!(reason == "BadAnnotation" && message.contains("penstock.dev/expose"), "{value}: {message}");
+    }
+}
+
+#[test]
 fn what_has_no_node_ports_is_refused_with_a_reason() {
     for (edit, reason) in [
         (json!({"type": "ExternalName"}), "ExternalName"),

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Desired, Mode};
+use penstock_configs::desired::{Desired, Mode, Service};
 
 use self::part::Part;
 use super::Index;
@@ -34,7 +34,7 @@ pub struct Quarantine {
 #[derive(Debug, Default)]
 pub struct Translation {
     /// Generation and term are the sender's.
-    pub desired: Desired,
+    pub desired: Arc<Desired>,
     /// Every Service that is ours, or has something of ours left on it.
     pub plans: BTreeMap<ServiceKey, Plan>,
     /// Claims of Services that are no more, or no longer ours: to be released once the dataplane is rid of them.
@@ -72,6 +72,8 @@ impl Dirty {
 pub struct Difference {
     /// Services whose plan is another one, or gone.
     pub plans: BTreeSet<ServiceKey>,
+    /// Services that are served otherwise than before, whoever announces them.
+    pub edited: Vec<ServiceKey>,
     pub desired: bool,
     pub targets: bool,
     pub empty_sets: bool,
@@ -169,10 +171,14 @@ impl Translation {
         difference.desired = programs || made.sets != self.desired.sets || made.nodes != self.desired.nodes;
         self.empty_sets = made.empty;
         self.targets = made.targets;
-        self.desired.sets = made.sets;
-        self.desired.nodes = made.nodes;
-        if programs {
-            self.desired.services = self.parts.values().flat_map(|part| &part.services).cloned().collect();
+        if difference.desired {
+            // A new one: what was sent keeps the old.
+            let services = match programs {
+                true => self.parts.values().flat_map(|part| &part.services).cloned().collect(),
+                false => self.desired.services.clone(),
+            };
+            let (nodes, sets) = (made.nodes, made.sets);
+            self.desired = Arc::new(Desired { nodes, sets, services, ..Desired::default() });
         }
         self.orphans = orphans(view, &self.plans);
         difference
@@ -207,13 +213,23 @@ impl Translation {
         }
         let part = part.filter(|part| !part.services.is_empty());
         let before = self.parts.get(key);
-        let differs = before.map_or(&[][..], |p| &p.services) != part.as_ref().map_or(&[][..], |p: &Part| &p.services);
+        let before = before.map_or(&[][..], |p| &p.services);
+        let now = part.as_ref().map_or(&[][..], |p: &Part| &p.services);
+        let differs = before != now;
+        if differs && is_edit(before, now) {
+            difference.edited.push(key.clone());
+        }
         match part {
             Some(part) => drop(self.parts.insert(key.clone(), part)),
             None => drop(self.parts.remove(key)),
         }
         differs
     }
+}
+
+fn is_edit(before: &[Service], now: &[Service]) -> bool {
+    let same = |a: &Service, b: &Service| a == b || *a == Service { announce: a.announce, ..b.clone() };
+    before.len() != now.len() || !before.iter().zip(now).all(|(before, now)| same(before, now))
 }
 
 /// Claims in our records that no plan stands for.

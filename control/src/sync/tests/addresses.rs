@@ -258,3 +258,26 @@ fn of_two_records_of_one_service_the_one_that_clients_know_stays() {
     assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
     assert_eq!(sim.records.len(), 1, "the stray one is given back");
 }
+
+#[test]
+fn an_address_whose_record_cannot_be_written_is_said_to_be_so() {
+    let mut sim = Sim::new();
+    sim.no_records = true;
+    sim.put(&service("web"));
+    sim.settle();
+    assert_ne!(sim.condition("web", "Serving").1, "AllocationFailed", "once may be a race that was lost");
+    sim.after(2);
+    assert_eq!(sim.condition("web", "Serving").1, "AllocationFailed");
+    assert!(sim.why("web").contains("203.0.113.1 cannot be written: 403 Forbidden"), "{}", sim.why("web"));
+    assert!(sim.events().contains(&"AllocationFailed"));
+    let written = sim.log.len();
+    sim.after(90);
+    sim.after(90);
+    assert_eq!(sim.log.len(), written, "said once: {:?}", sim.log);
+    // Nobody asks the allocator before the record may be tried again.
+    assert!(sim.controller.work[&ServiceKey::new("default", "web")].allocate_after > Some(sim.now));
+    sim.no_records = false;
+    sim.after(90);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+    assert_eq!(sim.condition("web", "Serving").1, "Serving");
+}

@@ -17,13 +17,17 @@ fn what_the_dataplane_refuses_by_name_does_not_keep_the_rest_waiting() {
     };
     let refused = Progress {
         trouble: Some("refused".into()),
-        refused: Some((parcel.version, Arc::new(vec![fault]))),
+        refused: Some((parcel.desired.clone(), Arc::new(vec![fault]))),
         ..Progress::default()
     };
+    // Meanwhile something changes: where the fault was there is another Service now.
+    sim.put(&service("early"));
+    sim.settle();
+    assert!(sim.controller.version > parcel.version);
     sim.controller.on_progress(refused, sim.now);
     sim.acks = true;
     sim.settle();
-    assert_eq!(sim.ingress("good").len(), 1);
+    assert_eq!((sim.ingress("early").len(), sim.ingress("good").len()), (1, 1));
     assert_eq!(sim.condition("poor", "Serving").1, "RefusedByDataplane");
     // The cause may be gone later.
     sim.after(61);
@@ -39,13 +43,20 @@ fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
     let parcel = sim.waiting.clone().unwrap();
     let fault =
         Fault { path: "node[0] \"a\".addresses[0]".into(), problem: "10.0.0.97 is the box's own address".into() };
-    let refused = Progress { refused: Some((parcel.version, Arc::new(vec![fault]))), ..Progress::default() };
-    sim.controller.on_progress(refused, sim.now);
+    let refused = Progress { refused: Some((parcel.desired.clone(), Arc::new(vec![fault]))), ..Progress::default() };
+    sim.controller.on_progress(refused.clone(), sim.now);
     sim.settle();
-    let names: Vec<String> = sim.waiting.as_ref().unwrap().desired.nodes.iter().map(|n| n.name.clone()).collect();
-    assert_eq!(names, ["b"]);
+    let names = |sim: &Sim| -> Vec<String> {
+        sim.waiting.as_ref().unwrap().desired.nodes.iter().map(|n| n.name.clone()).collect()
+    };
+    assert_eq!(names(&sim), ["b"]);
     let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
     assert!(why.nodes[0].reason.contains("own address"), "{why:?}");
+    // Tried again later; the refusal that is known is no new one, whatever else is told.
+    sim.after(61);
+    sim.controller.on_progress(Progress { trouble: Some("busy".into()), ..refused }, sim.now);
+    sim.settle();
+    assert_eq!(names(&sim), ["a", "b"]);
 }
 
 #[test]
@@ -187,4 +198,39 @@ fn a_restart_of_control_does_not_cut_a_drain_short() {
     assert_eq!(members(&sim), both);
     sim.after(2);
     assert_eq!(members(&sim), both[..1]);
+}
+
+#[test]
+fn a_box_that_does_not_lead_remembers_no_names() {
+    let mut sim = Sim::new();
+    sim.settle();
+    sim.controller.on_role(Role { leader: false, announces: false, term: Some(3), ..Role::alone("box-b") });
+    for i in 0..20 {
+        let name = format!("pr-{i}");
+        sim.put(&service(&name));
+        sim.settle();
+        let key = ServiceKey::new("default", &name);
+        sim.services.remove(&key);
+        sim.version += 1;
+        sim.feed(index::Update::Service(index::Change::Gone(key, sim.version)));
+        sim.settle();
+    }
+    assert!(sim.controller.touched.is_empty(), "{:?}", sim.controller.touched);
+}
+
+#[test]
+fn why_says_of_a_panic_only_where_it_is() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    let target = sim.controller.translation.targets[0].clone();
+    let down = TargetState { state: BackendState::Down, settled: true, reason: "refused".into() };
+    for (group, held) in [(target.group.clone(), true), ("nodes/IPv6".into(), false), ("local/x/y/IPv4".into(), false)]
+    {
+        let targets = [(target.id.clone(), down.clone())].into();
+        let view = HealthView { checking: true, targets, panicking: vec![group.clone()], ..HealthView::default() };
+        sim.controller.on_health(Arc::new(view), sim.now);
+        let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
+        assert_eq!(why.nodes[0].reason.contains("stays in service all the same"), held, "{group}: {why:?}");
+    }
 }

@@ -43,6 +43,45 @@ fn status_waits_for_the_acknowledgement() {
 }
 
 #[test]
+fn an_edit_is_done_when_the_dataplane_serves_it() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    let ip_mode = |sim: &Sim| {
+        let web = &sim.services[&ServiceKey::new("default", "web")];
+        web["status"]["loadBalancer"]["ingress"][0]["ipMode"].as_str().map(str::to_owned)
+    };
+    let pending = ("True".to_owned(), "AwaitingDataplane".to_owned());
+    assert_eq!((ip_mode(&sim).as_deref(), sim.condition("web", "Provisioning").1.as_str()), (Some("Proxy"), "Done"));
+    sim.acks = false;
+    sim.edit("web", |s| s["metadata"]["annotations"] = json!({"penstock.dev/mode": "dsr"}));
+    sim.settle();
+    sim.after(3);
+    assert_eq!(sim.condition("web", "Provisioning"), pending);
+    assert_eq!(ip_mode(&sim).as_deref(), Some("Proxy"), "the box sends no other packets yet");
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+    sim.acks = true;
+    sim.settle();
+    assert_eq!((ip_mode(&sim).as_deref(), sim.condition("web", "Provisioning").1.as_str()), (Some("VIP"), "Done"));
+    // A port as well.
+    sim.acks = false;
+    sim.edit("web", |s| s["spec"]["ports"][0]["port"] = json!(81));
+    sim.settle();
+    sim.after(3);
+    assert_eq!(sim.condition("web", "Provisioning"), pending);
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+    // Who announces is nobody's edit: 5,000 statuses would say so.
+    sim.acks = false;
+    sim.log.clear();
+    sim.controller.on_role(Role { announces: false, ..Role::alone("box-a") });
+    sim.settle();
+    sim.after(3);
+    assert_eq!(sim.log, ["send 1"]);
+}
+
+#[test]
 fn status_waits_for_a_healthy_backend_or_the_grace() {
     let mut sim = Sim::new();
     sim.controller.on_health(Arc::new(HealthView { checking: true, ..HealthView::default() }), sim.now);

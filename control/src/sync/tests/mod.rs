@@ -4,6 +4,7 @@
 mod addresses;
 mod boxes;
 mod life_cycle;
+mod pace;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -43,6 +44,8 @@ struct Sim {
     watch_first: bool,
     /// What those turns ordered.
     ordered: Vec<Job>,
+    /// A right is missing.
+    no_records: bool,
 }
 
 const POOL: &str =
@@ -70,6 +73,7 @@ impl Sim {
             pool_status: Vec::new(),
             watch_first: false,
             ordered: Vec::new(),
+            no_records: false,
         };
         sim.list();
         for name in ["a", "b"] {
@@ -272,6 +276,10 @@ impl Sim {
         let known =
             self.records.get(&job.address).map(|r| r["metadata"]["resourceVersion"].as_str().unwrap().to_owned());
         let result = match (&job.write, known) {
+            _ if self.no_records => {
+                let status = kube::core::Status::failure("vipallocations is forbidden", "Forbidden").with_code(403);
+                Err(kube::Error::Api(Box::new(status)))
+            }
             (RecordWrite::Create(spec), None) => Ok(Some(spec.clone())),
             (RecordWrite::Replace { spec, resource_version }, Some(known)) if *resource_version == known => {
                 Ok(Some(spec.clone()))
