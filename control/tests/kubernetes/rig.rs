@@ -18,7 +18,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Long enough for a machine that builds something else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than such a machine stands still: nobody takes over unasked.
+pub const LEASE: Duration = Duration::from_secs(8);
 pub const V1: &str = "v1";
 pub const OURS: &str = "penstock.dev/v1alpha1";
 pub const CLASS: &str = "penstock.dev/box";
@@ -152,7 +154,8 @@ impl Control {
         let text = format!(
             "version = 1\nbox = '{name}'\n[kubernetes]\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\n\
              retry = 0.05\nretry_max = 0.5\nfight_backoff = 1\nteardown_wait = 3\nwatch = 5\nstale_after = 0.5\n\
-             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n"
+             [kubernetes.leader_election]\nduration = {}\nrenew_deadline = 6\nretry = 0.1\n",
+            LEASE.as_secs()
         );
         let config = Arc::new(ControlConfig::parse(std::path::Path::new("test.toml"), &text).unwrap());
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&server.kubeconfig("control")).unwrap();
