@@ -11,7 +11,8 @@ use penstock_perf::apiserver::{ApiError, Fault};
 use serde_json::{Value, json};
 
 use rig::{
-    Control, LEASE, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service, until,
+    Control, LEASE, Notes, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service,
+    until,
 };
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
@@ -423,7 +424,9 @@ async fn without_the_right_to_the_lease_it_is_said_what_is_missing() {
 #[tokio::test]
 async fn a_leader_whose_dataplane_is_gone_makes_room_for_a_box_that_serves() {
     let server = cluster();
-    let first = Control::start(&server, "box-a").await;
+    // What it offered in vain it keeps for ten of these.
+    let start = async |name| Control::start_leased(&server, name, Notes::new(), Duration::from_secs(3)).await;
+    let first = start("box-a").await;
     still_serves(&server, "web").await;
     // Alone, it goes on leading: Services must come and go all the same.
     first.dataplane.absent.store(true, Ordering::SeqCst);
@@ -436,7 +439,7 @@ async fn a_leader_whose_dataplane_is_gone_makes_room_for_a_box_that_serves() {
     first.dataplane.absent.store(false, Ordering::SeqCst);
     still_serves(&server, "more").await;
 
-    let second = Control::start(&server, "box-b").await;
+    let second = start("box-b").await;
     until("the second serves", || second.dataplane.vips().len() == 2).await;
     let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
     assert!(announces(&first) && !announces(&second));

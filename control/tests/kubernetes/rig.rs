@@ -151,11 +151,16 @@ impl Control {
     }
 
     pub async fn start_with(server: &ApiServer, name: &str, dataplane: Arc<Notes>) -> Self {
+        Self::start_leased(server, name, dataplane, LEASE).await
+    }
+
+    pub async fn start_leased(server: &ApiServer, name: &str, dataplane: Arc<Notes>, lease: Duration) -> Self {
         let text = format!(
             "version = 1\nbox = '{name}'\n[kubernetes]\n[kubernetes.timing]\ndebounce = 0.005\nstatus_grace = 2\n\
              retry = 0.05\nretry_max = 0.5\nfight_backoff = 1\nteardown_wait = 3\nwatch = 5\nstale_after = 0.5\n\
-             [kubernetes.leader_election]\nduration = {}\nrenew_deadline = 6\nretry = 0.1\n",
-            LEASE.as_secs()
+             [kubernetes.leader_election]\nduration = {}\nrenew_deadline = {}\nretry = 0.1\n",
+            lease.as_secs_f64(),
+            lease.as_secs_f64() * 0.75
         );
         let config = Arc::new(ControlConfig::parse(std::path::Path::new("test.toml"), &text).unwrap());
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&server.kubeconfig("control")).unwrap();
