@@ -15,7 +15,7 @@ use penstock_dataplane::neighbor::{Mac, Vlan, VlanTag, format_mac};
 use penstock_dataplane::verdict::PortId;
 use rustix::event::{PollFd, PollFlags, poll};
 
-const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A box with two ports, `pnb0` and `pnb1`, each with a peer host at its other end (`peer0` and
 /// `peer1` inside the namespaces). Removed when dropped.
@@ -54,7 +54,8 @@ impl Lab {
     }
 
     fn ns(&self, name: &str) -> String {
-        format!("pnb-{}-{name}", self.tag)
+        // Two checkouts may test on one machine.
+        format!("pnb{}-{}-{name}", std::process::id(), self.tag)
     }
 
     fn try_ip(&self, name: &str, arguments: &str) -> Result<String, String> {

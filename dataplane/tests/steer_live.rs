@@ -5,7 +5,10 @@ mod steer_net;
 use penstock_configs::file::XdpMode;
 use penstock_dataplane::steer::{self, AttachMode, Changes, Decision, Interface, Steer, SteerError, Steering};
 use std::fs;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use steer_net::{Net, ok, privileged, run};
 
@@ -55,17 +58,19 @@ enum Answer {
     Silence,
 }
 
+/// Where an answer must come: more than a busy machine takes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where none may come.
+const A_WHILE: Duration = Duration::from_millis(700);
+
 /// A TCP connection to a port nobody listens on: the kernel's RST, or nothing at all.
-fn connect(net: &Net, address: &str) -> Answer {
-    let script = format!("exec 3<>/dev/tcp/{address}/443");
-    let output = std::process::Command::new("ip")
-        .args(["netns", "exec", &net.peer_ns, "timeout", "0.7", "bash", "-c", &script])
-        .output()
-        .unwrap();
-    match output.status.code() {
-        Some(124) => Answer::Silence,
-        Some(1) => Answer::Refused,
-        other => panic!("{other:?}: {}", String::from_utf8_lossy(&output.stderr)),
+fn connect(net: &Net, address: &str, limit: Duration) -> Answer {
+    let target = SocketAddr::new(address.parse().unwrap(), 443);
+    let error = net.inside_peer(|| TcpStream::connect_timeout(&target, limit)).expect_err("nobody listens");
+    match error.kind() {
+        ErrorKind::TimedOut => Answer::Silence,
+        ErrorKind::ConnectionRefused => Answer::Refused,
+        _ => panic!("{error}"),
     }
 }
 
@@ -80,7 +85,7 @@ fn privileged_the_program_outlives_the_process_and_is_adopted() {
     }
     let net = Net::new("live");
     let_the_kernel_answer(&net);
-    assert_eq!(connect(&net, VIP), Answer::Refused, "without the program the kernel answers");
+    assert_eq!(connect(&net, VIP, PATIENCE), Answer::Refused, "without the program the kernel answers");
 
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     assert_eq!(steer.sync(&steering()).unwrap(), Changes { added: 1, changed: 0, removed: 0 });
@@ -88,19 +93,19 @@ fn privileged_the_program_outlives_the_process_and_is_adopted() {
     // As kill -9 does: every descriptor is closed, nothing is cleaned up.
     drop(steer);
     assert!(net.link().contains("prog/xdp"));
-    assert_eq!(connect(&net, VIP), Answer::Silence);
-    assert_eq!(connect(&net, HOST), Answer::Refused, "the kernel goes on with what is its own");
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
+    assert_eq!(connect(&net, HOST, PATIENCE), Answer::Refused, "the kernel goes on with what is its own");
 
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     assert!(steer.adopted(0) && steer.check(0).unwrap());
     // Before any sync: the maps are the ones the earlier process filled.
-    assert_eq!(connect(&net, VIP), Answer::Silence);
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
     assert_eq!(steer.sync(&steering()).unwrap(), Changes::default());
     assert!(steer.counters().unwrap().no_socket.vip >= 2, "{:?}", steer.counters());
 
     let moved = Steering { vips: vec![("198.18.77.11".parse().unwrap(), true)], ..Steering::default() };
     assert_eq!(steer.sync(&moved).unwrap(), Changes { added: 1, changed: 0, removed: 1 });
-    assert_eq!(connect(&net, VIP), Answer::Refused);
+    assert_eq!(connect(&net, VIP, PATIENCE), Answer::Refused);
     steer.detach().unwrap();
     assert!(no_pins(net.run_dir()) && !net.link().contains("xdp"));
 }
@@ -143,9 +148,9 @@ fn privileged_another_layout_is_replaced_once_the_new_maps_are_filled() {
 
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     assert!(steer.adopted(0) && steer.check(0).unwrap());
-    assert_eq!(connect(&net, VIP), Answer::Silence, "the old program runs until the new maps are filled");
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence, "the old program runs until the new maps are filled");
     assert_eq!(steer.sync(&steering()).unwrap().added, 1);
-    assert_eq!(connect(&net, VIP), Answer::Silence);
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
     assert!(!bpf.join("v999").exists());
     assert!(steer.check(0).unwrap());
     let before = steer.counters().unwrap().no_socket.vip;
@@ -193,8 +198,8 @@ fn privileged_generic_mode_is_a_fallback_with_a_warning() {
     assert_eq!(steer.attached(0), Some(AttachMode::Generic));
     assert!(steer.warnings().iter().any(|warning| warning.contains("generic mode")), "{:?}", steer.warnings());
     steer.sync(&steering()).unwrap();
-    assert_eq!(connect(&net, VIP), Answer::Silence);
-    assert_eq!(connect(&net, HOST), Answer::Refused);
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
+    assert_eq!(connect(&net, HOST, PATIENCE), Answer::Refused);
     drop(steer);
 
     ok(&format!("ip -n {} link set peer0 mtu 1500", net.peer_ns));
@@ -220,13 +225,13 @@ fn privileged_an_interface_that_comes_back_is_attached_again() {
 
     net.add_veth();
     let_the_kernel_answer(&net);
-    assert_eq!(connect(&net, VIP), Answer::Refused);
+    assert_eq!(connect(&net, VIP, PATIENCE), Answer::Refused);
     assert_eq!(steer.attach_interface(0).unwrap(), AttachMode::Native);
     assert!(steer.check(0).unwrap());
-    assert_eq!(connect(&net, VIP), Answer::Silence);
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
     // Again, where it runs: nothing to do.
     assert_eq!(steer.attach_interface(0).unwrap(), AttachMode::Native);
-    assert_eq!(connect(&net, VIP), Answer::Silence);
+    assert_eq!(connect(&net, VIP, A_WHILE), Answer::Silence);
     steer.detach().unwrap();
     assert!(no_pins(net.run_dir()));
 }

@@ -19,9 +19,9 @@ use crate::lab::{Lab, Netns};
 const FILE_OWNER: &str = "file";
 /// Names another binary than the one beside this program.
 const PROGRAM: &str = "PENSTOCK_DATAPLANE";
-const START_PATIENCE: Duration = Duration::from_secs(20);
-const RELOAD_PATIENCE: Duration = Duration::from_secs(10);
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const RELOAD_PATIENCE: Duration = Duration::from_secs(30);
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 /// More than any test opens.
 const ALL_FLOWS: usize = 1_000_000;

@@ -4,19 +4,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use penstock_configs::desired::Health;
 use penstock_configs::file::ConfigFile;
 use penstock_configs::status::Counters;
 
-use crate::clients::icmp;
+use crate::clients::{icmp, run_here};
 use crate::config::{self, NODE_PORT};
 use crate::dataplane::Dataplane;
 use crate::lab::{Lab, LabBuilder, Netns, TcpCounters, plan};
 use crate::servers::{NodePorts, NodeServer};
 
 /// How long probing for the box's addresses may take.
-const CLAIM: Duration = Duration::from_secs(15);
+const CLAIM: Duration = Duration::from_secs(30);
 /// How long packets in flight may take to come to rest.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(10);
 /// The port of the first VIP's services.
 pub const VIP_PORT: u16 = 80;
 
@@ -72,45 +73,10 @@ impl Rig {
         self.dataplane.reload(&self.config)
     }
 
-    /// RSTs any kernel of the lab has sent since the rig came up.
-    pub fn resets_sent(&self) -> Result<u64> {
-        Ok(self.lab.tcp_counters()?.since(&self.before).resets_sent)
-    }
-
-    /// No other ends of connections were reset than the test wanted, and no RST sent but those that a machine too busy for its retransmission
-    /// timers explains: a node whose FIN was acknowledged late repeats it, is acknowledged twice, and answers the
-    /// second ACK, of a connection it no longer knows, with a RST. Each of these has a retransmission of its own.
-    fn check_resets(&self, wanted: u64) -> Result<()> {
-        let now = self.lab.tcp_counters()?.since(&self.before);
-        ensure!(
-            now.established_resets == wanted && now.resets_sent <= now.retransmitted,
-            "{} ends of connections were reset, not {wanted}; {} RSTs sent, {} segments repeated; RSTs by each host since its start: {}",
-            now.established_resets,
-            now.resets_sent,
-            now.retransmitted,
-            self.resets_by_host()?
-        );
-        Ok(())
-    }
-
-    fn resets_by_host(&self) -> Result<String> {
-        let by_host: Result<Vec<String>> =
-            self.lab.namespaces().map(|ns| Ok(format!("{} {}", ns.name(), ns.tcp_counters()?.resets_sent))).collect();
-        Ok(by_host?.join(", "))
-    }
-
     /// Waits for packets in flight, then checks the ledger: every packet accounted for, in every
     /// worker; what one worker handed off another took; no frame lost.
     pub fn settle(&self) -> Result<Counters> {
-        let deadline = Instant::now() + SETTLE;
-        loop {
-            let counters = self.dataplane.counters()?;
-            match unbalanced(&counters) {
-                None => return Ok(counters),
-                Some(why) if Instant::now() > deadline => bail!("{why}\n{counters:#?}"),
-                Some(_) => std::thread::sleep(Duration::from_millis(50)),
-            }
-        }
+        settle(&self.dataplane)
     }
 
     /// Settles, and nothing was dropped but for the reasons named.
@@ -135,7 +101,7 @@ impl Rig {
     pub fn finish_having_reset(mut self, ends: u64) -> Result<()> {
         self.settle()?;
         self.stop()?;
-        self.check_resets(ends)
+        check_resets(&self.lab, &self.before, ends)
     }
 
     /// A clean stop takes the XDP program off the interfaces.
@@ -170,6 +136,48 @@ pub fn wait_for_addresses(lab: &Lab, config: &ConfigFile) -> Result<()> {
             ensure!(Instant::now() < deadline, "{address} does not answer {}: {error:#}", ns.name());
         }
     }
+    Ok(())
+}
+
+/// See [`Rig::settle`].
+pub fn settle(dataplane: &Dataplane) -> Result<Counters> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        let counters = dataplane.counters()?;
+        match unbalanced(&counters) {
+            None => return Ok(counters),
+            Some(why) if Instant::now() > deadline => bail!("{why}\n{counters:#?}"),
+            Some(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Waits until every worker runs what owners and checkers said so far; the status shows it before.
+pub fn workers_follow(dataplane: &Dataplane) -> Result<()> {
+    let deadline = Instant::now() + SETTLE;
+    // Nothing new, of a source that says nothing: not published again, and told apart from what is not yet run.
+    while !run_here(dataplane.api().put_health("lab", &Health::default()))?.acknowledged {
+        ensure!(Instant::now() < deadline, "some worker does not take its tables up\n{}", dataplane.log_tail());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Since `before` no other ends of connections were reset than the test wanted, and no RST sent but those that a machine too
+/// busy for its retransmission timers explains: a node whose FIN was acknowledged late repeats it, is acknowledged twice,
+/// and answers the second ACK, of a connection it no longer knows, with a RST. Each of these has a retransmission of its own.
+pub fn check_resets(lab: &Lab, before: &TcpCounters, wanted: u64) -> Result<()> {
+    let now = lab.tcp_counters()?.since(before);
+    let by_host: Result<Vec<String>> =
+        lab.namespaces().map(|ns| Ok(format!("{} {}", ns.name(), ns.tcp_counters()?.resets_sent))).collect();
+    ensure!(
+        now.established_resets == wanted && now.resets_sent <= now.retransmitted,
+        "{} ends of connections were reset, not {wanted}; {} RSTs sent, {} segments repeated; RSTs by each host since its start: {}",
+        now.established_resets,
+        now.resets_sent,
+        now.retransmitted,
+        by_host?.join(", ")
+    );
     Ok(())
 }
 

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use penstock_configs::desired::{Affinity, BackendSet, Protocol, Scheduler};
 use penstock_configs::file::ConfigFile;
 use penstock_configs::status::FlowCounters;
-use penstock_perf::clients::run_here;
+use penstock_perf::clients::{run_here, uninterrupted};
 use penstock_perf::config::{self, NODE_PORT};
 use penstock_perf::lab::{Lab, Netns, plan};
 use penstock_perf::privilege;
 use penstock_perf::rig::{Rig, source};
 use penstock_perf::servers::{NodePorts, NodeServer};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The group's second TCP port, on node ports of its own.
 const ALT_PORT: u16 = 81;
 const ALT_NODE_PORT: u16 = NODE_PORT + 1;
@@ -64,7 +64,7 @@ fn connect(ns: &Netns, from: IpAddr, to: SocketAddr) -> (TcpStream, String) {
         let mut answer = Vec::new();
         let mut buffer = [0; 1024];
         while !answer.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
-            let length = stream.read(&mut buffer).expect("an answer");
+            let length = uninterrupted(|| stream.read(&mut buffer)).expect("an answer");
             assert!(length > 0, "an end instead of an answer");
             answer.extend(&buffer[..length]);
         }
@@ -86,7 +86,7 @@ fn ask_udp(ns: &Netns, from: IpAddr, to: SocketAddr) -> String {
         socket.set_read_timeout(Some(PATIENCE)).expect("a time limit");
         socket.send(b"who?").expect("sent");
         let mut answer = [0; 256];
-        let length = socket.recv(&mut answer).expect("an answer");
+        let length = uninterrupted(|| socket.recv(&mut answer)).expect("an answer");
         String::from_utf8_lossy(&answer[..length]).split(' ').next().unwrap_or_default().to_owned()
     })
 }

@@ -188,7 +188,7 @@ fn privileged_a_bad_config_leaves_the_running_one_alone() {
     // Put back as it was, by an editor that sends no signal: nothing new to serve, nothing left to say.
     rig.config.services[0].set = rig.config.services[1].set.clone();
     std::fs::write(rig.dataplane.config_path(), toml::to_string(&rig.config).unwrap()).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while let Some(notice) = said_of_it(&rig) {
         assert!(Instant::now() < deadline, "{notice}");
         std::thread::sleep(Duration::from_millis(50));
@@ -217,7 +217,7 @@ fn privileged_backend_removal_hurts_only_its_own_flows() {
     let before: HashMap<SocketAddr, String> =
         hold.first.iter().map(|held| (held.local, held.outcome.clone().expect("an answer"))).collect();
     let mut survivors = 0;
-    for held in hold.ask_all(Duration::from_secs(3)).expect("answers") {
+    for held in hold.ask_all(Duration::from_secs(10)).expect("answers") {
         let node = &before[&held.local];
         if node != "node1" {
             survivors += 1;
@@ -309,8 +309,14 @@ fn privileged_a_vip_port_without_a_service_is_dropped_by_name() {
     let volley = Volley { timeout: Duration::from_millis(300), ..Volley::new(nobody, 3) };
     let tally = volley.run(rig.client(), |_| {});
     assert_eq!((tally.answered(), tally.failed()), (0, 3), "{tally:?}");
-    let counters = rig.settle().expect("a balanced ledger");
-    assert!(counters.total.drops.get("no_service").is_some_and(|&count| count >= 3), "{:?}", counters.total.drops);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let drops = rig.settle().expect("a balanced ledger").total.drops;
+        if drops.get("no_service").is_some_and(|&count| count >= 3) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{drops:?}");
+    }
     rig.finish().expect("a clean end");
 }
 

@@ -9,7 +9,7 @@ use penstock_perf::config::NODE_PORT;
 use penstock_perf::kubelab::Control;
 use penstock_perf::lab::Lab;
 use penstock_perf::privilege;
-use penstock_perf::rig::Rig;
+use penstock_perf::rig::{Rig, workers_follow};
 use penstock_perf::servers::{NodePorts, NodeServer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,7 +21,7 @@ fn until(rig: &Rig, control: &Control, what: &str, wanted: impl Fn(&BackendStatu
         let web = status.services.into_iter().find(|service| service.name == "web").expect("the service");
         let node1 = web.backends.into_iter().find(|backend| backend.name == "node1").expect("its second node");
         if wanted(&node1) {
-            return;
+            return workers_follow(&rig.dataplane).expect("every worker runs it");
         }
         assert!(Instant::now() < deadline, "{what}: {node1:?}\n{}", control.log_tail());
         std::thread::sleep(Duration::from_millis(30));

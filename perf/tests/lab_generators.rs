@@ -47,7 +47,7 @@ fn privileged_live_frames_are_accounted_for() {
             let spec = spec(v6, side, Mix::imix());
             let measured = bench.measure_as(live(transport), &spec, Some(2_000.0), SECOND / 2).expect("a measurement");
             let outcome = &measured.outcome;
-            assert!((300..=1_001).contains(&outcome.sent), "{measured:?}");
+            assert!((100..=1_001).contains(&outcome.sent), "{measured:?}");
             assert_eq!((outcome.received, outcome.duplicates, outcome.reordered), (outcome.sent, 0, 0), "{measured:?}");
             assert!(outcome.latency_us.p50 > 1.0, "{measured:?}");
         }
@@ -58,7 +58,7 @@ fn privileged_live_frames_are_accounted_for() {
         let measured = bench.measure_as(how, &spec(true, side, Mix::imix()), Some(1_000.0), SECOND / 2);
         let measured = measured.expect("a measurement");
         assert_eq!((measured.outcome.received, measured.outcome.lost), (measured.sent.packets, 0), "{measured:?}");
-        assert!(measured.sent.packets > 100, "{measured:?}");
+        assert!(measured.sent.packets > 20, "{measured:?}");
     }
     // Flat out far more is sent than any box takes: what did not arrive is named, to the packet.
     let spec = spec(false, NodeSide::Count, Mix::fixed(64));

@@ -1,7 +1,7 @@
 //! MTU 9000 through real kernels and real AF_XDP sockets: packets larger than a frame of packet memory, in several.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_configs::file::{ConfigFile, VlanTags};
 use penstock_configs::status::Counters;
@@ -129,8 +129,11 @@ fn privileged_jumbo_clients_find_the_nodes_mtu() {
             sources: sources.clone(),
             ..UdpVolley::new(rig.vip(v6), flows)
         };
-        let learning = UdpVolley { timeout: Duration::from_millis(300), ..datagrams(2) };
-        learning.run(rig.client(), |_| {});
+        let learning = UdpVolley { timeout: Duration::from_millis(500), ..datagrams(8) };
+        let deadline = Instant::now() + PATIENCE;
+        while learning.run(rig.client(), |_| {}).failed() > 0 {
+            assert!(Instant::now() < deadline, "the client's kernel never learns");
+        }
         let tally = datagrams(40).run(rig.client(), |_| {});
         assert_eq!((tally.answered(), tally.failed()), (80, 0), "{tally:?}");
     }

@@ -23,18 +23,20 @@ fn privileged_every_packet_comes_back_once() {
         return;
     }
     let bench = Bench::start(2, 2, 1000, |config| config.workers.poll = PollMode::Adaptive).expect("a box");
+    let mut passed = 0;
     for v6 in [false, true] {
         for side in [NodeSide::Answer, NodeSide::Count] {
             let measured = bench.measure(&spec(v6, side), Some(2_000.0), SECOND).expect("a measurement");
             let outcome = &measured.outcome;
-            assert!((500..=2_001).contains(&outcome.sent), "{measured:?}");
+            assert!((100..=2_001).contains(&outcome.sent), "{measured:?}");
             assert_eq!((outcome.lost, outcome.duplicates, outcome.reordered), (0, 0, 0), "{measured:?}");
             assert!(outcome.latency_us.p50 > 1.0, "{measured:?}");
+            // Answered packets pass twice.
+            passed += if side == NodeSide::Answer { 2 * outcome.sent } else { outcome.sent };
         }
     }
     let counters = bench.dataplane.counters().expect("counters");
-    // Answered packets pass twice.
-    assert!(counters.total.tx >= 2 * (2 + 1) * 500, "{:?}", counters.total);
+    assert!(counters.total.tx >= passed, "{:?}", counters.total);
 }
 
 #[test]

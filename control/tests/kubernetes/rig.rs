@@ -18,7 +18,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// Long enough for a machine that builds something else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than such a machine stands still: nobody takes over unasked.
+pub const LEASE: Duration = Duration::from_secs(8);
 pub const V1: &str = "v1";
 pub const OURS: &str = "penstock.dev/v1alpha1";
 pub const CLASS: &str = "penstock.dev/box";
@@ -154,7 +156,13 @@ impl Control {
     }
 
     pub async fn start_with(server: &ApiServer, name: &str, dataplane: Arc<Notes>) -> Self {
-        Self::start_as(server, name, dataplane, "duration = 1\nrenew_deadline = 0.7\nretry = 0.1").await
+        Self::start_leased(server, name, dataplane, LEASE).await
+    }
+
+    pub async fn start_leased(server: &ApiServer, name: &str, dataplane: Arc<Notes>, lease: Duration) -> Self {
+        let (duration, renew) = (lease.as_secs_f64(), lease.as_secs_f64() * 0.75);
+        let election = format!("duration = {duration}\nrenew_deadline = {renew}\nretry = 0.1");
+        Self::start_as(server, name, dataplane, &election).await
     }
 
     /// `election`: that table.

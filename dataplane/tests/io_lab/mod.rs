@@ -93,7 +93,7 @@ impl Veth {
         peer.run(|| {
             let socket = UdpSocket::bind(("0.0.0.0", port)).expect("bind");
             socket.connect(SocketAddr::from(([10, 9, self.net, 1], 7))).expect("connect");
-            socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+            socket.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
             socket
         })
     }

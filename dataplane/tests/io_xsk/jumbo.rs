@@ -26,7 +26,7 @@ fn privileged_frames_of_4096_bytes_take_larger_packets() {
             rig.service();
             assert_eq!(client.send(&[9; 3000]).unwrap(), 3000);
             send(&client, 1);
-            let end = Instant::now() + Duration::from_secs(2);
+            let end = Instant::now() + Duration::from_secs(10);
             let mut received = 0;
             while received < 1 + usize::from(fits) {
                 received += rig.turn(0, 0, echo);
@@ -59,7 +59,7 @@ fn jumbo(mode: XdpMode) {
     sender.connect("10.9.2.2:7").unwrap();
     receiver.connect("10.9.1.2:6000").unwrap();
     let pass_on = |rig: &mut Rig, from: usize, to: usize, veth: &Veth| {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(10);
         let onwards = |packet: &mut [u8]| {
             packet[..6].copy_from_slice(&veth.peer_mac());
             packet[6..12].copy_from_slice(&veth.mac());

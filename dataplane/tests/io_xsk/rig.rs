@@ -78,7 +78,7 @@ impl Rig {
 
     /// Idle turns until nothing is on its way out.
     pub(crate) fn drain(&mut self) {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(10);
         while self.ports.iter().any(|port| port.held().1 > 0 || port.tx_pending()) {
             assert!(Instant::now() < end, "frames stuck in transmission: {:?}", self.ports[0].held());
             self.service();

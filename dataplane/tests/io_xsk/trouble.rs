@@ -10,6 +10,8 @@ use penstock_dataplane::io::{Burst, Port};
 use crate::io_lab;
 use crate::rig::{MEMORY, Rig, echo, send, spaces, udp_to_peer};
 
+const PATIENCE: Duration = Duration::from_secs(10);
+
 #[test]
 fn privileged_runts_are_dropped_here_and_cost_no_frame() {
     let Some([here, peer]) = spaces() else { return };
@@ -40,22 +42,29 @@ fn privileged_a_flood_beyond_the_rings_is_counted_and_leaks_nothing() {
     here.run(|| {
         let mut rig = Rig::open(&[&veth], 1, XdpMode::Driver);
         let mut received = 0;
-        for _ in 0..5 {
+        for round in 1..=5 {
             // Nobody serves the port meanwhile: 256 fill descriptors are all there are.
             (0..1000).for_each(|n| send(&client, n));
-            let end = Instant::now() + Duration::from_millis(200);
-            while Instant::now() < end {
+            let end = Instant::now() + PATIENCE;
+            while received < round * 256 {
                 received += rig.turn(0, 0, echo);
+                assert!(Instant::now() < end, "{received} {:?}", rig.ports[0].stats());
             }
         }
+        // What did not come is told.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            received += rig.turn(0, 0, echo);
+            let stats = rig.ports[0].stats();
+            if received as u64 + stats.rx_fill_empty + stats.rx_ring_full + stats.rx_dropped >= 5000 {
+                break;
+            }
+            assert!(Instant::now() < end, "{received} of 5000 received, told {stats:?}");
+        }
         rig.drain();
-        let stats = rig.ports[0].stats();
-        let lost = 5000 - received as u64;
-        assert!(received >= 5 * 256, "{received} {stats:?}");
-        assert!(stats.rx_fill_empty + stats.rx_ring_full + stats.rx_dropped >= lost, "{lost} lost, told {stats:?}");
         // Still receiving.
         client.send(b"last").unwrap();
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + PATIENCE;
         while rig.turn(0, 0, echo) == 0 {
             assert!(Instant::now() < end, "the port is stuck: {:?}", rig.ports[0].held());
         }
@@ -129,7 +138,7 @@ fn privileged_a_queue_in_use_is_refused_by_name() {
         let error = XskPort::open(&other, &veth.name, 0, &XskConfig::default()).err().unwrap();
         assert!(matches!(error, XskError::QueueBusy { .. }), "{error}");
         assert!(error.to_string().contains("port pio1 queue 0: another AF_XDP socket"), "{error}");
-        assert!((5..8).contains(&started.elapsed().as_secs()), "tried for five seconds");
+        assert!(started.elapsed() >= Duration::from_secs(5), "tried for five seconds");
     });
 }
 

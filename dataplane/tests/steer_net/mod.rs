@@ -43,7 +43,9 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) fn new(tag: &str) -> Self {
-        let (box_ns, peer_ns) = (format!("pst-{tag}-box"), format!("pst-{tag}-peer"));
+        // Two checkouts may test on one machine.
+        let of = |who: &str| format!("pst{}-{tag}-{who}", std::process::id());
+        let (box_ns, peer_ns) = (of("box"), of("peer"));
         let home = File::open("/proc/thread-self/ns/net").unwrap();
         let net = Self { box_ns, peer_ns, run_dir: tempfile::tempdir().unwrap(), home };
         net.remove();
@@ -82,6 +84,18 @@ impl Net {
 
     pub(crate) fn in_peer(&self, command: &str) -> Output {
         run(&format!("ip netns exec {} {command}", self.peer_ns))
+    }
+
+    /// Runs `work` on a thread inside the peer's namespace.
+    pub(crate) fn inside_peer<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let target = File::open(format!("/run/netns/{}", self.peer_ns)).unwrap();
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                move_into_link_name_space(target.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                work()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn remove(&self) {

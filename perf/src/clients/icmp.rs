@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
+use super::uninterrupted;
 use crate::lab::Netns;
 
 const ECHO_REQUEST_V4: u8 = 8;
@@ -21,7 +22,7 @@ pub fn ping(ns: &Netns, target: IpAddr, count: u16, size: usize) -> Result<()> {
     ns.sysctl("net.ipv4.ping_group_range", "0 2147483647")?;
     ns.run(|| {
         let socket =
-            open(target, Duration::from_secs(2)).with_context(|| format!("an ICMP socket towards {target}"))?;
+            open(target, Duration::from_secs(10)).with_context(|| format!("an ICMP socket towards {target}"))?;
         for sequence in 1..=count {
             exchange(&socket, target.is_ipv6(), sequence, size)
                 .with_context(|| format!("echo request {sequence} of {count} to {target}"))?;
@@ -57,7 +58,7 @@ fn exchange(socket: &UdpSocket, v6: bool, sequence: u16, size: usize) -> Result<
     request.extend((0..size).map(|index| index.to_le_bytes()[0]));
     socket.send(&request)?;
     let mut reply = vec![0; request.len() + 64];
-    let length = socket.recv(&mut reply).context("no reply")?;
+    let length = uninterrupted(|| socket.recv(&mut reply)).context("no reply")?;
     ensure!(reply[0] == reply_type && reply[1] == 0, "type {} code {} came back", reply[0], reply[1]);
     ensure!(reply[6..length] == request[6..], "another payload came back");
     Ok(())

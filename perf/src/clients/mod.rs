@@ -10,6 +10,7 @@ pub mod udp;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use crate::lab::Netns;
@@ -76,6 +77,16 @@ impl fmt::Display for Failure {
             Self::Broken(why) => write!(f, "connection broke: {why}"),
             Self::TimedOut(stage) => write!(f, "timed out {stage}"),
             Self::Answer(what) => write!(f, "wrong answer: {what}"),
+        }
+    }
+}
+
+/// A blocking call once more, if a signal to the process came between (a socket with a time limit is not restarted).
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
     }
 }

@@ -35,7 +35,8 @@ impl UdpVolley {
             per_flow: 2,
             concurrency: 16,
             size: 64,
-            timeout: Duration::from_secs(2),
+            // A lost one is not asked for again: longer than a busy machine takes.
+            timeout: Duration::from_secs(5),
             sources: Vec::new(),
         }
     }

@@ -12,9 +12,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::dataplane::program;
 use crate::lab::{Lab, Netns};
 
-const STOP_PATIENCE: Duration = Duration::from_secs(10);
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Seconds are long in a lab: what a cluster does in tens of them is done in tenths.
+/// Seconds are long in a lab: what a cluster does in tens of them is done in tenths. But a machine that stands still for one
+/// or two hands no lead over.
 const QUICK: &str = "
 [kubernetes.timing]
 debounce = 0.01
@@ -26,8 +27,8 @@ watch = 5
 stale_after = 1
 
 [kubernetes.leader_election]
-duration = 2
-renew_deadline = 1.5
+duration = 6
+renew_deadline = 5
 retry = 0.2
 ";
 

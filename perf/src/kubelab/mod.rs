@@ -25,7 +25,7 @@ use crate::clients::{Failure, Tally};
 use crate::config;
 use crate::dataplane::{Dataplane, program};
 use crate::lab::{Lab, LabBuilder, Netns, plan};
-use crate::rig::wait_for_addresses;
+use crate::rig::{settle, wait_for_addresses};
 
 pub const V1: &str = "v1";
 pub const SLICES: &str = "discovery.k8s.io/v1";
@@ -36,7 +36,7 @@ pub const OURS: &str = "penstock.dev/v1alpha1";
 const RBAC: &str = include_str!("../../../configs/kubernetes/rbac.yaml");
 pub(crate) const TOKEN: &str = "control";
 /// Generous: a test machine builds something else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Fields are dropped in order: processes, nodes, API server, network.
 pub struct Cluster {
@@ -119,15 +119,19 @@ impl Cluster {
     pub fn expose(&self, name: &str, ports: &[(u16, &str)], change: impl FnOnce(&mut Value)) -> Result<()> {
         let mut service = service(name, ports);
         change(&mut service);
-        self.put(&service)
+        self.put(&service)?;
+        self.nodes_follow()
     }
 
+    /// Nodes follow before this returns, as with all that is changed here.
     pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
-        answered(self.server.edit(V1, "Service", &format!("default/{name}"), change)).map(|_| ())
+        answered(self.server.edit(V1, "Service", &format!("default/{name}"), change))?;
+        self.nodes_follow()
     }
 
     pub fn edit_node(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
-        answered(self.server.edit(V1, "Node", name, change)).map(|_| ())
+        answered(self.server.edit(V1, "Node", name, change))?;
+        self.nodes_follow()
     }
 
     pub fn delete(&self, name: &str) -> Result<()> {
@@ -214,11 +218,11 @@ impl Cluster {
     }
 
     pub fn volley(&self, target: SocketAddr, connections: u64) -> Tally {
-        Volley { timeout: Duration::from_secs(3), ..Volley::new(target, connections) }.run(self.client(), |_| {})
+        Volley::new(target, connections).run(self.client(), |_| {})
     }
 
     pub fn udp(&self, target: SocketAddr, flows: u64) -> Tally {
-        UdpVolley { timeout: Duration::from_secs(1), ..UdpVolley::new(target, flows) }.run(self.client(), |_| {})
+        UdpVolley::new(target, flows).run(self.client(), |_| {})
     }
 
     /// Whether nobody answers there any more.
@@ -258,11 +262,7 @@ impl Cluster {
     /// Ends both processes cleanly; no frame is lost.
     pub fn finish(mut self) -> Result<()> {
         self.control.stop()?;
-        let counters = self.dataplane.counters()?;
-        for worker in &counters.workers {
-            let imbalance = worker.ledger.imbalance();
-            ensure!(imbalance == 0, "worker {}: the ledger is off by {imbalance}", worker.worker);
-        }
+        settle(&self.dataplane)?;
         let status = self.dataplane.stop()?;
         ensure!(status.success(), "it ended with {status}\n{}", self.dataplane.log_tail());
         Ok(())

@@ -427,8 +427,8 @@ mod tests {
 
     /// What a packet costs, without the pages and the sending: a generator that is slower than the box shows nothing.
     #[test]
-    fn privileged_a_packet_is_made_in_a_fraction_of_a_microsecond() {
-        if !privilege::require("privileged_a_packet_is_made_in_a_fraction_of_a_microsecond") {
+    fn privileged_a_packet_is_made_within_microseconds() {
+        if !privilege::require("privileged_a_packet_is_made_within_microseconds") {
             return;
         }
         for (v6, transport, mix) in [
@@ -445,10 +445,11 @@ mod tests {
                     TestRunOptions { data_in: Some(&live.first_frame), repeat: 10_000, ..TestRunOptions::new() };
                 program.test_run(options).expect("a test run").duration
             };
-            // The machine may be busy: the least of some.
+            // The machine may be busy: the least of some. It may be old, or its kernel without a JIT compiler: ten times what one
+            // with both takes.
             let least = (0..20).map(|_| cost()).min().expect("some");
             println!("{transport}, IPv6 {v6}: {least:?} a packet");
-            assert!(least < Duration::from_nanos(500), "{least:?}");
+            assert!(least < Duration::from_micros(5), "{least:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The API server is unwell; what was served goes on being served.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock_perf::apiserver::{ApiError, Fault};
 
@@ -19,10 +19,13 @@ async fn an_expired_token_stops_writes_and_nothing_else() {
     world.server.rotate_token(TOKEN, "new");
     world.server.drop_connections();
     world.server.forget_requests();
+    let unauthorized = || world.server.requests_that(|r| r.code == 401);
+    let began = Instant::now();
+    until("refused", true, || unauthorized() > 0).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(world.programmed("before").len(), 1);
-    let unauthorized = world.server.requests().iter().filter(|r| r.code == 401).count();
-    assert!((1..300).contains(&unauthorized), "{unauthorized} requests in two seconds");
+    let (asked, seconds) = (unauthorized(), began.elapsed().as_secs_f64());
+    assert!((asked as f64) < 150.0 * seconds, "{asked} requests in {seconds:.1} s");
     until("the metric", true, || control.metrics.text().contains("k8s_client_config_stale_bool 1")).await;
     // A new token of the same user: the kubelet has renewed the file, here the old one is good again.
     world.server.rotate_token("new", TOKEN);
@@ -100,18 +103,17 @@ async fn at_rest_nothing_is_asked_but_watches_and_the_lease() {
     let control = Control::start(&world).await;
     still_serves(&world, "web").await;
     until("rest", "False Done".to_owned(), || world.condition("web", "Provisioning")).await;
-    // Pools' statuses are written once a second at most: the last one may still be due.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    world.server.forget_requests();
-    let before = world.publications();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let others: Vec<_> = world
-        .server
-        .requests()
-        .into_iter()
-        .filter(|r| r.asked.verb != "watch" && r.asked.resource != "leases")
-        .collect();
-    assert!(others.is_empty(), "{others:?}");
-    assert_eq!(world.publications(), before);
-    control.stop().await;
+    // Pools' statuses are written once a second at most: the last one may still be due, on a busy machine others.
+    let mut others = Vec::new();
+    for _ in 0..5 {
+        world.server.forget_requests();
+        let before = world.publications();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        others = world.server.requests();
+        others.retain(|r| r.asked.verb != "watch" && r.asked.resource != "leases");
+        if others.is_empty() && world.publications() == before {
+            return control.stop().await;
+        }
+    }
+    panic!("no two seconds at rest: {others:?}");
 }

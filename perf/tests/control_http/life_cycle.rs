@@ -46,8 +46,16 @@ async fn the_status_waits_for_every_worker() {
     world.put(&service("web"));
     until("the snapshot", 1, || world.programmed("web").len()).await;
     a_while().await;
+    let mut why = control.why("web").await;
+    for _ in 0..50 {
+        if why.contains("acknowledge") {
+            break;
+        }
+        a_while().await;
+        why = control.why("web").await;
+    }
+    assert!(why.contains("acknowledge"), "{why}");
     assert_eq!(world.ingress("web").len(), 0);
-    assert!(control.why("web").await.contains("acknowledge"), "{}", control.why("web").await);
     world.the_box.engine.free_workers();
     until("an address", 1, || world.ingress("web").len()).await;
     until("Serving", "True Serving".to_owned(), || world.condition("web", "Serving")).await;

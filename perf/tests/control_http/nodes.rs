@@ -101,6 +101,8 @@ async fn a_flap_makes_one_snapshot_for_all_services() {
     }
     let control = Control::start(&world).await;
     until("all", 60, || (0..60).filter(|at| !world.ingress(&format!("s{at}")).is_empty()).count()).await;
+    let done = |at: &usize| world.condition(&format!("s{at}"), "Provisioning") == "False Done";
+    until("rest", 60, || (0..60).filter(done).count()).await;
     a_while().await;
     let before = world.publications();
     world.server.forget_requests();

@@ -95,9 +95,9 @@ async fn a_service_that_vanishes_under_a_write_is_no_failure() {
     let world = World::new();
     let control = Control::start(&world).await;
     // The write of its first condition is on its way while somebody deletes it.
-    world.server.fault(Fault::on("patch", "services/status").times(1).delay(Duration::from_millis(500)));
+    world.server.fault(Fault::on("patch", "services/status").times(1).delay(Duration::from_secs(2)));
     world.put(&service("web"));
-    tokio::time::sleep(Duration::from_millis(150)).await;
+    until("it is on its way", true, || world.server.faults_are_used_up()).await;
     world.delete("web");
     let too_late = || world.server.requests_that(|r| r.code == 409 && r.asked.resource == "services/status");
     until("the write came too late", 1, too_late).await;
@@ -122,7 +122,7 @@ async fn the_leader_collects_boxes_that_are_silent_for_long() {
     put("dead.kubernetes", "kubernetes");
     put("alive.kubernetes", "kubernetes");
     put("dead.elsewhere", "elsewhere");
-    let control = Control::start_timed(&world, "box_gone = 2").await;
+    let control = Control::start_timed(&world, "box_gone = 4").await;
     let names = || -> Vec<String> {
         let boxes = world.server.list(OURS, "VipBox");
         boxes.iter().map(|b| b["metadata"]["name"].as_str().unwrap().to_owned()).collect()
@@ -142,7 +142,7 @@ async fn the_leader_collects_boxes_that_are_silent_for_long() {
     })
     .await;
     // Longer than the age: whoever lives says so in time.
-    for _ in 0..10 {
+    for _ in 0..15 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         count += 30;
         speak(count / 30);

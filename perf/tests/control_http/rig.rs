@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::api_server::ApiServer as TheBox;
 
 /// Long enough for a machine that builds something else meanwhile.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const V1: &str = "v1";
 pub(crate) const OURS: &str = "penstock.dev/v1alpha1";
 pub(crate) const SLICES: &str = "discovery.k8s.io/v1";
@@ -248,7 +248,7 @@ impl Control {
         let times: Vec<&str> = TIMING.lines().filter(|line| line.split(' ').next() != Some(own)).collect();
         let text = format!(
             "version = 1\nbox = 'box-a'\n{more}\n[kubernetes.timing]\n{}\n{timing}\n\
-             [kubernetes.leader_election]\nduration = 1\nrenew_deadline = 0.7\nretry = 0.1\n",
+             [kubernetes.leader_election]\nduration = 6\nrenew_deadline = 5\nretry = 0.1\n",
             times.join("\n")
         );
         let config = Arc::new(ControlConfig::parse(Path::new("test.toml"), &text).unwrap());

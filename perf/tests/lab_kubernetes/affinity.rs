@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use penstock_perf::clients::Tally;
+use penstock_perf::clients::http::Volley;
 use penstock_perf::privilege;
 use serde_json::json;
 
@@ -82,12 +84,16 @@ fn privileged_a_source_is_limited_by_annotation() {
         .unwrap();
     let target = SocketAddr::new(cluster.address("web").unwrap(), 80);
     let [greedy, modest] = [0, 1].map(|client: usize| &cluster.lab.clients[client].ns);
-    // A window and the next one: ten of twenty at most, and it takes a SYN repeated after a second to get in later.
-    let through = (0..20).filter(|_| tries(greedy, target)).count();
-    assert!((1..=15).contains(&through), "{through} of 20");
-    assert!(tries(modest, target), "another source has its own");
-    let drops = cluster.dataplane.counters().unwrap().total.drops;
-    assert!(drops.get("source_rate").is_some_and(|count| *count > 0), "{drops:?}");
+    let (began, mut through) = (Instant::now(), 0);
+    soon(&cluster, "one too many", || {
+        let volley = Volley { timeout: Duration::from_millis(700), ..Volley::new(target, 20) };
+        through += volley.run(greedy, |_| {}).answered();
+        cluster.dataplane.counters().unwrap().total.drops.get("source_rate") > Some(&0)
+    });
+    // Five a second, and as many at once after a pause.
+    let most = 5.0 * (began.elapsed().as_secs_f64() + 2.0);
+    assert!(through as f64 <= most, "{through} of {most:.0} at most");
+    assert_eq!(Volley::new(target, 3).run(modest, |_| {}).answered(), 3, "another source has its own");
 
     cluster.edit("web", |s| s["metadata"]["annotations"] = json!({})).unwrap();
     soon(&cluster, "no limit", || (0..10).all(|_| tries(greedy, target)));

@@ -18,12 +18,13 @@ use penstock_perf::clients::Tally;
 use penstock_perf::clients::http::Volley;
 use penstock_perf::kubelab::{Cluster, Pod};
 use penstock_perf::lab::{Lab, Netns};
+use penstock_perf::rig::workers_follow;
 use serde_json::{Value, json};
 
 const TCP: &str = "TCP";
 const UDP: &str = "UDP";
 /// Longer than an answer takes through a busy machine.
-const SOON: Duration = Duration::from_secs(8);
+const SOON: Duration = Duration::from_secs(20);
 
 fn cluster() -> Cluster {
     Cluster::start(Lab::builder().clients(2), "").expect("a cluster in the lab")
@@ -52,9 +53,11 @@ fn tries(from: &Netns, target: SocketAddr) -> bool {
     volley.run(from, |_| {}).answered() == 1
 }
 
+/// What status or one connection showed, every worker runs from then on.
 #[track_caller]
 fn soon(cluster: &Cluster, what: &str, mut is: impl FnMut() -> bool) {
     cluster.until(what, || Ok(is())).unwrap();
+    workers_follow(&cluster.dataplane).unwrap();
 }
 
 /// The nodes that answered, of names `pod@node`.

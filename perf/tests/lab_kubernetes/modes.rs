@@ -27,12 +27,15 @@ fn privileged_local_in_mode_dnat_keeps_the_clients_address() {
         .unwrap();
     let target = SocketAddr::new(cluster.address("web").unwrap(), 80);
     let client = cluster.lab.clients[0].addr.v4.to_string();
+    // A node takes flows once its way back is proved.
+    let both = ["node0", "node2"];
+    soon(&cluster, "both take flows", || nodes_of(&cluster.volley(target, 60)) == both);
     let seen = || http::get_text(cluster.client(), target, "/").unwrap_or_default();
     for _ in 0..20 {
         let seen = seen();
         assert!(seen.contains(&format!("sees {client}:")), "{seen}");
     }
-    assert_eq!(nodes_of(&answers(&cluster, target, 60)), ["node0", "node2"]);
+    assert_eq!(nodes_of(&answers(&cluster, target, 60)), both);
     let serving = || cluster.condition("web", "Serving").unwrap_or_default().1;
     assert_eq!(serving(), "Serving");
     cluster.edit("web", |s| s["metadata"]["annotations"] = json!({"penstock.dev/mode": "nat"})).unwrap();

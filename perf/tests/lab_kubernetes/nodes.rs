@@ -41,7 +41,6 @@ fn privileged_nodes_leave_and_come_back() {
     let hold = Hold::open(cluster.client(), target, 60).unwrap();
     let healthz = |answer: Value| {
         cluster.edit_node("node1", |n| n["metadata"]["annotations"] = json!({HEALTHZ_ANNOTATION: answer})).unwrap();
-        cluster.nodes_follow().unwrap();
     };
     // kube-proxy says that the node is being removed: no new flows, the old ones go on.
     healthz(json!("503"));

@@ -1,12 +1,12 @@
 //! Pods that come, go, move and terminate.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use penstock_perf::clients::Tally;
 use penstock_perf::clients::hold::Hold;
 use penstock_perf::clients::http::Volley;
+use penstock_perf::clients::{Tally, uninterrupted};
 use penstock_perf::kubelab::Pod;
 use penstock_perf::lab::Netns;
 use penstock_perf::privilege;
@@ -36,7 +36,7 @@ impl Flow {
         // A refused datagram is an error of the next call.
         self.socket.send(number.as_bytes()).ok()?;
         loop {
-            let length = self.socket.recv(&mut buffer).ok()?;
+            let length = uninterrupted(|| self.socket.recv(&mut buffer)).ok()?;
             let answer = String::from_utf8_lossy(&buffer[..length]).into_owned();
             // Those to earlier ones may come late.
             if let Some((name, same)) = answer.split_once(' ')
@@ -102,13 +102,20 @@ fn privileged_rolling_updates_disrupt_nothing() {
         cluster.expose(name, &[(80, TCP)], |s| s["spec"]["externalTrafficPolicy"] = json!(policy)).unwrap();
         let target = SocketAddr::new(cluster.address(name).unwrap(), 80);
         answers(&cluster, target, 20);
-        let rolled = AtomicBool::new(false);
+        let (rolled, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+        let deadline = Instant::now() + 10 * SOON;
+        // All connections begun before have ended, and a hundred more.
+        let load_goes_on = || {
+            let now = rounds.load(Ordering::Relaxed);
+            soon(&cluster, "two rounds of connections", || rounds.load(Ordering::Relaxed) >= now + 2);
+        };
         let tally = std::thread::scope(|scope| {
             let load = scope.spawn(|| {
                 let mut sum = Tally::default();
-                while !rolled.load(Ordering::Relaxed) {
+                while !rolled.load(Ordering::Relaxed) && Instant::now() < deadline {
                     let volley = Volley { concurrency: 8, timeout: SOON, ..Volley::new(target, 100) };
                     sum.merge(volley.run(cluster.client(), |_| {}));
+                    rounds.fetch_add(1, Ordering::Relaxed);
                 }
                 sum
             });
@@ -118,12 +125,18 @@ fn privileged_rolling_updates_disrupt_nothing() {
                 pods[position] = Pod::ready(&pods[position].name, node);
                 cluster.pods(name, &[&pods[..], std::slice::from_ref(&old)].concat()).unwrap();
                 // A new pod is known to be ready before an old one is asked to go, which then takes its time.
-                std::thread::sleep(Duration::from_millis(400));
+                serving(&cluster, name, &["node0", "node1", "node2"]);
+                load_goes_on();
                 cluster.pods(name, &[&pods[..], &[Pod::terminating(&old.name, &old.node)]].concat()).unwrap();
-                std::thread::sleep(Duration::from_millis(600));
+                if policy == "Local" {
+                    let mut left: Vec<&str> = pods.iter().map(|pod| &*pod.node).collect();
+                    left.sort_unstable();
+                    serving(&cluster, name, &left);
+                }
+                load_goes_on();
                 cluster.pods(name, &pods).unwrap();
+                load_goes_on();
             }
-            std::thread::sleep(Duration::from_millis(200));
             rolled.store(true, Ordering::Relaxed);
             load.join().unwrap()
         });

@@ -48,7 +48,6 @@ fn privileged_tcp_and_udp_services_change_type_and_ports() {
     let before = of("nodePort");
     cluster.edit("dns", |s| (0..2).for_each(|i| s["spec"]["ports"][i]["nodePort"] = json!(31_999))).unwrap();
     assert_ne!(of("nodePort"), before);
-    cluster.nodes_follow().unwrap();
     soon(&cluster, "the new node port", || tries(cluster.client(), SocketAddr::new(vip, 53)));
     both(53);
 

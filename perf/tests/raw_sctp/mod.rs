@@ -87,15 +87,19 @@ pub fn serve(v6: bool, port: u16, stop: &AtomicBool) -> Vec<IpAddr> {
     clients
 }
 
-/// Sends from [`CLIENT_PORT`] to [`PORT`] until answered: what comes back.
-pub fn ask(socket: &UdpSocket, v6: bool, tag: u32, chunks: &[u8]) -> Vec<u8> {
-    for _ in 0..5 {
+/// Sends from [`CLIENT_PORT`] to [`PORT`] until what comes back begins so. A question that was repeated has two answers:
+/// the second may come to the next one.
+#[track_caller]
+pub fn ask(socket: &UdpSocket, v6: bool, tag: u32, chunks: &[u8], answer: &[u8]) -> Vec<u8> {
+    for _ in 0..10 {
         socket.send(&packet([CLIENT_PORT, PORT], tag, chunks)).expect("sent");
-        if let Some((bytes, _)) = receive(socket, v6, CLIENT_PORT) {
+        while let Some((bytes, _)) = receive(socket, v6, CLIENT_PORT) {
             assert_eq!(bytes[..2], PORT.to_be_bytes());
             assert_eq!(sctp::read(&bytes).tag, CLIENT_TAG);
-            return bytes[HEADER..].to_vec();
+            if bytes[HEADER..].starts_with(answer) {
+                return bytes[HEADER..].to_vec();
+            }
         }
     }
-    panic!("no answer to a packet of {} bytes", HEADER + chunks.len());
+    panic!("no answer {:?} to a packet of {} bytes", &answer[..1], HEADER + chunks.len());
 }

@@ -63,8 +63,8 @@ fn five_thousand_services_on_five_hundred_nodes_translate_in_a_blink() {
     println!("translated in {took:?}");
     assert_eq!((translation.desired.services.len(), translation.desired.sets.len()), (5000, 1));
     assert_eq!(translation.targets.len(), 500);
-    // Ten times what it takes: a quadratic step would take minutes.
-    assert!(took < std::time::Duration::from_millis(1000), "{took:?}");
+    // A hundred times what it takes where nothing else goes on: a quadratic step would take minutes.
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
 }
 
 /// An update of what is dirty gives what a whole translation gives, over a random history.
