@@ -199,12 +199,17 @@ impl LoadArgs {
         How { generator: self.generator, transport: self.transport, sink: self.sink, cores: self.generator_cores }
     }
 
+    /// As it is on the wire, where every packet holds a stamp.
+    fn on_wire(&self) -> Mix {
+        self.size.at_least(self.transport.least_on_wire(self.v6))
+    }
+
     fn what(&self) -> String {
         format!(
             "{} over IPv{}, {} bytes, {} flows ({}), {}, {} worker(s), by {}",
             self.transport,
             if self.v6 { 6 } else { 4 },
-            self.size,
+            self.on_wire(),
             self.flows,
             self.popularity,
             if self.one_way { "one way" } else { "answered" },
@@ -233,7 +238,7 @@ impl LoadArgs {
         }
         println!("  sent        {:>12.0} packets/s", sent.packets as f64 / sent.seconds);
         println!("  arrived     {:>12.0} packets/s   [{:.0} .. {:.0}]", median.rate(), lowest.rate(), highest.rate());
-        println!("  on a wire   {:>12.3} Gbit/s", self.size.wire_bits(median.rate()) / 1e9);
+        println!("  on a wire   {:>12.3} Gbit/s", self.on_wire().wire_bits(median.rate()) / 1e9);
         let share = 100.0 * outcome.lost as f64 / (outcome.sent as f64).max(1.0);
         println!("  lost        {:>12}   {share:.3} %", outcome.lost);
         for (name, count) in lost_at {
@@ -313,6 +318,20 @@ mod tests {
 
     fn args(line: &str) -> LoadArgs {
         Load::parse_from(std::iter::once("load").chain(line.split_whitespace())).args
+    }
+
+    #[test]
+    fn sizes_are_said_as_they_are_sent() {
+        for (line, what) in [
+            ("", "UDP over IPv4, 64 bytes,"),
+            ("-6", "UDP over IPv6, 64 (at least 82) bytes,"),
+            ("-6 --transport tcp --size imix", "TCP over IPv6, imix (at least 94) bytes,"),
+            ("--transport tcp --size 1518", "TCP over IPv4, 1518 bytes,"),
+        ] {
+            assert!(args(line).what().starts_with(what), "{}", args(line).what());
+        }
+        // 82 bytes and 20 of the wire's own.
+        assert!((args("-6").on_wire().wire_bits(1e6) - 816e6).abs() < 1.0);
     }
 
     #[test]
