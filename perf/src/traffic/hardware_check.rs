@@ -120,7 +120,8 @@ fn generate(ends: &Ends, what: &str, duration: Duration) -> Result<Row> {
     let sink = ends.sink.run(|| Sink::attach(&ends.sink_interface, ends.sink_port, NodeSide::Count, 1, None))?;
     let route = ends.route(false);
     let job = Job::Generate { route: &route, frame_len: 60 };
-    let testpmd = Testpmd::start(&ends.sender, job, &[&ends.sender_interface], &[1, 0])?;
+    // Both on core 0: on the last a worker spins, which lets nobody start there.
+    let testpmd = Testpmd::start(&ends.sender, job, &[&ends.sender_interface], &[0, 0])?;
     let before = sink.arrived()?.packets;
     std::thread::sleep(duration);
     let arrived = sink.arrived()?.packets - before;
