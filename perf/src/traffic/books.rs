@@ -99,3 +99,40 @@ fn sending_dropped(ns: &Netns, dev: &str) -> Result<u64> {
     let column = line.split_whitespace().nth(11);
     column.and_then(|word| word.parse().ok()).with_context(|| format!("/proc/net/dev of {}: {line:?}", ns.name()))
 }
+
+#[cfg(test)]
+mod tests {
+    use penstock_configs::status::{SocketCounters, WorkerCounters};
+
+    use super::*;
+
+    fn counters(drops: &[(&str, u64)], ring_full: u64) -> Counters {
+        let sum = drops.iter().map(|(_, count)| count).sum();
+        let drops = drops.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        let socket = SocketCounters { rx_ring_full: ring_full, ..SocketCounters::default() };
+        Counters {
+            total: Ledger { rx: sum, drops, ..Ledger::default() },
+            workers: vec![WorkerCounters { sockets: vec![socket], ..WorkerCounters::default() }],
+            ..Counters::default()
+        }
+    }
+
+    #[test]
+    fn what_was_lost_is_the_loads() {
+        let books = |counters| Books { counters, wires: vec![("wire full, client to box".into(), 0)] };
+        let before = books(counters(&[("no_backend", 5)], 2));
+        let after = books(counters(&[("no_backend", 7), ("neighbor_ignored", 1), ("reply_probe", 3)], 6));
+        assert_eq!(after.since(&before), [("socket's ring full".into(), 4), ("no_backend".into(), 2)]);
+    }
+
+    #[test]
+    fn a_box_at_rest_has_published_everything() {
+        let at = counters(&[("no_backend", 5)], 2);
+        assert!(at_rest(&at, &at));
+        assert!(!at_rest(&at, &counters(&[("no_backend", 5)], 3)), "its sockets' counters come later");
+        assert!(!at_rest(&at, &counters(&[("no_backend", 6)], 2)));
+        let mut holding = at.clone();
+        (holding.total.rx, holding.total.held) = (6, 1);
+        assert!(!at_rest(&holding, &holding));
+    }
+}

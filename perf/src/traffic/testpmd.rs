@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::packet::Route;
+use super::precedence::NICE;
 use crate::lab::Netns;
 
 const PROGRAM: &str = "dpdk-testpmd";
@@ -91,9 +92,13 @@ impl Testpmd {
     /// It ends early; the message has what it said.
     pub fn start(ns: &Netns, job: Job<'_>, interfaces: &[&str], cores: &[usize]) -> Result<Self> {
         ensure!(cores.len() > 1, "{PROGRAM} wants a core of its own and at least one that forwards");
-        // Into a pipe it would say nothing until a page is full.
-        let mut command = Command::new("stdbuf");
-        command.args(["-oL", PROGRAM]).args(arguments(job, interfaces, cores)).process_group(0);
+        // With the precedence of our own generators: beside a box that has it, it would take minutes to start. And into a pipe it
+        // would say nothing until a page is full.
+        let mut command = Command::new("nice");
+        command
+            .args(["-n", &NICE.to_string(), "stdbuf", "-oL", PROGRAM])
+            .args(arguments(job, interfaces, cores))
+            .process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = ns.spawn(&mut command).with_context(|| format!("starting {PROGRAM}"))?;
         let input = process.stdin.take();
