@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # DPDK's testpmd as generator, as reflector (the nodes), or as the forwarder to compare with. Debian: dpdk-dev.
-#   testpmd.sh generate  PORT BOX_MAC [CORES] [SECONDS]   64-byte UDP to the VIP, many clients, flat out; receives nothing
+#   testpmd.sh generate  PORT BOX_MAC [CORES] [SECONDS]   64-byte UDP to the VIP, 16 flows, flat out; receives nothing
 #   testpmd.sh reflect   PORT         [CORES] [SECONDS]   swaps MACs, addresses and ports: every packet is answered
 #   testpmd.sh forward   PORT PORT    [CORES] [SECONDS]   MAC swap from port to port: what the box could do at most
 #   PORT   a PCI address (0000:01:00.0: bound to vfio-pci) or an interface name: net_af_xdp
-#   CORES  default 1,2: the first is testpmd's own, the others forward
-# Needs huge pages for PCI ports (host.sh apply). SECONDS, default 10, bounds every run.
+#   CORES  default 1,2: the first is testpmd's own, the others forward; a port has one queue, which takes one of them
+# Needs huge pages for PCI ports (host.sh apply). SECONDS, default 10, bounds every run. Two at a time, on cores of their own,
+# are no trouble.
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
 [ $# -ge 2 ] || usage
 testpmd=$(command -v dpdk-testpmd || command -v testpmd) || {
     echo "no dpdk-testpmd: apt-get install dpdk-dev" >&2
@@ -22,21 +23,22 @@ number=0
 add_port() {
     if [[ $1 == *:*:*.* ]]; then
         eal+=(-a "$1")
+        pci=yes
     else
         eal+=("--vdev=net_af_xdp$number,iface=$1")
-        virtual=yes
     fi
     ports+=("$1")
     number=$((number + 1))
 }
-virtual=''
+pci=''
 add_port "$1"
 shift
 case $mode in
     generate)
         mac=${1:?the MAC of the box}
         shift
-        # 64 bytes with the check sequence. --txonly-multi-flow varies the source address; the box sees that many clients.
+        # 64 bytes with the check sequence. --txonly-multi-flow writes the source address: the VIP's, its third octet or-ed with a
+        # counter's bits. 113 leaves 16 values; no choice of addresses makes that more than 256 clients of one port each.
         arguments=(--forward-mode=txonly --txpkts=60 --txonly-multi-flow "--tx-ip=198.18.0.1,203.0.113.10" "--tx-udp=10000,80" "--eth-peer=0,$mac")
         ;;
     reflect) arguments=(--forward-mode=5tswap) ;;
@@ -48,14 +50,19 @@ case $mode in
     *) usage ;;
 esac
 cores=${1:-1,2} seconds=${2:-10}
-if [ -n "$virtual" ]; then
+# Reflector and generator are two of them at a time: each has files of its own, or none.
+eal+=("--file-prefix=lab$$")
+if [ -n "$pci" ]; then
+    eal+=(--in-memory)
+else
     # net_af_xdp copies into memory of its own: no huge pages, no PCI devices needed.
-    [ "${#ports[@]}" -lt 1 ] || eal+=(--no-pci --no-huge -m 512 --no-shconf "--file-prefix=lab$$")
+    eal+=(--no-pci --no-huge -m 512 --no-shconf)
 fi
 workers=$(($(tr , '\n' <<<"$cores" | wc -l) - 1))
 echo "testpmd $mode on ${ports[*]}, $seconds s"
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+# testpmd leaves its directory behind.
+trap 'rm -rf "$log" "/var/run/dpdk/lab$$"' EXIT
 # It stops at a line of input and then prints its statistics. Starting takes a second or more: time runs from when it forwards.
 until_then() {
     for _ in {1..300}; do
@@ -66,7 +73,8 @@ until_then() {
     echo
 }
 # stdbuf: into a file it would say nothing until a page is full.
-until_then | stdbuf -oL "$testpmd" -l "$cores" "${eal[@]}" -- --nb-cores="$workers" --burst=64 --txd=1024 --rxd=1024 \
+# Left to itself it would take the lowest core for its own.
+until_then | stdbuf -oL "$testpmd" -l "$cores" --main-lcore "${cores%%,*}" "${eal[@]}" -- --nb-cores="$workers" --burst=64 --txd=1024 --rxd=1024 \
     --total-num-mbufs=65536 --no-flush-rx --no-lsc-interrupt "${arguments[@]}" >"$log" 2>&1 || { cat "$log" >&2; exit 1; }
 awk -v seconds="$seconds" '
     /forward statistics for all ports/ { show = 1; next }

@@ -120,8 +120,9 @@ pub fn remove_all_of_this_process() {
     }
 }
 
-/// Held to read while a lab is drawn up. The signal handler takes it to write, and keeps it: `ip`, which need not have got
-/// the signal, would go on making namespaces after they were removed, and nobody would know of them.
+/// Held to read while a lab is drawn up or a process started in one. The signal handler takes it to write, and keeps it: `ip`,
+/// which need not have got the signal, would go on making namespaces after they were removed, and nobody would know of
+/// them; nor of a process in one.
 static DRAWING: RwLock<()> = RwLock::new(());
 
 pub(super) fn drawing() -> RwLockReadGuard<'static, ()> {
@@ -279,7 +280,13 @@ fn run_quietly(command: &mut Command) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Owner, start_time};
+    use std::process::Command;
+    use std::sync::PoisonError;
+    use std::time::Duration;
+
+    use super::{DRAWING, Owner, start_time};
+    use crate::lab::Lab;
+    use crate::privilege;
 
     #[test]
     fn this_process_is_alive_and_an_impostor_is_not() {
@@ -298,6 +305,22 @@ mod tests {
             std::thread::yield_now();
         }
         child.wait().expect("a child");
+    }
+
+    /// As a signal's thread holds it until the process ends.
+    #[test]
+    fn privileged_nothing_is_started_in_a_lab_that_is_taken_down() {
+        if !privilege::require("privileged_nothing_is_started_in_a_lab_that_is_taken_down") {
+            return;
+        }
+        let lab = Lab::builder().clients(1).nodes(1).build().expect("a lab");
+        let taken_down = DRAWING.write().unwrap_or_else(PoisonError::into_inner);
+        let ns = lab.the_box.clone();
+        let starting = std::thread::spawn(move || ns.spawn(&mut Command::new("true")));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!starting.is_finished());
+        drop(taken_down);
+        starting.join().expect("a thread").expect("a process").wait().expect("a child");
     }
 
     #[test]

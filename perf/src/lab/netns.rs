@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::cleanup;
 use super::counters::TcpCounters;
 
 /// A handle on a namespace made with `ip netns add`.
@@ -66,8 +67,10 @@ impl Netns {
         })
     }
 
-    /// Starts a process in the namespace; it sees the mounts of this process.
+    /// Starts a process in the namespace; it sees the mounts of this process. Not while a signal takes labs down: that sees it, or
+    /// it is never started.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let _drawing = cleanup::drawing();
         self.run(|| command.spawn())
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use penstock_configs::file::{ConfigFile, Limits, PollMode, SnatAddress};
 
 use super::books::Books;
@@ -21,6 +21,8 @@ use crate::rig::wait_for_addresses;
 
 /// Flows to the one backend that a SNAT address is asked to carry: it has 64,511 ports.
 const FLOWS_PER_SNAT: u32 = 40_000;
+/// Packets per second that open flows. Where some did not, the lab's own rings may have been full: then slower.
+const OPENING: [f64; 3] = [50_000.0, 25_000.0, 12_500.0];
 
 /// What to send.
 #[derive(Debug, Clone)]
@@ -59,17 +61,17 @@ impl Measured {
         self.outcome.received as f64 / self.sent.seconds
     }
 
+    /// What was lost in the rings of the lab's own ends: not by the box.
+    #[must_use]
+    pub fn lab_lost(&self) -> u64 {
+        self.sent.missed + self.node_missed
+    }
+
     /// What was lost and is named nowhere.
     #[must_use]
     pub fn unexplained(&self) -> u64 {
         let named: u64 = self.lost_at.iter().map(|(_, count)| count).sum();
-        self.outcome.lost.saturating_sub(named + self.node_missed + self.sent.missed)
-    }
-
-    /// Whether a loss may be the lab's own: then the box carries at least this.
-    #[must_use]
-    pub fn lab_is_the_limit(&self) -> bool {
-        self.sent.behind || self.sent.missed + self.node_missed > 0
+        self.outcome.lost.saturating_sub(named + self.lab_lost())
     }
 }
 
@@ -134,18 +136,36 @@ impl Bench {
     /// Opens every flow, so that a measurement has no first packets in it: those are another case.
     ///
     /// # Errors
-    /// As [`measure`](Self::measure).
+    /// As [`measure`](Self::measure); a flow of TCP does not open.
     pub fn open_flows(&self, transport: Transport, spec: &Spec) -> Result<()> {
-        let all = Duration::from_secs_f64(f64::from(spec.flows) / 40_000.0 + 0.2);
-        let rate = Some(50_000.0);
-        // Each flow has its turn; one of TCP opens only where its SYN is answered.
+        // Each flow has its turn.
         let spec = Spec { popularity: Popularity::Uniform, mix: Mix::fixed(64), ..spec.clone() };
         if transport != Transport::Udp {
-            let spec = Spec { side: NodeSide::Answer, ..spec.clone() };
-            self.measure_as(How { transport: Transport::Syn, ..How::default() }, &spec, rate, all)?;
+            self.shake_hands(&Spec { side: NodeSide::Answer, ..spec.clone() })?;
         }
-        self.measure_as(How { transport, ..How::default() }, &spec, rate, all)?;
-        Ok(())
+        self.open_at(OPENING[0], transport, &spec).map(drop)
+    }
+
+    /// Until every SYN is answered: a flow whose SYN was lost would lose every packet of every run that follows.
+    fn shake_hands(&self, spec: &Spec) -> Result<()> {
+        let mut shut = 0;
+        for rate in OPENING {
+            shut = self.open_at(rate, Transport::Syn, spec)?.outcome.silent_flows;
+            if shut == 0 {
+                return Ok(());
+            }
+        }
+        bail!(
+            "{shut} of {} flows do not open: no answer to their SYNs, not even at {} a second",
+            spec.flows,
+            OPENING[2]
+        )
+    }
+
+    /// A packet of each flow, and some more.
+    fn open_at(&self, rate: f64, transport: Transport, spec: &Spec) -> Result<Measured> {
+        let all = Duration::from_secs_f64(1.25 * f64::from(spec.flows) / rate + 0.2);
+        self.measure_as(How { transport, ..How::default() }, spec, Some(rate), all)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use penstock_configs::status::{Counters, Ledger};
 
 use crate::dataplane::Dataplane;
@@ -11,7 +11,9 @@ use crate::lab::{Lab, Netns};
 
 /// The workers publish their counters a few times a second.
 const SETTLE: Duration = Duration::from_millis(100);
-const TRIES: usize = 20;
+const TRIES: usize = 100;
+/// Drops of a lab's ARP and neighbour discovery: none of a load's packets is among them.
+const NEIGHBORS: [&str; 2] = ["neighbor_ignored", "reply_probe"];
 
 /// Counters before or after a run.
 #[derive(Debug, Clone)]
@@ -25,17 +27,20 @@ impl Books {
     /// Reads them once the box has come to rest.
     ///
     /// # Errors
-    /// The dataplane is gone.
+    /// The dataplane is gone, or has packets to work on all the time.
     pub fn read(dataplane: &Dataplane, lab: &Lab) -> Result<Self> {
         let mut counters = dataplane.counters()?;
-        for _ in 0..TRIES {
+        let mut tries = 0;
+        loop {
             std::thread::sleep(SETTLE);
             let next = dataplane.counters()?;
-            let still = next.total == counters.total && next.total.imbalance() == 0 && next.total.held == 0;
+            let still = at_rest(&counters, &next);
             counters = next;
             if still {
                 break;
             }
+            tries += 1;
+            ensure!(tries < TRIES, "the box does not come to rest, books would be wrong: {:?}", counters.total);
         }
         let [clients, nodes] = lab.topology().interfaces();
         let ends = [
@@ -60,10 +65,19 @@ impl Books {
         lost.push(("socket out of frames".into(), sockets.1 - old.1));
         lost.push(("policed".into(), self.counters.steer.policed - before.counters.steer.policed));
         let old = &before.counters.total;
-        lost.extend(self.counters.total.drops.iter().map(|(name, count)| (name.clone(), count - dropped(old, name))));
+        let drops = self.counters.total.drops.iter().filter(|(name, _)| !NEIGHBORS.contains(&name.as_str()));
+        lost.extend(drops.map(|(name, count)| (name.clone(), count - dropped(old, name))));
         lost.retain(|(_, count)| *count > 0);
         lost
     }
+}
+
+/// Whether nothing went on between two readings; the sockets' counters, which `since` uses too, are published apart.
+fn at_rest(before: &Counters, now: &Counters) -> bool {
+    now.total == before.total
+        && socket_losses(now) == socket_losses(before)
+        && now.total.imbalance() == 0
+        && now.total.held == 0
 }
 
 fn dropped(ledger: &Ledger, name: &str) -> u64 {
@@ -84,4 +98,41 @@ fn sending_dropped(ns: &Netns, dev: &str) -> Result<u64> {
     // Eight columns of received packets, then bytes, packets, errors, dropped.
     let column = line.split_whitespace().nth(11);
     column.and_then(|word| word.parse().ok()).with_context(|| format!("/proc/net/dev of {}: {line:?}", ns.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_configs::status::{SocketCounters, WorkerCounters};
+
+    use super::*;
+
+    fn counters(drops: &[(&str, u64)], ring_full: u64) -> Counters {
+        let sum = drops.iter().map(|(_, count)| count).sum();
+        let drops = drops.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        let socket = SocketCounters { rx_ring_full: ring_full, ..SocketCounters::default() };
+        Counters {
+            total: Ledger { rx: sum, drops, ..Ledger::default() },
+            workers: vec![WorkerCounters { sockets: vec![socket], ..WorkerCounters::default() }],
+            ..Counters::default()
+        }
+    }
+
+    #[test]
+    fn what_was_lost_is_the_loads() {
+        let books = |counters| Books { counters, wires: vec![("wire full, client to box".into(), 0)] };
+        let before = books(counters(&[("no_backend", 5)], 2));
+        let after = books(counters(&[("no_backend", 7), ("neighbor_ignored", 1), ("reply_probe", 3)], 6));
+        assert_eq!(after.since(&before), [("socket's ring full".into(), 4), ("no_backend".into(), 2)]);
+    }
+
+    #[test]
+    fn a_box_at_rest_has_published_everything() {
+        let at = counters(&[("no_backend", 5)], 2);
+        assert!(at_rest(&at, &at));
+        assert!(!at_rest(&at, &counters(&[("no_backend", 5)], 3)), "its sockets' counters come later");
+        assert!(!at_rest(&at, &counters(&[("no_backend", 6)], 2)));
+        let mut holding = at.clone();
+        (holding.total.rx, holding.total.held) = (6, 1);
+        assert!(!at_rest(&holding, &holding));
+    }
 }

@@ -36,17 +36,18 @@ pub fn of_runs(what: &str, runs: &[Measured]) -> Vec<(&'static str, String)> {
 /// Loss and latency at every rate that was tried, worst of its tries.
 #[must_use]
 pub fn of_search(what: &str, no_drop: &Found, partial: &Found) -> Vec<(&'static str, String)> {
-    let mut trials: Vec<_> = no_drop.trials.iter().chain(&partial.trials).filter(|t| !t.generator_behind).collect();
-    let lost_first = |a: &Trial, b: &Trial| b.outcome.lost.cmp(&a.outcome.lost);
+    let mut trials: Vec<_> =
+        no_drop.trials.iter().chain(&partial.trials).filter(|t| !t.measured.generator_behind).collect();
+    let lost_first = |a: &Trial, b: &Trial| b.measured.outcome.lost.cmp(&a.measured.outcome.lost);
     trials.sort_by(|a, b| a.rate.total_cmp(&b.rate).then_with(|| lost_first(a, b)));
     trials.dedup_by(|a, b| a.rate == b.rate);
     let loss = |lost: u64, sent: u64| 100.0 * lost as f64 / (sent as f64).max(1.0);
-    let lost = trials.iter().map(|t| (t.rate, loss(t.outcome.lost, t.outcome.sent))).collect();
+    let lost = trials.iter().map(|t| (t.rate, loss(t.measured.outcome.lost, t.measured.outcome.sent))).collect();
     let limit = Limit { name: "0.5 %: the partial-drop rate".into(), value: 0.5 };
     let losses = [Line { name: "lost".into(), points: lost }];
     let at = |name: &str, value: fn(&Percentiles) -> f64| Line {
         name: name.into(),
-        points: trials.iter().map(|t| (t.rate, value(of_the_box(&t.outcome).0))).collect(),
+        points: trials.iter().map(|t| (t.rate, value(of_the_box(&t.measured.outcome).0))).collect(),
     };
     let latency = [at("p50", |l| l.p50), at("p99", |l| l.p99), at("p99.9", |l| l.p999)];
     let rate = "packets per second offered";

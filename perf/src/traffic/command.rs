@@ -16,7 +16,7 @@ use super::mix::Mix;
 use super::packet::Transport;
 use super::popularity::Popularity;
 use super::precedence::Precedence;
-use super::search::{Found, Goal, Range, search};
+use super::search::{Found, Goal, Range, Tried, search};
 use super::track::Percentiles;
 use crate::plot;
 use crate::privilege;
@@ -158,22 +158,24 @@ pub fn command(args: &LoadArgs) -> Result<()> {
     args.report(alone, found.as_ref(), &runs)
 }
 
-fn trial(
-    args: &LoadArgs,
-    bench: &Bench,
-    spec: &Spec,
-    rate: f64,
-    duration: Duration,
-) -> Result<(super::track::Outcome, bool)> {
+fn trial(args: &LoadArgs, bench: &Bench, spec: &Spec, rate: f64, duration: Duration) -> Result<Tried> {
     let measured = bench.measure_as(args.how(), spec, Some(rate), duration)?;
-    eprintln!(
-        "  {:>9.0} packets/s: {} of {} lost{}",
-        rate,
-        measured.outcome.lost,
-        measured.outcome.sent,
-        if measured.sent.behind { ", the generator fell behind" } else { "" }
-    );
-    Ok((measured.outcome.clone(), measured.sent.behind))
+    let (generator_behind, lab_lost) = (measured.sent.behind, measured.lab_lost());
+    let outcome = measured.outcome;
+    let behind = if generator_behind { ", the generator fell behind" } else { "" };
+    let by_lab = if lab_lost > 0 { format!(", {lab_lost} in the lab's own rings") } else { String::new() };
+    eprintln!("  {rate:>9.0} packets/s: {} of {} lost{by_lab}{behind}", outcome.lost, outcome.sent);
+    Ok(Tried { outcome, generator_behind, lab_lost })
+}
+
+/// Where the lab's ends gave out first.
+fn limit(found: &Found) -> &'static str {
+    if found.lab_limited { "; beyond it the lab's own ends give out, not the box" } else { "" }
+}
+
+/// Said of a rate that may be the ends' as much as the box's.
+fn suspicion(rate: f64, alone: f64) -> Option<&'static str> {
+    (rate > SUSPECT * alone).then_some("  The ends alone carry hardly more: the box may carry more than they can show.")
 }
 
 fn percentiles(us: &Percentiles) -> String {
@@ -197,12 +199,17 @@ impl LoadArgs {
         How { generator: self.generator, transport: self.transport, sink: self.sink, cores: self.generator_cores }
     }
 
+    /// As it is on the wire, where every packet holds a stamp.
+    fn on_wire(&self) -> Mix {
+        self.size.at_least(self.transport.least_on_wire(self.v6))
+    }
+
     fn what(&self) -> String {
         format!(
             "{} over IPv{}, {} bytes, {} flows ({}), {}, {} worker(s), by {}",
             self.transport,
             if self.v6 { 6 } else { 4 },
-            self.size,
+            self.on_wire(),
             self.flows,
             self.popularity,
             if self.one_way { "one way" } else { "answered" },
@@ -223,18 +230,22 @@ impl LoadArgs {
         }
         let median = &runs[runs.len() / 2];
         let (lowest, highest) = (&runs[0], &runs[runs.len() - 1]);
-        let Measured { sent, outcome, node_missed, lost_at } = median;
+        let Measured { sent, outcome, lost_at, .. } = median;
         println!("{}", self.what());
         if let (Some(found), Some(Percent(percent))) = (found, self.at) {
-            println!("  at {percent} % of {:.0} packets/s, the most with at most 0.5 % dropped", found.rate);
+            let limit = limit(found);
+            println!("  at {percent} % of {:.0} packets/s, the most with at most 0.5 % dropped{limit}", found.rate);
         }
         println!("  sent        {:>12.0} packets/s", sent.packets as f64 / sent.seconds);
         println!("  arrived     {:>12.0} packets/s   [{:.0} .. {:.0}]", median.rate(), lowest.rate(), highest.rate());
-        println!("  on a wire   {:>12.3} Gbit/s", self.size.wire_bits(median.rate()) / 1e9);
+        println!("  on a wire   {:>12.3} Gbit/s", self.on_wire().wire_bits(median.rate()) / 1e9);
         let share = 100.0 * outcome.lost as f64 / (outcome.sent as f64).max(1.0);
         println!("  lost        {:>12}   {share:.3} %", outcome.lost);
         for (name, count) in lost_at {
             println!("    {name:<32} {count:>12}");
+        }
+        if median.unexplained() > 0 {
+            println!("    {:<32} {:>12}", "nobody knows where", median.unexplained());
         }
         println!("  duplicates  {:>12}", outcome.duplicates);
         println!("  reordered   {:>12}", outcome.reordered);
@@ -252,12 +263,12 @@ impl LoadArgs {
             println!("  on time     {:>12.1} us late at most: the generator's own pace", sent.latest_us);
         }
         println!("  ends alone  {alone:>12.0} packets/s, with nothing between them");
-        self.self_check(alone, median, *node_missed);
+        Self::self_check(alone, median);
         Ok(())
     }
 
     /// Says when a figure may be the lab's.
-    fn self_check(&self, alone: f64, median: &Measured, node_missed: u64) {
+    fn self_check(alone: f64, median: &Measured) {
         let sent = &median.sent;
         if sent.behind {
             println!("  The generator fell behind by {:.0} us: these are its figures, not the box's.", sent.latest_us);
@@ -265,14 +276,11 @@ impl LoadArgs {
         if !median.outcome.decides() {
             println!("  Pauses of the generator touched too many packets: the latency decides nothing.");
         }
-        if sent.missed + node_missed > 0 {
-            println!(
-                "  {} packets were lost in the rings of the lab's own ends, not in the box.",
-                sent.missed + node_missed
-            );
+        if median.lab_lost() > 0 {
+            println!("  {} packets were lost in the rings of the lab's own ends, not in the box.", median.lab_lost());
         }
-        if median.rate() > SUSPECT * alone {
-            println!("  The ends alone carry hardly more: the box may carry more than they can show.");
+        if let Some(suspicion) = suspicion(median.rate(), alone) {
+            println!("{suspicion}");
         }
     }
 
@@ -280,12 +288,59 @@ impl LoadArgs {
         if self.json {
             return self.json(alone, vec![no_drop, partial], &[]);
         }
-        println!("{}", self.what());
-        for (name, found) in [("no drop", no_drop), ("at most 0.5 % dropped", partial)] {
-            let limit = if found.generator_limited { "; beyond it the generator gives out, not the box" } else { "" };
-            println!("  {name:<22} {:>10.0} packets/s, {} trials{limit}", found.rate, found.trials.len());
-        }
-        println!("  {:<22} {alone:>10.0} packets/s, with nothing between them", "the ends alone");
+        self.of_search(alone, no_drop, partial).iter().for_each(|line| println!("{line}"));
         Ok(())
+    }
+
+    fn of_search(&self, alone: f64, no_drop: &Found, partial: &Found) -> Vec<String> {
+        let mut lines = vec![self.what()];
+        for (name, found) in [("no drop", no_drop), ("at most 0.5 % dropped", partial)] {
+            let (trials, limit) = (found.trials.len(), limit(found));
+            lines.push(format!("  {name:<22} {:>10.0} packets/s, {trials} trials{limit}", found.rate));
+        }
+        lines.push(format!("  {:<22} {alone:>10.0} packets/s, with nothing between them", "the ends alone"));
+        lines.extend(suspicion(partial.rate.max(no_drop.rate), alone).map(String::from));
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Load {
+        #[command(flatten)]
+        args: LoadArgs,
+    }
+
+    fn args(line: &str) -> LoadArgs {
+        Load::parse_from(std::iter::once("load").chain(line.split_whitespace())).args
+    }
+
+    #[test]
+    fn sizes_are_said_as_they_are_sent() {
+        for (line, what) in [
+            ("", "UDP over IPv4, 64 bytes,"),
+            ("-6", "UDP over IPv6, 64 (at least 82) bytes,"),
+            ("-6 --transport tcp --size imix", "TCP over IPv6, imix (at least 94) bytes,"),
+            ("--transport tcp --size 1518", "TCP over IPv4, 1518 bytes,"),
+        ] {
+            assert!(args(line).what().starts_with(what), "{}", args(line).what());
+        }
+        // 82 bytes and 20 of the wire's own.
+        assert!((args("-6").on_wire().wire_bits(1e6) - 816e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_search_says_where_the_lab_was_the_limit() {
+        let found = |rate, lab_limited| Found { rate, lab_limited, trials: Vec::new() };
+        let lines = args("--search").of_search(1e6, &found(8e4, true), &found(5e5, false));
+        assert!(lines[1].ends_with("the lab's own ends give out, not the box"), "{lines:?}");
+        assert!(lines[2].ends_with("0 trials") && lines.len() == 4, "{lines:?}");
+        let lines = args("--search").of_search(1e6, &found(8e4, false), &found(9.5e5, false));
+        assert!(lines[4].contains("The ends alone carry hardly more"), "{lines:?}");
     }
 }

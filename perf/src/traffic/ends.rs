@@ -4,26 +4,25 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use penstock_dataplane::clock::Now;
 
 use super::bench::{Measured, Spec, mac};
 use super::endpoint::Endpoint;
 use super::live::{Live, Share};
-use super::load::{self, Load, NodeSide, Sent};
+use super::load::{self, Drain, Load, NodeSide, STILL_SENDING, Sent};
 use super::packet::{Maker, Route, Transport};
 use super::popularity::Draw;
 use super::sink::Sink;
+use super::track::Outcome;
 use crate::lab::{Lab, Netns, plan};
 use crate::rig::VIP_PORT;
 
 /// Clients of a load, RFC 2544's own network.
 const CLIENTS_V4: [u8; 4] = [198, 18, 0, 1];
-/// How long packets may take to come in after the last was sent.
-const DRAIN: Duration = Duration::from_millis(200);
-
 /// What makes and takes the packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -153,9 +152,9 @@ impl Ends {
     fn by_sockets(&self, maker: Maker, spec: &Spec, rate: Option<f64>, duration: Duration) -> Result<Measured> {
         let draw = Draw::new(spec.popularity, spec.flows, spec.seed);
         let mut load = Load { maker, draw, flows: spec.flows, rate, duration, vip_port: VIP_PORT };
-        let stop = Arc::new(AtomicBool::new(false));
+        let all_sent = Arc::new(AtomicU64::new(STILL_SENDING));
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (queues, side, flows, stopped) = (self.queues, spec.side, spec.flows, Arc::clone(&stop));
+        let (queues, side, flows, until) = (self.queues, spec.side, spec.flows, Arc::clone(&all_sent));
         let (interface, port) = (self.sink_interface.clone(), self.sink_port);
         let nodes = self.sink.thread("nodes", move || -> Result<_> {
             let opened = Endpoint::open(&interface, queues);
@@ -167,7 +166,7 @@ impl Ends {
                 }
             };
             let _ = ready.send(());
-            Ok(load::serve(&mut end, side, port, flows, &stopped))
+            Ok(load::serve(&mut end, side, port, flows, &until))
         })?;
         let interface = self.sender_interface.clone();
         let sender = self.sender.run(move || -> Result<_> {
@@ -177,7 +176,8 @@ impl Ends {
             let mut end = Endpoint::open(&interface, queues)?;
             Ok(Some(load::run(&mut end, &mut load)))
         });
-        stop.store(true, Ordering::Relaxed);
+        let packets = sender.as_ref().ok().and_then(Option::as_ref).map_or(0, |(sent, _)| sent.packets);
+        all_sent.store(packets, Ordering::Relaxed);
         let (track, node_missed) = nodes.join().ok().context("the nodes' side panicked")???;
         let (sent, returned) = sender?.context("the nodes' side ended early")?;
         let outcome = if spec.side == NodeSide::Answer { returned } else { track.close(sent.packets) };
@@ -196,7 +196,7 @@ impl Ends {
         })?;
         let outcome = match spec.side {
             NodeSide::Answer => returned,
-            NodeSide::Count => nodes.arrived()?.close(sent.packets),
+            NodeSide::Count => drained(&nodes, sent.packets)?,
         };
         Ok(Measured { sent, outcome, node_missed: 0, lost_at: Vec::new() })
     }
@@ -219,8 +219,7 @@ impl Ends {
             NodeSide::Count => None,
         };
         let sent = self.generate(how, maker, spec, rate, duration)?;
-        std::thread::sleep(DRAIN);
-        let outcome = client.as_ref().unwrap_or(&nodes).arrived()?.close(sent.packets);
+        let outcome = drained(client.as_ref().unwrap_or(&nodes), sent.packets)?;
         Ok(Measured { sent, outcome, node_missed: 0, lost_at: Vec::new() })
     }
 
@@ -253,6 +252,15 @@ impl Ends {
         let all: Vec<Sent> = all.into_iter().collect::<Result<_>>()?;
         Ok(together(&all))
     }
+}
+
+/// A sink's books once all are there, or no more come.
+fn drained(sink: &Sink, sent: u64) -> Result<Outcome> {
+    let mut drain = Drain::new(sent, Now::read());
+    while drain.goes_on(sink.packets()?, Now::read()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(sink.arrived()?.close(sent))
 }
 
 /// How many packets a rate makes.

@@ -1,7 +1,7 @@
 //! The two ends of a load, each a loop on a thread of its own: packets out at a pace and what comes back into
 //! the books; and the nodes' side, which answers or only counts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use penstock_dataplane::clock::Now;
@@ -15,8 +15,34 @@ use super::popularity::Draw;
 use super::precedence::insist;
 use super::track::{Outcome, Track};
 
-/// How long packets may take to come in after the last was sent.
-const DRAIN: Duration = Duration::from_millis(200);
+/// How long the next packet may take to come in once all were sent: a worker may wait for its core, on a busy machine.
+const SILENCE: Duration = Duration::from_secs(1);
+/// The same where none ever came: nobody answers.
+const NOBODY: Duration = Duration::from_millis(200);
+
+/// Waits for packets that are on their way after the last was sent.
+#[derive(Debug)]
+pub(super) struct Drain {
+    sent: u64,
+    received: u64,
+    /// When one last came, or all were sent.
+    since: Now,
+}
+
+impl Drain {
+    pub(super) fn new(sent: u64, now: Now) -> Self {
+        Self { sent, received: 0, since: now }
+    }
+
+    /// Whether more may come, of which so many are there now.
+    pub(super) fn goes_on(&mut self, received: u64, now: Now) -> bool {
+        if received != self.received {
+            (self.received, self.since) = (received, now);
+        }
+        let patience = if received == 0 { NOBODY } else { SILENCE };
+        received < self.sent && now.ns - self.since.ns < patience.as_nanos() as u64
+    }
+}
 
 /// What a sender sends.
 pub struct Load {
@@ -80,8 +106,8 @@ pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
     let behind = pace.fell_behind(now) || load.rate.is_some() && bursts.iter().any(|burst| !burst.is_empty());
     bursts.into_iter().flatten().for_each(|frame| end.pool.give(frame));
     let seconds = (now.ns - start.ns) as f64 / 1e9;
-    let drained = Now { ns: now.ns + DRAIN.as_nanos() as u64 };
-    while Now::read() < drained {
+    let mut drain = Drain::new(packets, now);
+    while drain.goes_on(track.received, Now::read()) {
         collect(end, load, &mut track, &mut pauses, false, pace.sent());
         end.service();
     }
@@ -118,14 +144,26 @@ pub enum NodeSide {
     Count,
 }
 
-/// The nodes' side, until `stop`. The books of `Count`; the answers its rings refused or lost.
-pub fn serve(end: &mut Endpoint, side: NodeSide, port: u16, flows: u32, stop: &AtomicBool) -> (Track, u64) {
+/// As the number sent, while it is not known.
+pub const STILL_SENDING: u64 = u64::MAX;
+
+/// The nodes' side, until so many were sent, and counted or given up. The books of `Count`; the answers its rings refused or
+/// lost.
+pub fn serve(end: &mut Endpoint, side: NodeSide, port: u16, flows: u32, sent: &AtomicU64) -> (Track, u64) {
     let mut track = Track::new(if side == NodeSide::Count { flows } else { 0 });
     let (mut refused, missed_before) = (0, end.missed());
     insist();
     let mut pauses = Pauses::new(Now::read(), own_ns());
-    while !stop.load(Ordering::Relaxed) {
+    let mut drain: Option<Drain> = None;
+    loop {
         let now = Now::read();
+        let sent = sent.load(Ordering::Relaxed);
+        if sent != STILL_SENDING {
+            // The sender has waited for its answers.
+            if side == NodeSide::Answer || !drain.get_or_insert(Drain::new(sent, now)).goes_on(track.received, now) {
+                break;
+            }
+        }
         // What waited here while this loop did not turn; nothing is sent late from here.
         pauses.turned(now, own_ns, false, 0);
         refused += end.receive(|packet| match side {
@@ -140,4 +178,27 @@ pub fn serve(end: &mut Endpoint, side: NodeSide, port: u16, flows: u32, stop: &A
         end.service();
     }
     (track, refused + end.missed() - missed_before)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_ms(ms: u64) -> Now {
+        Now { ns: ms * 1_000_000 }
+    }
+
+    #[test]
+    fn packets_are_waited_for_while_they_come() {
+        let mut drain = Drain::new(10, at_ms(0));
+        // A worker that gets its core back only now and then.
+        for (received, ms) in [(3, 150), (3, 900), (8, 1_100), (9, 2_000), (9, 2_900)] {
+            assert!(drain.goes_on(received, at_ms(ms)), "{received} at {ms} ms");
+        }
+        assert!(!drain.goes_on(10, at_ms(2_901)), "all are there");
+        let mut drain = Drain::new(10, at_ms(0));
+        assert!(drain.goes_on(9, at_ms(1)) && !drain.goes_on(9, at_ms(1_001)), "the last is lost");
+        let mut drain = Drain::new(10, at_ms(0));
+        assert!(drain.goes_on(0, at_ms(199)) && !drain.goes_on(0, at_ms(200)), "nobody answers");
+    }
 }

@@ -29,6 +29,14 @@ impl Mix {
         Self { name: "imix".into(), turns: vec![64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64] }
     }
 
+    /// The same where what is smaller is sent with so many bytes. Its name says so.
+    #[must_use]
+    pub fn at_least(&self, least: u16) -> Self {
+        let name =
+            if self.smallest() < least { format!("{} (at least {least})", self.name) } else { self.name.clone() };
+        Self { name, turns: self.turns.iter().map(|size| (*size).max(least)).collect() }
+    }
+
     /// The size of a packet by its number, without the frame check sequence.
     #[must_use]
     pub fn frame_len(&self, number: u64) -> usize {

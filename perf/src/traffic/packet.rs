@@ -44,6 +44,13 @@ impl Transport {
         if self == Self::Udp { 17 } else { 6 }
     }
 
+    /// The smallest packet that holds a stamp, on a wire with its frame check sequence.
+    #[must_use]
+    pub fn least_on_wire(self, v6: bool) -> u16 {
+        let (ip, header) = (if v6 { 40 } else { 20 }, if self == Self::Udp { UDP } else { TCP });
+        (ETHERNET + ip + header + Stamp::LEN + FCS) as u16
+    }
+
     /// The header behind the ports, without lengths and checksum.
     fn rest_of_header(self) -> &'static [u8] {
         const OPEN: [u8; 16] = [0, 0, 0, 1, 0, 0, 0, 1, 0x50, TCP_ACK | TCP_PSH, 0xff, 0xff, 0, 0, 0, 0];
@@ -190,12 +197,6 @@ impl Maker {
     #[must_use]
     pub fn frame_len(&self, number: u64) -> usize {
         self.mix.frame_len(number).max(self.headers.len() + Stamp::LEN)
-    }
-
-    /// The smallest packet of this load on a wire, with its frame check sequence.
-    #[must_use]
-    pub fn smallest_on_wire(&self) -> usize {
-        (usize::from(self.mix.smallest())).max(self.headers.len() + Stamp::LEN + FCS)
     }
 
     /// A flow's client.
@@ -405,7 +406,15 @@ pub(super) mod tests {
     fn sizes_are_those_of_the_mix() {
         assert_eq!(Maker::new(route(false), Mix::fixed(64)).frame_len(0), 60);
         assert_eq!(Maker::new(route(false), Mix::fixed(1518)).frame_len(0), 1514);
-        assert_eq!(Maker::new(route(true), Mix::fixed(64)).smallest_on_wire(), 82, "IPv6 and a stamp need more");
+        for (v6, transport) in [false, true].into_iter().flat_map(|v6| TRANSPORTS.map(|t| (v6, t))) {
+            let least = transport.least_on_wire(v6);
+            let maker = Maker::of(transport, route(v6), Mix::imix());
+            let on_wire = |number| maker.frame_len(number) + FCS;
+            assert_eq!(on_wire(0), usize::from(least).max(64), "{transport}, {v6}");
+            let mean = (0..12).map(on_wire).sum::<usize>() as f64 / 12.0;
+            assert!((Mix::imix().at_least(least).mean() - mean).abs() < 1e-9, "{transport}, {v6}");
+        }
+        assert_eq!(Transport::Udp.least_on_wire(true), 82, "IPv6 and a stamp need more");
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Precedence {
     }
 }
 
-const NICE: i32 = -20;
+pub(super) const NICE: i32 = -20;
 
 /// The calling thread, a generator's, goes before others of its core.
 pub fn insist() {

@@ -32,9 +32,18 @@ impl Goal {
 pub struct Trial {
     pub rate: f64,
     pub carried: bool,
+    #[serde(flatten)]
+    pub measured: Tried,
+}
+
+/// What a trial measured: the books, and what the lab's own ends had a part in.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize)]
+pub struct Tried {
     pub outcome: Outcome,
     /// The generator itself did not reach the rate.
     pub generator_behind: bool,
+    /// What the rings of the lab's ends had no room for.
+    pub lab_lost: u64,
 }
 
 /// What a search found.
@@ -42,8 +51,8 @@ pub struct Trial {
 pub struct Found {
     /// The highest rate that was carried; 0: none was.
     pub rate: f64,
-    /// The generator gave out before the device did: the device carries at least `rate`.
-    pub generator_limited: bool,
+    /// The lab's ends gave out before the device did: the device carries at least `rate`.
+    pub lab_limited: bool,
     pub trials: Vec<Trial>,
 }
 
@@ -56,49 +65,48 @@ pub struct Range {
     pub low_is_carried: bool,
 }
 
-/// Searches in a range. `trial` measures at a rate: the books, and
-/// whether the generator fell behind.
+/// Searches in a range; `trial` measures at a rate.
 ///
 /// # Errors
 /// The first of a trial.
-pub fn search<E>(
-    goal: Goal,
-    range: Range,
-    mut trial: impl FnMut(f64) -> Result<(Outcome, bool), E>,
-) -> Result<Found, E> {
+pub fn search<E>(goal: Goal, range: Range, mut trial: impl FnMut(f64) -> Result<Tried, E>) -> Result<Found, E> {
     let mut trials = Vec::new();
+    // Whether a rate was carried, and if not, whether that may be the lab's fault: then nothing is known of the device.
     let mut measure = |rate: f64, trials: &mut Vec<Trial>| {
-        for attempt in 0..goal.tries.max(1) {
-            let (outcome, generator_behind) = trial(rate)?;
+        let mut by_lab = false;
+        for _ in 0..goal.tries.max(1) {
+            let measured = trial(rate)?;
+            let Tried { ref outcome, generator_behind, lab_lost } = measured;
             let carried = !generator_behind && outcome.lost as f64 <= goal.loss * outcome.sent as f64;
-            trials.push(Trial { rate, carried, outcome, generator_behind });
-            if carried || attempt + 1 == goal.tries.max(1) {
-                return Ok((carried, generator_behind));
+            by_lab |= generator_behind || lab_lost > 0;
+            trials.push(Trial { rate, carried, measured });
+            if carried {
+                return Ok((true, false));
             }
         }
-        Ok((false, false))
+        Ok((false, by_lab))
     };
     let (mut carried_at, mut lost_at) = (range.low, range.high);
-    let (carried, mut behind) = measure(lost_at, &mut trials)?;
+    let (carried, mut lab_limited) = measure(lost_at, &mut trials)?;
     if carried {
-        return Ok(Found { rate: lost_at, generator_limited: false, trials });
+        return Ok(Found { rate: lost_at, lab_limited: false, trials });
     }
     if !range.low_is_carried {
-        let (carried, low_behind) = measure(carried_at, &mut trials)?;
+        let (carried, lab_limited) = measure(carried_at, &mut trials)?;
         if !carried {
-            return Ok(Found { rate: 0.0, generator_limited: low_behind, trials });
+            return Ok(Found { rate: 0.0, lab_limited, trials });
         }
     }
     while lost_at - carried_at > goal.resolution * lost_at {
         let rate = f64::midpoint(carried_at, lost_at);
-        let (carried, generator_behind) = measure(rate, &mut trials)?;
+        let (carried, by_lab) = measure(rate, &mut trials)?;
         if carried {
             carried_at = rate;
         } else {
-            (lost_at, behind) = (rate, generator_behind);
+            (lost_at, lab_limited) = (rate, by_lab);
         }
     }
-    Ok(Found { rate: carried_at, generator_limited: behind, trials })
+    Ok(Found { rate: carried_at, lab_limited, trials })
 }
 
 #[cfg(test)]
@@ -107,15 +115,16 @@ mod tests {
 
     use super::*;
 
-    fn outcome(sent: u64, lost: u64) -> Outcome {
-        Outcome { sent, received: sent - lost, lost, ..Outcome::default() }
+    fn tried(sent: u64, lost: u64) -> Tried {
+        Tried { outcome: Outcome { sent, received: sent - lost, lost, ..Outcome::default() }, ..Tried::default() }
     }
 
     /// A device that carries `limit` and loses the rest.
-    fn device(limit: f64, generator: f64) -> impl FnMut(f64) -> Result<(Outcome, bool), Infallible> {
+    fn device(limit: f64, generator: f64) -> impl FnMut(f64) -> Result<Tried, Infallible> {
         move |rate| {
             let sent = rate.min(generator);
-            Ok((outcome(sent as u64, (sent - limit).max(0.0) as u64), rate > generator))
+            let measured = tried(sent as u64, (sent - limit).max(0.0) as u64);
+            Ok(Tried { generator_behind: rate > generator, ..measured })
         }
     }
 
@@ -127,7 +136,7 @@ mod tests {
     fn the_limit_is_found_within_the_resolution() {
         let found = search(Goal::no_drop(), whole(5e6), device(1_234_567.0, 9e9)).unwrap();
         assert!(found.rate <= 1_234_567.0 && found.rate > 1_234_567.0 * 0.97, "{}", found.rate);
-        assert!(!found.generator_limited);
+        assert!(!found.lab_limited);
         let partial = search(Goal::partial_drop(), whole(5e6), device(1_234_567.0, 9e9)).unwrap();
         assert!(partial.rate > found.rate * 0.99, "{} {}", partial.rate, found.rate);
     }
@@ -138,7 +147,7 @@ mod tests {
         let range = Range { low: 1e6, high: 5e6, low_is_carried: true };
         let found = search(Goal::partial_drop(), range, |rate| {
             assert!(rate > 1e6, "{rate} is known");
-            Ok::<_, Infallible>((outcome(rate as u64, rate as u64 / 10), false))
+            Ok::<_, Infallible>(tried(rate as u64, rate as u64 / 10))
         });
         assert_eq!(found.unwrap().rate, 1e6);
     }
@@ -146,7 +155,30 @@ mod tests {
     #[test]
     fn a_generator_that_gives_out_first_is_said() {
         let found = search(Goal::no_drop(), whole(5e6), device(4e6, 2e6)).unwrap();
-        assert!(found.generator_limited && found.rate <= 2e6 && found.rate > 1.9e6, "{}", found.rate);
+        assert!(found.lab_limited && found.rate <= 2e6 && found.rate > 1.9e6, "{}", found.rate);
+    }
+
+    /// Above 2 Mpps the sender's own ring loses an answer each time; the device nothing.
+    fn ring_of_the_sender(rate: f64) -> Result<Tried, Infallible> {
+        let lost = u64::from(rate > 2e6);
+        Ok(Tried { lab_lost: lost, ..tried(rate as u64, lost) })
+    }
+
+    #[test]
+    fn what_the_labs_own_rings_lose_is_not_said_of_the_device() {
+        let found = search(Goal::no_drop(), whole(5e6), ring_of_the_sender).unwrap();
+        assert!(found.lab_limited && found.rate <= 2e6, "{} {}", found.rate, found.lab_limited);
+        // A rate that is carried all the same is carried.
+        let found = search(Goal::partial_drop(), whole(5e6), ring_of_the_sender).unwrap();
+        assert_eq!((found.rate, found.lab_limited), (5e6, false));
+        // Nor is it where the next try, without it, fails: one stray loss is not the device's.
+        let mut tries = 0;
+        let found = search(Goal::no_drop(), whole(1e6), |rate| {
+            tries += 1;
+            let lost = u64::from(rate > 5e5);
+            Ok::<_, Infallible>(Tried { lab_lost: if tries % 2 == 1 { lost } else { 0 }, ..tried(rate as u64, lost) })
+        });
+        assert!(found.unwrap().lab_limited);
     }
 
     #[test]
@@ -154,7 +186,7 @@ mod tests {
         let mut strays = 0;
         let found = search(Goal::no_drop(), whole(1e6), |rate| {
             strays += 1;
-            Ok::<_, Infallible>((outcome(rate as u64, u64::from(strays == 1)), false))
+            Ok::<_, Infallible>(tried(rate as u64, u64::from(strays == 1)))
         });
         assert_eq!(found.unwrap().rate, 1e6);
     }

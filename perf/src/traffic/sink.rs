@@ -2,7 +2,7 @@
 //! keeps up with the generator in the kernel, takes no core of its own, and looks closely at a sample of the packets.
 
 use anyhow::{Context, Result};
-use aya::maps::PerCpuArray;
+use aya::maps::{PerCpuArray, PerCpuValues};
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use hdrhistogram::Histogram;
@@ -84,14 +84,27 @@ impl Sink {
         Ok(Self { ebpf, sample_shift })
     }
 
+    /// How many packets have arrived so far.
+    ///
+    /// # Errors
+    /// The kernel does not hand the counters out.
+    pub fn packets(&self) -> Result<u64> {
+        Ok(self.books()?.iter().map(|books| books[0]).sum())
+    }
+
+    /// Of each core.
+    fn books(&self) -> Result<PerCpuValues<[u64; BOOKS]>> {
+        let books: PerCpuArray<_, [u64; BOOKS]> =
+            self.ebpf.map("books").context("sink.bpf.o has no map")?.try_into()?;
+        Ok(books.get(&0, 0)?)
+    }
+
     /// What has arrived so far.
     ///
     /// # Errors
     /// The kernel does not hand the counters out.
     pub fn arrived(&self) -> Result<Arrived> {
-        let books: PerCpuArray<_, [u64; BOOKS]> =
-            self.ebpf.map("books").context("sink.bpf.o has no map")?.try_into()?;
-        let cores = books.get(&0, 0)?;
+        let cores = self.books()?;
         let total = |word: usize| cores.iter().map(|books| books[word]).sum();
         let longest = |word: usize| cores.iter().map(|books| books[word]).max().unwrap_or(0);
         Ok(Arrived {

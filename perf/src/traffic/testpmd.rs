@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::packet::Route;
+use super::precedence::NICE;
 use crate::lab::Netns;
 
 const PROGRAM: &str = "dpdk-testpmd";
@@ -24,7 +25,8 @@ const ALL_SAID: &str = "Bye...";
 /// What it is to do.
 #[derive(Debug, Clone, Copy)]
 pub enum Job<'a> {
-    /// UDP packets of this length (without the frame check sequence), flat out, 256 flows of its own choice.
+    /// UDP packets of this length (without the frame check sequence), flat out. Of its flows there are 16 to the lab's VIP: it
+    /// makes their source addresses from the VIP's, whose third octet leaves so many.
     Generate { route: &'a Route, frame_len: usize },
     /// Takes what comes.
     Sink,
@@ -84,15 +86,19 @@ fn is_there() -> bool {
 
 impl Testpmd {
     /// Starts it on interfaces of a namespace and waits until it forwards. Of `cores` the first is its own, the
-    /// others forward.
+    /// others forward; once it has started it needs none of its own, and the same one may be given twice.
     ///
     /// # Errors
     /// It ends early; the message has what it said.
     pub fn start(ns: &Netns, job: Job<'_>, interfaces: &[&str], cores: &[usize]) -> Result<Self> {
         ensure!(cores.len() > 1, "{PROGRAM} wants a core of its own and at least one that forwards");
-        // Into a pipe it would say nothing until a page is full.
-        let mut command = Command::new("stdbuf");
-        command.args(["-oL", PROGRAM]).args(arguments(job, interfaces, cores)).process_group(0);
+        // With the precedence of our own generators: beside a box that has it, it would take minutes to start. And into a pipe it
+        // would say nothing until a page is full.
+        let mut command = Command::new("nice");
+        command
+            .args(["-n", &NICE.to_string(), "stdbuf", "-oL", PROGRAM])
+            .args(arguments(job, interfaces, cores))
+            .process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = ns.spawn(&mut command).with_context(|| format!("starting {PROGRAM}"))?;
         let input = process.stdin.take();
@@ -162,8 +168,9 @@ impl Drop for Testpmd {
 
 /// As `perf/hardware/testpmd.sh` has them: net_af_xdp copies into memory of its own, so no huge pages are needed.
 fn arguments(job: Job<'_>, interfaces: &[&str], cores: &[usize]) -> Vec<String> {
-    let list = cores.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let mut all: Vec<String> = vec!["-l".into(), list];
+    // Numbered by their place: its own is the lowest number, in whatever order the cores are.
+    let places = cores.iter().enumerate().map(|(place, core)| format!("{place}@{core}"));
+    let mut all: Vec<String> = vec!["--lcores".into(), places.collect::<Vec<_>>().join(",")];
     for (port, interface) in interfaces.iter().enumerate() {
         all.push(format!("--vdev=net_af_xdp{port},iface={interface}"));
     }
@@ -247,11 +254,14 @@ Bye...";
             vip_port: 80,
         };
         let line = arguments(Job::Generate { route: &route, frame_len: 60 }, &["eth0"], &[0, 1]).join(" ");
-        for words in ["-l 0,1", "iface=eth0", "--nb-cores=1", "--txpkts=60", "--tx-ip=198.18.0.1,203.0.113.10"] {
+        for words in
+            ["--lcores 0@0,1@1 ", "iface=eth0", "--nb-cores=1", "--txpkts=60", "--tx-ip=198.18.0.1,203.0.113.10"]
+        {
             assert!(line.contains(words), "{words} is not in {line}");
         }
         assert!(line.contains("--eth-peer=0,02:00:00:00:00:ee") && line.contains("--tx-udp=10000,80"), "{line}");
-        let line = arguments(Job::Forward, &["a", "b"], &[0, 1]).join(" ");
+        let line = arguments(Job::Forward, &["a", "b"], &[1, 0]).join(" ");
+        assert!(line.contains("--lcores 0@1,1@0 "), "core 0 forwards: {line}");
         assert!(line.contains("net_af_xdp0,iface=a --vdev=net_af_xdp1,iface=b"), "{line}");
     }
 }
