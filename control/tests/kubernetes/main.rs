@@ -11,8 +11,7 @@ use penstock_perf::apiserver::{ApiError, ApiServer, Fault};
 use serde_json::{Value, json};
 
 use rig::{
-    Control, LEASE, Notes, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service,
-    until,
+    Control, Notes, OURS, V1, cluster, cluster_at, condition, events, get, ingress, node, records, service, until,
 };
 
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
