@@ -25,7 +25,7 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let (services, services_total) = services(shared, query);
     let (tables, denied) = {
         let published = shared.published();
-        (std::sync::Arc::clone(&published.tables), published.live.deny.len())
+        (std::sync::Arc::clone(&published.tables), published.wanted.live.deny.len())
     };
     notices.extend(
         tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
@@ -119,7 +119,7 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
         (
             std::sync::Arc::clone(&published.tables),
             published.names.clone(),
-            published.health.clone(),
+            published.wanted.health.clone(),
             network.mirror.hops(),
             backend_ways(&published.tables, &network.ways),
         )
