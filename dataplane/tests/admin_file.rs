@@ -5,8 +5,10 @@
 mod memory_engine;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use memory_engine::MemoryEngine;
 use penstock_configs::api::Accepted;
@@ -255,4 +257,37 @@ fn a_snapshot_judged_before_a_reload_is_judged_by_what_came_of_it() {
         reload.join().expect("no panic").expect("nobody held the address then");
         put.join().expect("no panic").expect_err("it is a SNAT address by now");
     });
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hold_health_back() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    // Nobody reads it: the write of the snapshot hangs as it is opened.
+    let hanging = state.path().join("owners/prod.json.tmp");
+    assert!(Command::new("mkfifo").arg(&hanging).status().expect("coreutils").success());
+    std::thread::scope(|threads| {
+        let put = threads.spawn(|| admin.put("prod", other("203.0.113.2").as_bytes()));
+        let deadline = Instant::now() + DEADLINE;
+        while engine.published().times < 2 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (done, is_done) = channel();
+        let health = threads.spawn({
+            let admin = admin.clone();
+            move || {
+                let down = r#"{"backends": [{"address": "10.0.0.12", "state": "down"}]}"#;
+                let _ = done.send(admin.put_health("", down.as_bytes()));
+            }
+        });
+        let heard = is_done.recv_timeout(DEADLINE);
+        let waiting = !put.is_finished();
+        let mut reader = std::fs::File::open(&hanging).expect("the other end");
+        std::io::copy(&mut reader, &mut std::io::sink()).expect("read");
+        heard.expect("it does not wait for the disk").expect("good health");
+        assert!(waiting, "the snapshot does");
+        assert_eq!(put.join().expect("no panic").expect("served").warnings.len(), 1, "a pipe cannot be synced");
+        health.join().expect("no panic");
+    });
+    assert_eq!(engine.published().health.backends.len(), 1);
 }
