@@ -111,7 +111,10 @@ pub struct SocketCounters {
     pub rx_dropped: Counter,
     pub rx_ring_full: Counter,
     pub fill_empty: Counter,
+    pub rx_invalid: Counter,
     pub tx_invalid: Counter,
+    pub bad_descriptors: Counter,
+    pub kick_errors: Counter,
     pub rx_chains: Counter,
     pub rx_oversize: Counter,
 }
@@ -121,7 +124,10 @@ impl SocketCounters {
         self.rx_dropped.set(stats.rx_dropped);
         self.rx_ring_full.set(stats.rx_ring_full);
         self.fill_empty.set(stats.rx_fill_empty);
+        self.rx_invalid.set(stats.rx_invalid);
         self.tx_invalid.set(stats.tx_invalid);
+        self.bad_descriptors.set(stats.bad_descriptors);
+        self.kick_errors.set(stats.kick_errors);
         self.rx_chains.set(stats.rx_chains);
         self.rx_oversize.set(stats.rx_oversize);
     }

@@ -9,6 +9,7 @@ mod rates;
 mod snat;
 mod start;
 mod status;
+mod tenure;
 mod ways;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use network::Network;
 use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
+use tenure::Tenures;
 
 pub use start::{Dataplane, StartError, is_running};
 
@@ -133,6 +135,7 @@ struct Published {
     compiler: Compiler,
     wanted: Wanted,
     tables: Arc<Tables>,
+    tenures: Arc<Tenures>,
     view: u64,
     /// Names of nodes by address, for people.
     names: BTreeMap<IpAddr, String>,
@@ -237,6 +240,7 @@ impl Shared {
             .compile(&inputs)
             .map_err(|error| vec![Fault::new("", error.to_string(), "the last good snapshot goes on being served")])?;
         motion::report(&published.tables, &tables);
+        Arc::make_mut(&mut published.tenures).follow(&tables, || tenure::stats(&self.workers));
         published.names = names(owners);
         published.tables = Arc::clone(&tables);
         published.wanted = wanted;

@@ -128,6 +128,7 @@ impl Dataplane {
                     ways: Ways { replies: Some(Default::default()), ..Ways::default() },
                 },
                 tables: Arc::new(Tables::default()),
+                tenures: Arc::default(),
                 view: 0,
                 names: Default::default(),
             }),

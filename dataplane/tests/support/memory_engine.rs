@@ -152,15 +152,13 @@ impl Engine for MemoryEngine {
         let counters = |worker: u16| WorkerCounters {
             worker,
             ledger: ledger(worker.into()),
-            frames: FrameCounters { total: 8192, free: 6000, kernel: 2192, held: 0 },
+            frames: FrameCounters { total: 8192, free: 6000, kernel: 2192 },
             flows: FlowCounters {
                 established: 1234,
                 established_capacity: 1 << 20,
                 embryonic: 5,
                 embryonic_capacity: 1 << 17,
-                time_wait: 40,
                 created: 90_000,
-                expired: 88_721,
                 evicted: 0,
                 ..FlowCounters::default()
             },
@@ -168,6 +166,8 @@ impl Engine for MemoryEngine {
                 interface: "eth0".into(),
                 queue: worker,
                 rx_ring_full: 3,
+                bad_descriptors: 4,
+                kick_errors: 5,
                 ..SocketCounters::default()
             }],
             latency: None,
