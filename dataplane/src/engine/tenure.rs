@@ -29,7 +29,9 @@ impl Counts {
 
 /// By slot: who has it, and what its counters said when it got it.
 #[derive(Debug, Clone, Default)]
-pub struct Tenures(Vec<Option<((IpAddr, u16, u8), Counts)>>);
+pub struct Tenures(Vec<Option<Tenure>>);
+
+type Tenure = ((IpAddr, u16, u8), Counts);
 
 impl Tenures {
     /// Other tables are about to be published.
