@@ -111,19 +111,37 @@ pub struct SocketCounters {
     pub rx_dropped: Counter,
     pub rx_ring_full: Counter,
     pub fill_empty: Counter,
+    pub rx_invalid: Counter,
     pub tx_invalid: Counter,
+    pub bad_descriptors: Counter,
+    pub kick_errors: Counter,
     pub rx_chains: Counter,
     pub rx_oversize: Counter,
 }
 
 impl SocketCounters {
+    /// Field by field: one that is collected is carried on.
     pub fn set(&self, stats: &PortStats) {
-        self.rx_dropped.set(stats.rx_dropped);
-        self.rx_ring_full.set(stats.rx_ring_full);
-        self.fill_empty.set(stats.rx_fill_empty);
-        self.tx_invalid.set(stats.tx_invalid);
-        self.rx_chains.set(stats.rx_chains);
-        self.rx_oversize.set(stats.rx_oversize);
+        let PortStats {
+            rx_dropped,
+            rx_ring_full,
+            rx_fill_empty,
+            rx_invalid,
+            tx_invalid,
+            bad_descriptors,
+            kick_errors,
+            rx_chains,
+            rx_oversize,
+        } = *stats;
+        self.rx_dropped.set(rx_dropped);
+        self.rx_ring_full.set(rx_ring_full);
+        self.fill_empty.set(rx_fill_empty);
+        self.rx_invalid.set(rx_invalid);
+        self.tx_invalid.set(tx_invalid);
+        self.bad_descriptors.set(bad_descriptors);
+        self.kick_errors.set(kick_errors);
+        self.rx_chains.set(rx_chains);
+        self.rx_oversize.set(rx_oversize);
     }
 }
 

@@ -434,6 +434,8 @@ fn metrics_are_openmetrics_with_every_family() {
         r#"penstock_owner_acknowledged{owner="prod"} 3"#,
         r#"penstock_port_bytes_total{interface="eth0",direction="rx"} 1280000640"#,
         r#"penstock_socket_events_total{worker="1",interface="eth0",queue="1",event="rx_ring_full"} 3"#,
+        r#"penstock_socket_events_total{worker="1",interface="eth0",queue="1",event="bad_descriptors"} 4"#,
+        r#"penstock_socket_events_total{worker="1",interface="eth0",queue="1",event="kick_errors"} 5"#,
         "penstock_build_info{version=\"0.1.0\"",
         r#"penstock_service_backends_up{owner="prod",service="shop/web:http",vip="203.0.113.1",port="80",protocol="tcp"} 2"#,
         "penstock_backend_up{",

@@ -5,7 +5,10 @@
 mod memory_engine;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use memory_engine::MemoryEngine;
 use penstock_configs::api::Accepted;
@@ -15,14 +18,20 @@ use penstock_configs::status::StatusQuery;
 use penstock_configs::validate::BoxContext;
 use penstock_dataplane::admin::{AdminHandle, Refusal};
 
+const DEADLINE: Duration = Duration::from_secs(20);
+
 fn file(vip: &str, name: &str) -> ConfigFile {
+    file_with("10.0.0.250", vip, name)
+}
+
+fn file_with(snat: &str, vip: &str, name: &str) -> ConfigFile {
     let text = format!(
         r#"
         version = 1
         [[port]]
         interface = "eth0"
         [[snat]]
-        address = "10.0.0.250"
+        address = "{snat}"
         [[service]]
         name = "{name}"
         vip = "{vip}"
@@ -51,10 +60,27 @@ fn apply(admin: &AdminHandle, file: &ConfigFile) -> Result<Accepted, Refusal> {
 
 /// What another owner puts on `vip`.
 fn other(vip: &str) -> String {
-    format!(
-        r#"{{"generation": 1, "service": [{{"name": "web", "vip": "{vip}", "port": 80, "protocol": "tcp",
-            "backends": [{{"address": "10.0.0.12", "port": 30080}}]}}]}}"#
-    )
+    others(1, &[("web", vip)])
+}
+
+/// A generation of another owner's services, by name and VIP.
+fn others(generation: u64, services: &[(&str, &str)]) -> String {
+    let service = |(name, vip): &(&str, &str)| {
+        format!(
+            r#"{{"name": "{name}", "vip": "{vip}", "port": 80, "protocol": "tcp",
+                "backends": [{{"address": "10.0.0.12", "port": 30080}}]}}"#
+        )
+    };
+    let services: Vec<String> = services.iter().map(service).collect();
+    format!(r#"{{"generation": {generation}, "service": [{}]}}"#, services.join(", "))
+}
+
+fn vips(engine: &MemoryEngine, owner: &str) -> Vec<String> {
+    engine.published().owners[owner].services.iter().map(|service| service.vip.to_string()).collect()
+}
+
+fn snat(engine: &MemoryEngine) -> Vec<String> {
+    engine.published().snat.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -125,4 +151,143 @@ fn with_no_file_what_is_stored_serves() {
     assert!(outcome.is_none());
     // No [[snat]] is known without a file, so a `nat` service can not be served, and is said to be so.
     assert!(engine.published().owners.is_empty());
+}
+
+#[test]
+fn the_box_and_its_services_are_one_publication() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    apply(&admin, &file_with("10.0.0.251", "203.0.113.3", "web")).expect("a good file");
+    assert_eq!((engine.published().times, snat(&engine)), (2, vec!["10.0.0.251".to_owned()]));
+    let accepted = apply(&admin, &file_with("10.0.0.252", "203.0.113.3", "web")).expect("a good file");
+    assert_eq!((engine.published().times, snat(&engine)), (3, vec!["10.0.0.252".to_owned()]), "the box alone");
+    assert_eq!((accepted.generation, accepted.epoch), (Some(2), 3));
+    apply(&admin, &file_with("10.0.0.252", "203.0.113.3", "web")).expect("a good file");
+    assert_eq!(engine.published().times, 3, "nothing changed");
+}
+
+#[test]
+fn a_refused_file_reaches_no_worker_and_is_not_what_others_are_held_against() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    admin.put("prod", other("203.0.113.2").as_bytes()).expect("a VIP of its own");
+    // Another SNAT address, and a VIP that is taken.
+    apply(&admin, &file_with("10.0.0.251", "203.0.113.2", "web")).expect_err("prod has the VIP");
+    assert_eq!((engine.published().times, snat(&engine)), (2, Vec::new()), "nothing was published");
+    let put = |generation, vip| admin.put("prod", others(generation, &[("web", vip)]).as_bytes());
+    put(2, "10.0.0.250").expect_err("the running box's SNAT address");
+    put(2, "10.0.0.251").expect("no SNAT address of the running box");
+}
+
+#[test]
+fn a_reload_takes_no_address_from_other_owners() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    admin.put("prod", other("203.0.113.2").as_bytes()).expect("a VIP of its own");
+    let refused = apply(&admin, &file_with("203.0.113.2", "203.0.113.1", "web")).expect_err("it is prod's VIP");
+    let told = refused.to_string();
+    assert!(told.contains("prod: service[0] \"web\".vip: 203.0.113.2 is a SNAT address of the box"), "{told}");
+    let mut without = file("203.0.113.1", "web");
+    without.snat.clear();
+    without.services.clear();
+    let refused = apply(&admin, &without).expect_err("prod is served in mode nat");
+    assert!(refused.to_string().contains("prod: service[0] \"web\".mode"), "{refused}");
+    assert_eq!(engine.published().times, 2);
+    let status = admin.status(&StatusQuery::default());
+    assert!(status.owners[0].refused.as_ref().is_some_and(|why| why.contains("prod")), "{status:?}");
+}
+
+#[test]
+fn at_a_start_in_another_box_only_what_is_at_fault_is_left_out() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (_, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    let whole = others(7, &[("web", "203.0.113.2"), ("mail", "203.0.113.3"), ("dns", "203.0.113.4")]);
+    admin.put("prod", whole.as_bytes()).expect("VIPs of its own");
+    let changed = file_with("203.0.113.3", "203.0.113.1", "web");
+    let (engine, admin, outcome) = start(state.path(), Some(&changed));
+    outcome.expect("given").expect("what it takes was left out");
+    assert_eq!(vips(&engine, "prod"), ["203.0.113.2", "203.0.113.4"]);
+    assert_eq!(engine.published().times, 1, "in the first publication");
+    let notices = admin.status(&StatusQuery::default()).notices.join("\n");
+    assert!(notices.contains("service[1] \"mail\".vip: 203.0.113.3 is a SNAT address"), "{notices}");
+    // Who sent it sees that it is not served whole, and sending it again is judged anew.
+    assert_eq!(admin.desired("prod").expect("an owner").generation, 6);
+    let refused = admin.put("prod", whole.as_bytes()).expect_err("the service is at fault still");
+    assert!(matches!(&refused, Refusal::Faults(faults) if faults[0].path.starts_with("service[1]")), "{refused}");
+    let (engine, ..) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    assert_eq!(vips(&engine, "prod").len(), 3, "the disk kept it whole");
+}
+
+#[test]
+fn at_a_start_a_family_without_snat_and_a_node_that_became_the_box_cost_no_more_than_themselves() {
+    let state = tempfile::tempdir().expect("a directory");
+    let v6 = "[[snat]]\naddress = \"fd00::250\"\n";
+    let text = "version = 1\n[[port]]\ninterface = \"eth0\"\n[[snat]]\naddress = \"10.0.0.250\"\n";
+    let file = |text: &str| source::parse(text, "test.toml").expect("a good file");
+    let (_, admin, _) = start(state.path(), Some(&file(&format!("{text}{v6}"))));
+    let set = r#"[{"name": "s", "backends": [{"node": "a"}, {"node": "b"}]}]"#;
+    let nodes = r#"[{"name": "a", "addresses": ["10.0.0.11", "fd00::11"]}, {"name": "b", "addresses": ["10.0.0.12"]}]"#;
+    let service = |name, vip| {
+        format!(
+            r#"{{"name": "{name}", "vip": "{vip}", "port": 80, "protocol": "tcp", "target_port": 30080, "set": "s"}}"#
+        )
+    };
+    let services = [service("a", "2001:db8::1"), service("b", "203.0.113.2"), service("c", "2001:db8::2")].join(", ");
+    let whole = format!(r#"{{"generation": 7, "node": {nodes}, "set": {set}, "service": [{services}]}}"#);
+    admin.put("prod", whole.as_bytes()).expect("a good snapshot");
+    let (engine, ..) = start(state.path(), Some(&file(&text.replace("10.0.0.250", "10.0.0.12"))));
+    assert_eq!(vips(&engine, "prod"), ["203.0.113.2"]);
+    let prod = engine.published().owners["prod"].clone();
+    let backends: Vec<&str> = prod.sets[0].backends.iter().filter_map(|backend| backend.node.as_deref()).collect();
+    assert_eq!((prod.nodes.len(), backends), (1, vec!["a"]));
+}
+
+#[test]
+fn a_snapshot_judged_before_a_reload_is_judged_by_what_came_of_it() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    let (begun, go) = engine.pause();
+    std::thread::scope(|threads| {
+        let reload = threads.spawn(|| apply(&admin, &file_with("203.0.113.2", "203.0.113.1", "web")));
+        begun.recv_timeout(DEADLINE).expect("the reload publishes");
+        let put = threads.spawn(|| admin.put("prod", other("203.0.113.2").as_bytes()));
+        // Time to be judged by the file of before; without it this could pass by luck, and never fail by it.
+        std::thread::sleep(Duration::from_millis(100));
+        go.send(()).expect("the reload waits");
+        reload.join().expect("no panic").expect("nobody held the address then");
+        put.join().expect("no panic").expect_err("it is a SNAT address by now");
+    });
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hold_health_back() {
+    let state = tempfile::tempdir().expect("a directory");
+    let (engine, admin, _) = start(state.path(), Some(&file("203.0.113.1", "web")));
+    // Nobody reads it: the write of the snapshot hangs as it is opened.
+    let hanging = state.path().join("owners/prod.json.tmp");
+    assert!(Command::new("mkfifo").arg(&hanging).status().expect("coreutils").success());
+    std::thread::scope(|threads| {
+        let put = threads.spawn(|| admin.put("prod", other("203.0.113.2").as_bytes()));
+        let deadline = Instant::now() + DEADLINE;
+        while engine.published().times < 2 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (done, is_done) = channel();
+        let health = threads.spawn({
+            let admin = admin.clone();
+            move || {
+                let down = r#"{"backends": [{"address": "10.0.0.12", "state": "down"}]}"#;
+                let _ = done.send(admin.put_health("", down.as_bytes()));
+            }
+        });
+        let heard = is_done.recv_timeout(DEADLINE);
+        let waiting = !put.is_finished();
+        let mut reader = std::fs::File::open(&hanging).expect("the other end");
+        std::io::copy(&mut reader, &mut std::io::sink()).expect("read");
+        heard.expect("it does not wait for the disk").expect("good health");
+        assert!(waiting, "the snapshot does");
+        assert_eq!(put.join().expect("no panic").expect("served").warnings.len(), 1, "a pipe cannot be synced");
+        health.join().expect("no panic");
+    });
+    assert_eq!(engine.published().health.backends.len(), 1);
 }

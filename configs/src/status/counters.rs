@@ -118,9 +118,8 @@ pub struct WorkerCounters {
 pub struct FrameCounters {
     pub total: u64,
     pub free: u64,
-    /// With the kernel: on fill, receive, transmit and completion rings.
+    /// On fill, receive, transmit and completion rings, or held by the worker for something.
     pub kernel: u64,
-    pub held: u64,
 }
 
 /// The worker's flow tables, both families together.
@@ -131,9 +130,7 @@ pub struct FlowCounters {
     pub established_capacity: u64,
     pub embryonic: u64,
     pub embryonic_capacity: u64,
-    pub time_wait: u64,
     pub created: u64,
-    pub expired: u64,
     /// Embryos pushed out by newer ones: a flood, or `limits.embryonic` too small.
     pub evicted: u64,
     /// RSTs out of their receiver's window: delivered, but no flow ended by them.
@@ -149,7 +146,7 @@ pub struct FlowCounters {
     pub affinity_asked: u64,
 }
 
-/// The kernel's own statistics of one `AF_XDP` socket (`XDP_STATISTICS`).
+/// One `AF_XDP` socket: the kernel's own statistics (`XDP_STATISTICS`), and what the worker saw at its rings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SocketCounters {
@@ -161,7 +158,10 @@ pub struct SocketCounters {
     pub tx_invalid_descriptors: u64,
     pub rx_ring_full: u64,
     pub fill_ring_empty: u64,
-    pub tx_ring_empty: u64,
+    /// Descriptors from the kernel that named no frame it had been given: a bug.
+    pub bad_descriptors: u64,
+    /// Wake-ups that failed: the link is down, or the interface is gone.
+    pub kick_errors: u64,
     /// Packets received in several frames (multi-buffer), where a port's MTU is beyond one.
     pub rx_chains: u64,
     /// Dropped: packets beyond any MTU the box takes, merged by the card or the kernel (LRO, GRO).

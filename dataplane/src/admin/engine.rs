@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use penstock_configs::desired::{Desired, Health};
 use penstock_configs::fault::Fault;
+use penstock_configs::file::ConfigFile;
 use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQuery};
 
 /// Snapshots by owner: what is, or might be, served together.
@@ -14,12 +15,12 @@ pub type Snapshots = BTreeMap<String, Arc<Desired>>;
 /// `apply` is never called twice at once.
 pub trait Engine: Send + Sync + 'static {
     /// Validates what only a compiler of tables can, compiles and publishes the union of all
-    /// owners' snapshots under `health`. All or nothing. Returns the publication's epoch, higher
-    /// than any before.
+    /// owners' snapshots under `health`, on the box that `file` describes; without one, on the
+    /// box as it is. All or nothing. Returns the publication's epoch, higher than any before.
     ///
     /// # Errors
     /// Every fault found, each by its path; nothing was published.
-    fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>>;
+    fn apply(&self, file: Option<&ConfigFile>, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>>;
 
     /// Highest epoch every worker runs.
     fn acknowledged(&self) -> u64;

@@ -1,7 +1,7 @@
 //! The API's state and its one way of changing: judge, check, publish, remember, keep on disk.
 //!
-//! Two locks, so that status answers while a large snapshot compiles: `writer` is held for a whole
-//! change, `state` only to look or to commit.
+//! Three locks, so that status answers while a large snapshot compiles, and health is heard while the disk hangs:
+//! `writer` is held for a whole change, `disk` while it is kept, `state` only to look or to commit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use penstock_configs::api::{Accepted, Drain, Drains, OwnerSummary};
 use penstock_configs::desired::{Desired, Health};
+use penstock_configs::fault::Fault;
 use penstock_configs::file::ConfigFile;
 use penstock_configs::status::{Status, StatusQuery};
 use penstock_configs::validate::{BoxContext, FILE_OWNER};
@@ -24,6 +25,9 @@ use super::{faults, overlay};
 /// Notices kept; older ones are in the journal.
 const NOTICES: usize = 32;
 
+/// Faults named by one of them.
+const FAULTS_NOTICED: usize = 8;
+
 /// Shared by the API server and the watcher of the config file. Its calls compile tables and wait
 /// for the disk: make them on a blocking thread.
 #[derive(Clone)]
@@ -33,6 +37,7 @@ struct Inner {
     engine: Arc<dyn Engine>,
     store: Store,
     writer: Mutex<()>,
+    disk: Mutex<()>,
     state: RwLock<State>,
 }
 
@@ -52,8 +57,9 @@ impl Overlays {
 #[derive(Default)]
 struct State {
     owners: Owners,
-    /// The box the snapshots are held against.
+    /// The box the snapshots are held against, and the file that says so, as the engine has it.
     context: Arc<BoxContext>,
+    file: Option<Arc<ConfigFile>>,
     overlays: Overlays,
     /// Of the last publication; 0: none yet.
     epoch: u64,
@@ -62,6 +68,12 @@ struct State {
     file_notices: Vec<String>,
     /// What is served and the disk would not take, with its words; tried again until it does.
     unkept: BTreeMap<Document, String>,
+}
+
+/// What a change came to.
+struct Published {
+    generation: Option<u64>,
+    epoch: u64,
 }
 
 /// A file of the state directory.
@@ -85,8 +97,10 @@ impl AdminHandle {
         let store = Store::new(state_dir);
         let Restored { owners, drains, notices } = store.load();
         let overlays = Overlays { health: BTreeMap::new(), drains };
-        let state = RwLock::new(State { overlays, context: Arc::new(context), ..State::default() });
-        let admin = Self(Arc::new(Inner { engine, store, writer: Mutex::new(()), state }));
+        let running = file.cloned().map(Arc::new);
+        let state = State { overlays, context: Arc::new(context.clone()), file: running, ..State::default() };
+        let (writer, disk) = (Mutex::default(), Mutex::default());
+        let admin = Self(Arc::new(Inner { engine, store, writer, disk, state: RwLock::new(state) }));
         for notice in notices {
             admin.notice(notice);
         }
@@ -95,7 +109,7 @@ impl AdminHandle {
         let offered = file.map(|file| Arc::new(next_of(file, previous.as_deref())));
         let files = [offered, previous].into_iter().flatten().collect();
         admin.restore(stored, files);
-        let outcome = file.map(|file| admin.replace_file(file));
+        let outcome = file.map(|file| admin.apply_file(file, context));
         (admin, outcome)
     }
 
@@ -107,8 +121,17 @@ impl AdminHandle {
         let context = self.context();
         let mut good = Snapshots::new();
         for (name, desired) in stored {
-            match faults::check(&name, &desired, &good, &context) {
-                Ok(()) => drop(good.insert(name, desired)),
+            match faults::fitting(&name, &desired, &good, &context) {
+                Ok((part, faults)) if faults.is_empty() => drop(good.insert(name, Arc::new(part))),
+                Ok((part, faults)) => {
+                    self.notice(format!(
+                        "owner `{name}`: left out at this start, the rest is served:{}; mend it and send the snapshot again",
+                        listed(&faults)
+                    ));
+                    // Less than its generation: whoever looks sees that, and is not refused for sending it again.
+                    let generation = part.generation.saturating_sub(1);
+                    good.insert(name, Arc::new(Desired { generation, ..part }));
+                }
                 Err(why) => self.leave_out(&name, &why),
             }
         }
@@ -127,7 +150,7 @@ impl AdminHandle {
     }
 
     fn restored(&self, snapshots: &Snapshots) -> Result<(), Refusal> {
-        let epoch = self.publish(snapshots)?;
+        let epoch = self.publish(None, snapshots)?;
         let mut state = self.write();
         for (name, desired) in snapshots {
             state.owners.accept(name, Arc::clone(desired), epoch);
@@ -150,7 +173,7 @@ impl AdminHandle {
         let helps = |name: &&String| {
             let mut rest = snapshots.clone();
             rest.remove(*name);
-            !rest.is_empty() && self.publish(&rest).is_ok()
+            !rest.is_empty() && self.publish(None, &rest).is_ok()
         };
         snapshots.keys().rev().find(helps).or_else(|| snapshots.keys().next_back()).cloned()
     }
@@ -169,42 +192,90 @@ impl AdminHandle {
         if owner == FILE_OWNER {
             return Err(Refusal::FileOwner);
         }
-        let desired = faults::snapshot(owner, json, &self.context()).inspect_err(|why| self.refused(owner, why))?;
-        let _writer = self.writer();
-        self.replace(owner, desired, |desired, others| faults::claims(owner, desired, others))
+        let context = self.context();
+        let desired = faults::snapshot(owner, json, &context).inspect_err(|why| self.refused(owner, why))?;
+        let desired = Arc::new(desired);
+        self.change(Some(Document::Owner(owner.to_owned())), || {
+            let outcome = self.replace(owner, &desired, &context);
+            self.told(owner, &desired, outcome)
+        })
     }
 
-    /// The config file changed; `context` is the box it describes. Its generation is counted here.
+    /// The caller holds the writer's lock; `desired` is valid by itself in the box of `context`.
+    fn replace(&self, owner: &str, desired: &Arc<Desired>, context: &Arc<BoxContext>) -> Result<u64, Refusal> {
+        self.write().owners.forget_ended(Instant::now());
+        let (judgement, mut snapshots) =
+            self.read(|state| (state.owners.judge(owner, desired), state.owners.snapshots()));
+        if let Judgement::Unchanged { epoch } = judgement? {
+            self.write().owners.confirm(owner);
+            return Ok(epoch);
+        }
+        snapshots.remove(owner);
+        let now = self.context();
+        if Arc::ptr_eq(context, &now) {
+            faults::claims(owner, desired, &snapshots)?;
+        } else {
+            // The file was reloaded meanwhile, and this was not among what it was held against.
+            faults::check(owner, desired, &snapshots, &now)?;
+        }
+        snapshots.insert(owner.to_owned(), Arc::clone(desired));
+        let epoch = self.publish(None, &snapshots)?;
+        self.write().owners.accept(owner, Arc::clone(desired), epoch);
+        Ok(epoch)
+    }
+
+    /// The config file changed; `context` is the box it describes. Its generation is counted here. The box and its
+    /// services are one change: judged together, with what other owners have on this box, and published together.
     ///
     /// # Errors
-    /// Everything that stands against it: the file before it goes on being served.
+    /// Everything that stands against it: the file before it goes on being served, and being what others are held
+    /// against.
     pub fn apply_file(&self, file: &ConfigFile, context: BoxContext) -> Result<Accepted, Refusal> {
-        self.write().context = Arc::new(context);
-        self.replace_file(file)
-    }
-
-    fn replace_file(&self, file: &ConfigFile) -> Result<Accepted, Refusal> {
-        let _writer = self.writer();
-        let served = self.read(|state| state.owners.get(FILE_OWNER).cloned());
-        let context = self.context();
-        self.replace(FILE_OWNER, next_of(file, served.as_deref()), |desired, others| {
-            faults::check(FILE_OWNER, desired, others, &context)
+        let context = Arc::new(context);
+        self.change(Some(Document::Owner(FILE_OWNER.to_owned())), || {
+            let served = self.read(|state| state.owners.get(FILE_OWNER).cloned());
+            let desired = Arc::new(next_of(file, served.as_deref()));
+            let outcome = self.replace_file(file, &desired, context);
+            self.told(FILE_OWNER, &desired, outcome)
         })
     }
 
     /// The caller holds the writer's lock.
-    fn replace(
+    fn replace_file(
         &self,
-        owner: &str,
-        desired: Desired,
-        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
-    ) -> Result<Accepted, Refusal> {
+        file: &ConfigFile,
+        desired: &Arc<Desired>,
+        context: Arc<BoxContext>,
+    ) -> Result<u64, Refusal> {
+        let (mut snapshots, epoch, same) = self.read(|state| {
+            let same = state.file.as_deref() == Some(file) && state.owners.get(FILE_OWNER) == Some(desired);
+            (state.owners.snapshots(), state.owners.epoch(FILE_OWNER), same)
+        });
+        snapshots.remove(FILE_OWNER);
+        faults::check(FILE_OWNER, desired, &snapshots, &context)?;
+        faults::others(&snapshots, &context)?;
+        snapshots.insert(FILE_OWNER.to_owned(), Arc::clone(desired));
+        let epoch = match epoch.filter(|_| same) {
+            Some(epoch) => epoch,
+            None => self.publish(Some(file), &snapshots)?,
+        };
+        let mut state = self.write();
+        state.context = context;
+        if same {
+            state.owners.confirm(FILE_OWNER);
+        } else {
+            state.file = Some(Arc::new(file.clone()));
+            state.owners.accept(FILE_OWNER, Arc::clone(desired), epoch);
+        }
+        Ok(epoch)
+    }
+
+    /// How a snapshot fared: for the log, and for whoever asks.
+    fn told(&self, owner: &str, desired: &Desired, outcome: Result<u64, Refusal>) -> Result<Published, Refusal> {
         let (services, generation) = (desired.services.len(), desired.generation);
-        self.judge_and_publish(owner, desired, check)
-            .inspect(|accepted| {
-                tracing::info!(owner, generation, services, epoch = accepted.epoch, "snapshot accepted");
-            })
-            .inspect_err(|why| self.refused(owner, why))
+        let epoch = outcome.inspect_err(|why| self.refused(owner, why))?;
+        tracing::info!(owner, generation, services, epoch, "snapshot accepted");
+        Ok(Published { generation: Some(generation), epoch })
     }
 
     fn refused(&self, owner: &str, why: &Refusal) {
@@ -212,28 +283,19 @@ impl AdminHandle {
         self.write().owners.refuse(owner, why.to_string());
     }
 
-    fn judge_and_publish(
+    /// A change under the writer's lock. Then the disk follows without it, for it may be slow, and others do not wait.
+    fn change(
         &self,
-        owner: &str,
-        desired: Desired,
-        check: impl FnOnce(&Desired, &Snapshots) -> Result<(), Refusal>,
+        document: Option<Document>,
+        work: impl FnOnce() -> Result<Published, Refusal>,
     ) -> Result<Accepted, Refusal> {
-        self.write().owners.forget_ended(Instant::now());
-        let (judgement, mut snapshots) =
-            self.read(|state| (state.owners.judge(owner, &desired), state.owners.snapshots()));
-        let generation = Some(desired.generation);
-        if let Judgement::Unchanged { epoch } = judgement? {
-            self.write().owners.confirm(owner);
-            // An earlier write may have failed: say so again rather than claim it is kept.
-            return Ok(self.accepted(generation, epoch, Some(Document::Owner(owner.to_owned()))));
-        }
-        snapshots.remove(owner);
-        check(&desired, &snapshots)?;
-        let desired = Arc::new(desired);
-        snapshots.insert(owner.to_owned(), Arc::clone(&desired));
-        let epoch = self.publish(&snapshots)?;
-        self.write().owners.accept(owner, desired, epoch);
-        Ok(self.accepted(generation, epoch, Some(Document::Owner(owner.to_owned()))))
+        let writer = self.writer();
+        let Published { generation, epoch } = work()?;
+        drop(writer);
+        // Also of what was there already: an earlier write may have failed, and it is said again rather than claimed
+        // to be kept.
+        let warnings = document.and_then(|document| self.keep(document)).into_iter().collect();
+        Ok(Accepted { generation, epoch, acknowledged: self.0.engine.acknowledged() >= epoch, warnings })
     }
 
     /// `DELETE /v1/desired/{owner}`. A `term`, if given, fences off an old leader; without one the
@@ -247,7 +309,11 @@ impl AdminHandle {
         if owner == FILE_OWNER {
             return Err(Refusal::FileOwner);
         }
-        let _writer = self.writer();
+        self.change(Some(Document::Owner(owner.to_owned())), || self.remove(owner, term))
+    }
+
+    /// The caller holds the writer's lock.
+    fn remove(&self, owner: &str, term: Option<u64>) -> Result<Published, Refusal> {
         let mut snapshots = self.read(|state| state.owners.snapshots());
         let Some(removed) = snapshots.remove(owner) else { return Err(Refusal::UnknownOwner(owner.into())) };
         if let (Some(offered), Some(held)) = (term, removed.term)
@@ -257,10 +323,10 @@ impl AdminHandle {
         }
         // What its checker said goes with it.
         self.write().overlays.health.remove(owner);
-        let epoch = self.publish(&snapshots)?;
+        let epoch = self.publish(None, &snapshots)?;
         self.write().owners.remove(owner, Instant::now());
         tracing::info!(owner, epoch, "owner deleted");
-        Ok(self.accepted(None, epoch, Some(Document::Owner(owner.to_owned()))))
+        Ok(Published { generation: None, epoch })
     }
 
     /// `PUT /v1/health`, of one source, in the place of what it said before; the worse of two sources' verdicts holds.
@@ -272,16 +338,15 @@ impl AdminHandle {
             check_name(source)?;
         }
         let health = faults::health(json)?;
-        let _writer = self.writer();
-        let epoch = self.put_overlays(|overlays, _| {
+        let set = |overlays: &mut Overlays, _: &Snapshots| {
             if health.backends.is_empty() {
                 overlays.health.remove(source);
             } else {
                 overlays.health.insert(source.to_owned(), health);
             }
             Ok(())
-        })?;
-        Ok(self.accepted(None, epoch, None))
+        };
+        self.change(None, || self.put_overlays(set))
     }
 
     /// `PUT /v1/drain/{target}`, target a node's name or an address.
@@ -310,9 +375,9 @@ impl AdminHandle {
         &self,
         change: impl FnOnce(&mut Drains, &Snapshots) -> Result<(), Refusal>,
     ) -> Result<Accepted, Refusal> {
-        let _writer = self.writer();
-        let epoch = self.put_overlays(|overlays, snapshots| change(&mut overlays.drains, snapshots))?;
-        Ok(self.accepted(None, epoch, Some(Document::Drains)))
+        self.change(Some(Document::Drains), || {
+            self.put_overlays(|overlays, snapshots| change(&mut overlays.drains, snapshots))
+        })
     }
 
     /// The caller holds the writer's lock. What changes nothing is not published again: a checker
@@ -320,23 +385,23 @@ impl AdminHandle {
     fn put_overlays(
         &self,
         change: impl FnOnce(&mut Overlays, &Snapshots) -> Result<(), Refusal>,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<Published, Refusal> {
         let (mut overlays, snapshots, epoch) =
             self.read(|state| (state.overlays.clone(), state.owners.snapshots(), state.epoch));
         let before = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
         change(&mut overlays, &snapshots)?;
         let health = overlay::effective(&overlays.merged(), &overlays.drains, &snapshots);
-        let epoch = if health == before && epoch > 0 { epoch } else { self.apply(&snapshots, &health)? };
+        let epoch = if health == before && epoch > 0 { epoch } else { self.apply(None, &snapshots, &health)? };
         self.write().overlays = overlays;
-        Ok(epoch)
+        Ok(Published { generation: None, epoch })
     }
 
-    fn publish(&self, snapshots: &Snapshots) -> Result<u64, Refusal> {
-        self.apply(snapshots, &self.effective(snapshots))
+    fn publish(&self, file: Option<&ConfigFile>, snapshots: &Snapshots) -> Result<u64, Refusal> {
+        self.apply(file, snapshots, &self.effective(snapshots))
     }
 
-    fn apply(&self, snapshots: &Snapshots, health: &Health) -> Result<u64, Refusal> {
-        let epoch = self.0.engine.apply(snapshots, health).map_err(Refusal::Faults)?;
+    fn apply(&self, file: Option<&ConfigFile>, snapshots: &Snapshots, health: &Health) -> Result<u64, Refusal> {
+        let epoch = self.0.engine.apply(file, snapshots, health).map_err(Refusal::Faults)?;
         self.write().epoch = epoch;
         Ok(epoch)
     }
@@ -345,13 +410,9 @@ impl AdminHandle {
         self.read(|state| overlay::effective(&state.overlays.merged(), &state.overlays.drains, snapshots))
     }
 
-    fn accepted(&self, generation: Option<u64>, epoch: u64, changed: Option<Document>) -> Accepted {
-        let warnings = changed.and_then(|document| self.keep(document)).into_iter().collect();
-        Accepted { generation, epoch, acknowledged: self.0.engine.acknowledged() >= epoch, warnings }
-    }
-
-    /// Brings the disk to what is served; what it has against that. The caller holds the writer's lock.
+    /// Brings the disk to what is served now, whichever change that was; what it has against that.
     fn keep(&self, document: Document) -> Option<String> {
+        let _disk = self.0.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let store = &self.0.store;
         let outcome = match &document {
             Document::Owner(owner) => match self.desired(owner) {
@@ -377,7 +438,6 @@ impl AdminHandle {
 
     /// Tries again what the disk would not take. Waits for the disk: call it on a blocking thread.
     pub fn keep_again(&self) {
-        let _writer = self.writer();
         for document in self.read(|state| state.unkept.keys().cloned().collect::<Vec<_>>()) {
             self.keep(document);
         }
@@ -477,6 +537,16 @@ impl AdminHandle {
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
         self.0.state.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Faults for a notice: most of what one mistake brings about.
+fn listed(faults: &[Fault]) -> String {
+    let more = faults.len().saturating_sub(FAULTS_NOTICED);
+    let mut text: String = faults.iter().take(FAULTS_NOTICED).map(|fault| format!("\n  {fault}")).collect();
+    if more > 0 {
+        text += &format!("\n  and {more} more");
+    }
+    text
 }
 
 /// The file's snapshot under the generation served now, if it says the same, else the next.

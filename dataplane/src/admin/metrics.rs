@@ -169,7 +169,7 @@ impl Snapshot {
     fn flow_tables(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let flows = self.per_worker(|worker| {
             let flows = &worker.flows;
-            [("established", flows.established), ("embryonic", flows.embryonic), ("time_wait", flows.time_wait)]
+            [("established", flows.established), ("embryonic", flows.embryonic)]
                 .map(|(state, count)| (Some(label("state", state)), count))
         });
         let flows = flows.map(|(labels, value)| (labels, level(value)));
@@ -184,7 +184,6 @@ impl Snapshot {
             let flows = &worker.flows;
             [
                 ("created", flows.created),
-                ("expired", flows.expired),
                 ("evicted", flows.evicted),
                 ("idle_reset", flows.idle_resets),
                 ("reset_doubted", flows.resets_doubted),
@@ -194,13 +193,13 @@ impl Snapshot {
         counters(
             encoder,
             "penstock_flow_events",
-            "Flows created, expired, evicted as embryos, reset when idle; RSTs out of window, which ended none",
+            "Flows created, evicted as embryos, reset when idle; RSTs out of window, which ended none",
             events,
         )?;
         self.affinity(encoder)?;
         let frames = self.per_worker(|worker| {
             let frames = &worker.frames;
-            [("free", frames.free), ("kernel", frames.kernel), ("held", frames.held), ("total", frames.total)]
+            [("free", frames.free), ("kernel", frames.kernel), ("total", frames.total)]
                 .map(|(place, count)| (Some(label("place", place)), count))
         });
         let frames = frames.map(|(labels, value)| (labels, level(value)));
@@ -248,7 +247,8 @@ impl Snapshot {
                     ("tx_invalid_descriptors", socket.tx_invalid_descriptors),
                     ("rx_ring_full", socket.rx_ring_full),
                     ("fill_ring_empty", socket.fill_ring_empty),
-                    ("tx_ring_empty", socket.tx_ring_empty),
+                    ("bad_descriptors", socket.bad_descriptors),
+                    ("kick_errors", socket.kick_errors),
                     ("rx_multi_frame", socket.rx_chains),
                     ("rx_oversize", socket.rx_oversize),
                 ]

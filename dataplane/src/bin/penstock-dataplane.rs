@@ -12,7 +12,7 @@ use penstock_configs::file::{ConfigFile, Limits};
 use penstock_configs::source;
 use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
-use penstock_dataplane::engine::{self, Dataplane, Live};
+use penstock_dataplane::engine::{self, Dataplane};
 use penstock_dataplane::neighbor::host;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -179,10 +179,10 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
     tracing::info!(api = %socket.display(), "serving");
     loop {
         tokio::select! {
-            _ = hangup.recv() => file.reload(admin, dataplane).await,
+            _ = hangup.recv() => file.reload(admin).await,
             _ = every_second.tick() => {
                 if file.has_changed() {
-                    file.reload(admin, dataplane).await;
+                    file.reload(admin).await;
                 }
                 // Not waited for: a disk that hangs must not keep us from signals.
                 if admin.has_unkept() && keeping.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -229,11 +229,10 @@ impl Watched {
     }
 
     /// Reads the file and serves what it says; a bad one changes nothing.
-    async fn reload(&mut self, admin: &AdminHandle, dataplane: &Dataplane) {
+    async fn reload(&mut self, admin: &AdminHandle) {
         self.seen = Self::look(&self.path, &self.running);
         let (path, said, admin) = (self.path.clone(), admin, admin.clone());
-        let (shared, running) = (Arc::clone(&dataplane.shared), self.running.clone());
-        let work = tokio::task::spawn_blocking(move || reload(&path, &admin, &shared, &running));
+        let work = tokio::task::spawn_blocking(move || reload(&path, &admin));
         match work.await {
             Ok(Ok(config)) => {
                 let restart = |what| {
@@ -254,21 +253,10 @@ impl Watched {
 }
 
 /// Serves what the file says now, or says why not: then nothing has changed.
-fn reload(
-    path: &Path,
-    admin: &AdminHandle,
-    shared: &penstock_dataplane::engine::Shared,
-    running: &ConfigFile,
-) -> Result<ConfigFile, String> {
+fn reload(path: &Path, admin: &AdminHandle) -> Result<ConfigFile, String> {
     let host = host_facts().map_err(|error| format!("{error:#}"))?;
     let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
-    shared
-        .reconfigure(&Live::from(&config))
-        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
-    if let Err(refusal) = admin.apply_file(&config, BoxContext::new(&config, Some(&host))) {
-        let _ = shared.reconfigure(&Live::from(running));
-        return Err(refusal.to_string());
-    }
+    admin.apply_file(&config, BoxContext::new(&config, Some(&host))).map_err(|refusal| refusal.to_string())?;
     tracing::info!("{}: reloaded", path.display());
     Ok(config)
 }

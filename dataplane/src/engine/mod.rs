@@ -9,6 +9,7 @@ mod rates;
 mod snat;
 mod start;
 mod status;
+mod tenure;
 mod ways;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use network::Network;
 use policing::Step;
 use rates::Rates;
 use snat::Occupancy;
+use tenure::Tenures;
 
 pub use start::{Dataplane, StartError, clear_routes_and_neighbors, is_running};
 
@@ -118,16 +120,23 @@ pub struct PortFacts {
     pub zero_copy: bool,
 }
 
-/// What was published last, and from what.
-struct Published {
-    compiler: Compiler,
+/// What is served, and of what it is compiled.
+#[derive(Clone)]
+struct Wanted {
     live: Live,
     owners: Snapshots,
     health: Health,
-    tables: Arc<Tables>,
-    view: u64,
     /// What the network says against backends.
     ways: Ways,
+}
+
+/// What was published last, and from what.
+struct Published {
+    compiler: Compiler,
+    wanted: Wanted,
+    tables: Arc<Tables>,
+    tenures: Arc<Tenures>,
+    view: u64,
     /// Names of nodes by address, for people.
     names: BTreeMap<IpAddr, String>,
 }
@@ -170,6 +179,10 @@ impl Shared {
     /// Looks whether the program still steers on every port, and attaches it again where a device came back. The
     /// sockets died with one that was made anew: then all of it is to end, and the next start serves on.
     fn check_steering(&self) {
+        let unsteered = self.network().unsteered.is_some();
+        if unsteered {
+            self.republish();
+        }
         for (at, port) in self.ports.iter().enumerate() {
             let mut network = self.network();
             let (result, now) = match network.steer.check(at) {
@@ -200,25 +213,17 @@ impl Shared {
         }
     }
 
-    /// Compiles and publishes; on failure what ran before goes on.
-    fn compile(&self, live: &Live, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
-        self.compile_in(&mut self.published(), live, owners, health)
-    }
-
-    fn compile_in(
-        &self,
-        published: &mut Published,
-        live: &Live,
-        owners: &Snapshots,
-        health: &Health,
-    ) -> Result<u64, Vec<Fault>> {
+    /// Compiles and publishes; on failure what ran before goes on. What is wanted was read under the same guard: a
+    /// copy from before would bring back what another call has replaced.
+    fn compile(&self, published: &mut Published, mut wanted: Wanted) -> Result<u64, Vec<Fault>> {
         let swept = self.workers.iter().map(|worker| worker.stats.swept.get()).min();
         published.compiler.swept(swept.unwrap_or_default());
-        published.ways.probes.clone_from(&live.reply_probe);
+        wanted.ways.probes.clone_from(&wanted.live.reply_probe);
+        let Wanted { live, owners, health, ways } = &wanted;
         let inputs = Inputs {
             owners,
             health,
-            ways: &published.ways.clone(),
+            ways,
             snat: &live.snat,
             timeouts: &live.timeouts,
             announce: live.announce,
@@ -234,33 +239,19 @@ impl Shared {
             .compiler
             .compile(&inputs)
             .map_err(|error| vec![Fault::new("", error.to_string(), "the last good snapshot goes on being served")])?;
-        published.names = names(owners);
-        published.live = live.clone();
-        published.owners = owners.clone();
-        published.health = health.clone();
         motion::report(&published.tables, &tables);
+        Arc::make_mut(&mut published.tenures).follow(&tables, || tenure::stats(&self.workers));
+        published.names = names(owners);
         published.tables = Arc::clone(&tables);
+        published.wanted = wanted;
+        let live = &published.wanted.live;
         let mut network = self.network();
         network.want(&tables, live);
-        let number = self.publish(published, &network);
         // The workers know new addresses before packets to them are steered here, and no longer
         // know old ones when those are steered to the kernel again.
-        if let Err(error) = network.steer(&tables, live) {
-            return Err(vec![Fault::new("", error, "see the dataplane's log")]);
-        }
+        let number = self.publish(published, &network);
+        network.steer(&tables, &published.wanted.live);
         Ok(number)
-    }
-
-    /// The config file's box part changed: compiled anew with the same snapshots.
-    ///
-    /// # Errors
-    /// What stands against it; nothing changed then.
-    pub fn reconfigure(&self, live: &Live) -> Result<(), Vec<Fault>> {
-        let (before, owners, health) = {
-            let published = self.published();
-            (published.live.clone(), published.owners.clone(), published.health.clone())
-        };
-        if before == *live { Ok(()) } else { self.compile(live, &owners, &health).map(drop) }
     }
 
     /// Asks nodes what is to be asked of them, hears what they answered, and compiles what follows from it.
@@ -276,15 +267,13 @@ impl Shared {
         if !watch.poll(mirror, now) {
             return;
         }
-        let ways = watch.ways(&published.live.reply_probe);
+        let ways = watch.ways(&published.wanted.live.reply_probe);
         drop(network);
-        if ways == published.ways {
+        if ways == published.wanted.ways {
             return;
         }
-        published.ways = ways;
-        let (live, owners, health) = (published.live.clone(), published.owners.clone(), published.health.clone());
-        drop(published);
-        if let Err(faults) = self.compile(&live, &owners, &health) {
+        let wanted = Wanted { ways, ..published.wanted.clone() };
+        if let Err(faults) = self.compile(&mut published, wanted) {
             faults.into_iter().for_each(|fault| self.notice(fault.to_string()));
         }
     }
@@ -294,16 +283,14 @@ impl Shared {
         let mut published = self.published();
         let mut network = self.network();
         self.publish(&mut published, &network);
-        let (tables, live) = (Arc::clone(&published.tables), published.live.clone());
-        if let Err(error) = network.steer(&tables, &live) {
-            self.notice(error);
-        }
+        let (tables, live) = (Arc::clone(&published.tables), published.wanted.live.clone());
+        network.steer(&tables, &live);
     }
 
     /// Goes on with the marks the XDP program polices by.
     fn police(&self, now: Instant) {
         let rounds = self.workers.iter().map(|worker| worker.stats.rounds.get()).min().unwrap_or(0);
-        let wanted = self.published().live.new_per_vip > 0;
+        let wanted = self.published().wanted.live.new_per_vip > 0;
         let step = {
             let mut network = self.network();
             let step = network.policing.step(wanted, rounds, now);
@@ -319,7 +306,7 @@ impl Shared {
 
     fn publish(&self, published: &mut Published, network: &Network) -> u64 {
         published.view += 1;
-        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables, &published.live));
+        let view: Arc<View> = Arc::new(network.view(published.view, &published.tables, &published.wanted.live));
         for worker in &self.workers {
             worker.mailbox.publish(Arc::clone(&view));
         }
@@ -346,9 +333,11 @@ fn names(owners: &Snapshots) -> BTreeMap<IpAddr, String> {
 }
 
 impl Engine for Shared {
-    fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
-        let live = self.published().live.clone();
-        self.compile(&live, owners, health)
+    fn apply(&self, file: Option<&ConfigFile>, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
+        let mut published = self.published();
+        let Wanted { live, ways, .. } = published.wanted.clone();
+        let live = file.map_or(live, Live::from);
+        self.compile(&mut published, Wanted { live, ways, owners: owners.clone(), health: health.clone() })
     }
 
     fn acknowledged(&self) -> u64 {

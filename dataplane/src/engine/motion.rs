@@ -12,8 +12,8 @@ impl Shared {
         if published.compiler.next_step().is_none_or(|due| due > now) {
             return;
         }
-        let (live, owners, health) = (published.live.clone(), published.owners.clone(), published.health.clone());
-        let result = self.compile_in(&mut published, &live, &owners, &health);
+        let wanted = published.wanted.clone();
+        let result = self.compile(&mut published, wanted);
         drop(published);
         if let Err(faults) = result {
             for fault in faults {

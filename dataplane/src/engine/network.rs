@@ -43,6 +43,8 @@ pub struct Network {
     pub policing: Policing,
     /// The largest packet a frame of the workers holds.
     largest: u32,
+    /// Why the XDP program does not know what the workers run; tried again until it does.
+    pub unsteered: Option<String>,
 }
 
 impl Network {
@@ -76,6 +78,7 @@ impl Network {
             ways: WayWatch::new(),
             policing: Policing::default(),
             largest: u32::MAX,
+            unsteered: None,
         }
     }
 
@@ -157,8 +160,9 @@ impl Network {
         std::iter::once(self.mirror.fd()).chain(self.announcements.fds()).collect()
     }
 
-    /// Makes the XDP program know what the tables name.
-    pub fn steer(&mut self, tables: &Tables, live: &Live) -> Result<(), String> {
+    /// Makes the XDP program know what the tables name. The workers run them already: a failure is no refusal, but
+    /// a notice, and what there was to refuse was refused when they were compiled.
+    pub fn steer(&mut self, tables: &Tables, live: &Live) {
         let is_claimed = |address: IpAddr| self.claimed.iter().any(|(_, claimed)| *claimed == address);
         let mut steering = Steering::default();
         collect::<V4>(&tables.v4, &mut steering, &is_claimed);
@@ -169,7 +173,11 @@ impl Network {
             .iter()
             .map(|snat| SnatSteer { address: snat.address, ports: snat.ports, shared: snat.shared })
             .collect();
-        self.steer.sync(&steering).map(drop).map_err(|error| error.to_string())
+        let why = self.steer.sync(&steering).err().map(|error| error.to_string());
+        if let Some(why) = why.as_ref().filter(|_| why != self.unsteered) {
+            tracing::warn!("{why}");
+        }
+        self.unsteered = why;
     }
 
     /// What the workers see.
@@ -232,6 +240,7 @@ impl Network {
         notices.extend(self.announcements.notices());
         notices.extend(self.routes.notices().iter().cloned());
         notices.extend(self.steer.warnings().iter().cloned());
+        notices.extend(self.unsteered.clone());
         notices
     }
 }

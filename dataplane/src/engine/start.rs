@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::network::Network;
 use super::rates::{Rates, Sample};
 use super::snat::Occupancy;
-use super::{Live, PortFacts, Published, Shared, SocketFacts, WorkerHandle};
+use super::{Live, PortFacts, Published, Shared, SocketFacts, Wanted, WorkerHandle};
 use crate::clock::Now;
 use crate::flow::Capacity;
 use crate::handoff::Exchange;
@@ -123,13 +123,16 @@ impl Dataplane {
                 .collect(),
             published: Mutex::new(Published {
                 compiler,
-                live: Live::from(configured),
-                owners: Default::default(),
-                health: Default::default(),
+                wanted: Wanted {
+                    live: Live::from(configured),
+                    owners: Default::default(),
+                    health: Default::default(),
+                    // Nothing is proved yet.
+                    ways: Ways { replies: Some(Default::default()), ..Ways::default() },
+                },
                 tables: Arc::new(Tables::default()),
+                tenures: Arc::default(),
                 view: 0,
-                // Nothing is proved yet.
-                ways: Ways { replies: Some(Default::default()), ..Ways::default() },
                 names: Default::default(),
             }),
             network: Mutex::new(network),

@@ -10,7 +10,7 @@ use penstock_configs::status::{
 };
 
 use super::ways::WayWatch;
-use super::{PortFacts, Shared, WorkerHandle, flows, motion};
+use super::{PortFacts, Shared, WorkerHandle, flows, motion, tenure};
 use crate::stats::WorkerStats;
 use crate::steer::{ClassCounters, SteerCounters};
 use crate::tables::{Backend, BackendSet, Service, Tables, compile::protocol_of};
@@ -25,7 +25,7 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let (services, services_total) = services(shared, query);
     let (tables, denied) = {
         let published = shared.published();
-        (std::sync::Arc::clone(&published.tables), published.live.deny.len())
+        (std::sync::Arc::clone(&published.tables), published.wanted.live.deny.len())
     };
     notices.extend(
         tables.services.iter().flatten().filter(|service| service.panic).map(|service| motion::notice(service)),
@@ -113,13 +113,14 @@ fn backend_ways(tables: &Tables, watch: &WayWatch) -> HashMap<(u32, IpAddr, u16)
 /// Those that are asked for, and how many there are. With many, what is not listed is not built either.
 fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
     let counts = flows::count_by_backend(shared);
-    let (tables, names, health, hops, ways) = {
+    let (tables, tenures, names, health, hops, ways) = {
         let published = shared.published();
         let network = shared.network();
         (
             std::sync::Arc::clone(&published.tables),
+            std::sync::Arc::clone(&published.tenures),
             published.names.clone(),
-            published.health.clone(),
+            published.wanted.health.clone(),
             network.mirror.hops(),
             backend_ways(&published.tables, &network.ways),
         )
@@ -143,10 +144,9 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
         })
     };
     let mut of_service = |service: &Service| {
-        let sum = |pick: fn(&crate::stats::ServiceCounters) -> u64| -> u64 {
-            let workers = shared.workers.iter().filter_map(|w| w.stats.services.get(service.slot as usize));
-            workers.map(pick).sum()
-        };
+        let slot = service.slot as usize;
+        let of_workers = tenure::stats(&shared.workers).filter_map(|stats| stats.services.get(slot));
+        let counts = tenures.counts(tenure::stats(&shared.workers), slot);
         ServiceStatus {
             owner: service.owner.to_string(),
             name: service.name.to_string(),
@@ -154,11 +154,11 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
             port: service.port,
             protocol: protocol_of(service.protocol),
             mode: service.mode,
-            flows: sum(|counters| counters.flows.get()),
+            flows: of_workers.map(|counters| counters.flows.get()).sum(),
             new_flows_per_second: rates.new_flows.get(service.slot as usize).copied().unwrap_or_default(),
-            limited: sum(|counters| counters.limited.get()),
-            packets: sum(|counters| counters.packets.get()),
-            bytes: sum(|counters| counters.forward_bytes.get() + counters.reverse_bytes.get()),
+            limited: counts.limited,
+            packets: counts.packets,
+            bytes: counts.bytes,
             moved: service.moved.map_or(0, |moved| moved.slots),
             table_size: if service.scheduler == Scheduler::Maglev { service.set.maglev.size() } else { 0 },
             disrupted: service.moved.map_or(0, |moved| moved.excess()),
@@ -295,30 +295,25 @@ fn worker_counters(shared: &Shared, at: usize, worker: &WorkerHandle) -> WorkerC
             rx_dropped: get(|c| c.rx_dropped.get()),
             rx_ring_full: get(|c| c.rx_ring_full.get()),
             fill_ring_empty: get(|c| c.fill_empty.get()),
+            rx_invalid_descriptors: get(|c| c.rx_invalid.get()),
             tx_invalid_descriptors: get(|c| c.tx_invalid.get()),
+            bad_descriptors: get(|c| c.bad_descriptors.get()),
+            kick_errors: get(|c| c.kick_errors.get()),
             rx_chains: get(|c| c.rx_chains.get()),
             rx_oversize: get(|c| c.rx_oversize.get()),
-            ..SocketCounters::default()
         }
     });
     let (total, free) = (stats.frames_total.get(), stats.frames_free.get());
     WorkerCounters {
         worker: at as u16,
         ledger: ledger(stats),
-        frames: FrameCounters {
-            total,
-            free,
-            kernel: stats.frames_in_ports.get(),
-            held: total.saturating_sub(free + stats.frames_in_ports.get()),
-        },
+        frames: FrameCounters { total, free, kernel: stats.frames_in_ports.get() },
         flows: FlowCounters {
             established: stats.flows_established.get(),
             established_capacity: u64::from(limits.flows_ipv4) + u64::from(limits.flows_ipv6),
             embryonic: stats.flows_embryonic.get(),
             embryonic_capacity: 2 * u64::from(limits.embryonic),
-            time_wait: 0,
             created: stats.flows_created.get(),
-            expired: 0,
             evicted: stats.embryos_evicted.get(),
             resets_doubted: stats.resets_doubted.get(),
             idle_resets: stats.idle_resets.get(),

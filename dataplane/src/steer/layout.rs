@@ -12,8 +12,8 @@ pub(super) const LAYOUT: u32 = 3;
 
 /// Entries per table that can be wanted. The maps hold twice as many, so that a change can add
 /// everything new before it deletes anything old.
-pub(super) const ADDRESSES: usize = 65_536;
-pub(super) const BACKENDS: usize = 65_536;
+pub const ADDRESSES: usize = 65_536;
+pub const BACKENDS: usize = 65_536;
 
 const WHOLE: u32 = 1;
 const ANNOUNCE: u32 = 2;

@@ -41,6 +41,7 @@ use tracing::{info, warn};
 
 pub use error::SteerError;
 use error::describe;
+pub use layout::{ADDRESSES as MOST_ADDRESSES, BACKENDS as MOST_BACKENDS};
 use layout::{Backend4, Backend6, COUNTERS, Encoded, Key4, Key6, LocalValue, Present, Settings};
 use marks::Marks;
 use program::Program;

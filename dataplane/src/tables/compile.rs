@@ -16,6 +16,7 @@ use penstock_configs::desired::{
 use penstock_configs::file::{SnatAddress, Timeouts};
 use rustc_hash::FxHashMap;
 
+use super::capacity;
 use super::groups::Groups;
 use super::motion::{self, Motion};
 use super::set::WHOLE;
@@ -62,6 +63,16 @@ pub enum CompileError {
          raise it and restart the dataplane, or let services with many backends use maglev, rr or wrr"
     )]
     TooManyCounted { wanted: usize, limit: usize },
+    #[error(
+        "{wanted} VIPs and SNAT addresses of a family are wanted, and the XDP program knows {limit}: spread the services over \
+         several boxes"
+    )]
+    TooManyAddresses { wanted: usize, limit: usize },
+    #[error(
+        "backends of services in mode `dnat` come to more than the {limit} that the XDP program knows of a family, each by \
+         its address and once more by each of its ports: fewer such services or backends (mode `nat` needs no entry)"
+    )]
+    TooManySteered { limit: usize },
     #[error(
         "more than {0} SNAT addresses of a family, counting those taken away whose flows are not forgotten yet: \
          list fewer, or try again in a few seconds"
@@ -113,7 +124,7 @@ impl Compiler {
     /// # Errors
     /// A capacity fixed at start is exceeded; nothing has changed then.
     pub fn compile(&mut self, inputs: &Inputs<'_>) -> Result<Arc<Tables>, CompileError> {
-        check_capacity(inputs)?;
+        capacity::check(inputs)?;
         let serial = self.serial + 1;
         let snat_v4 = self.snat_v4.merged::<V4>(inputs.snat, serial, self.swept)?;
         let snat_v6 = self.snat_v6.merged::<V6>(inputs.snat, serial, self.swept)?;
@@ -267,46 +278,15 @@ impl Compiler {
     }
 }
 
-fn check_capacity(inputs: &Inputs<'_>) -> Result<(), CompileError> {
-    let wanted = inputs.services().count();
-    if wanted > inputs.max_services {
-        return Err(CompileError::TooManyServices { wanted, limit: inputs.max_services });
-    }
-    let wanted = inputs.addresses().len();
-    if wanted > inputs.max_nodes {
-        return Err(CompileError::TooManyNodes { wanted, limit: inputs.max_nodes });
-    }
-    let wanted = [true, false].map(|v4| inputs.counted(v4)).into_iter().max().unwrap_or(0);
-    if wanted > inputs.max_counted {
-        return Err(CompileError::TooManyCounted { wanted, limit: inputs.max_counted });
-    }
-    Ok(())
-}
-
 impl Inputs<'_> {
     /// Every service by its key.
-    fn services(&self) -> impl Iterator<Item = (IpAddr, u16, u8)> {
+    pub(super) fn services(&self) -> impl Iterator<Item = (IpAddr, u16, u8)> {
         let all = self.owners.values().flat_map(|desired| &desired.services);
         all.map(|service| (service.vip, service.port, protocol_number(service.protocol)))
     }
 
-    /// How many backends of one family's services may have to be counted.
-    fn counted(&self, v4: bool) -> usize {
-        let of_owner = |desired: &Arc<Desired>| -> usize {
-            let sizes: HashMap<&str, usize> =
-                desired.sets.iter().map(|set| (set.name.as_str(), set.backends.len())).collect();
-            let counting = |service: &&WantedService| service.scheduler.counts() && service.vip.is_ipv4() == v4;
-            let size = |service: &WantedService| match &service.set {
-                Some(name) => sizes.get(name.as_str()).copied().unwrap_or(0),
-                None => service.backends.len(),
-            };
-            desired.services.iter().filter(counting).map(size).sum()
-        };
-        self.owners.values().map(of_owner).sum()
-    }
-
     /// Every address a backend may have, used or not.
-    fn addresses(&self) -> HashSet<IpAddr> {
+    pub(super) fn addresses(&self) -> HashSet<IpAddr> {
         let mut addresses = HashSet::new();
         for desired in self.owners.values() {
             addresses.extend(desired.nodes.iter().flat_map(|node| node.addresses.iter().copied()));

@@ -1,6 +1,7 @@
 //! The immutable snapshot every worker reads: compiled off the hot cores from what the owners
 //! want, the box's own config and the checks' results.
 
+mod capacity;
 pub mod compile;
 mod groups;
 mod motion;

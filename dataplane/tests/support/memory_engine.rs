@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard};
 
 use penstock_configs::desired::{Backend, BackendState, Desired, Health, Service};
 use penstock_configs::fault::Fault;
+use penstock_configs::file::ConfigFile;
 use penstock_configs::status::{
     BackendStatus, Counters, FlowCounters, FlowQuery, FlowStatus, FrameCounters, Ledger, PortCounters, PortStatus,
     ServiceStatus, SocketCounters, Status, StatusQuery, WorkerCounters, WorkerStatus,
@@ -21,12 +23,16 @@ pub(crate) struct MemoryEngine {
     /// Workers stand still: nothing is acknowledged until they are freed.
     pub(crate) stuck: AtomicBool,
     pub(crate) flows: Mutex<Vec<FlowStatus>>,
+    /// For the next publication: told as it begins, and what it then waits for.
+    paused: Mutex<Option<(Sender<()>, Receiver<()>)>>,
 }
 
 #[derive(Default, Clone)]
 pub(crate) struct Published {
     pub(crate) owners: Snapshots,
     pub(crate) health: Health,
+    /// Of the box, if its file came after the start.
+    pub(crate) snat: Vec<IpAddr>,
     /// How often `apply` succeeded.
     pub(crate) times: u64,
 }
@@ -41,6 +47,14 @@ impl MemoryEngine {
         self.acknowledged.store(self.epoch.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
+    /// The next publication tells the one as it begins, and waits for the other.
+    #[allow(dead_code, reason = "for the file's tests")]
+    pub(crate) fn pause(&self) -> (Receiver<()>, Sender<()>) {
+        let ((begins, begun), (go, goes)) = (channel(), channel());
+        *self.paused.lock().expect("no test panics while it holds it") = Some((begins, goes));
+        (begun, go)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Published> {
         self.published.lock().expect("no test panics while it holds the engine")
     }
@@ -48,7 +62,7 @@ impl MemoryEngine {
 
 impl Engine for MemoryEngine {
     /// Refuses what no compiler would take: a service named `uncompilable`.
-    fn apply(&self, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
+    fn apply(&self, file: Option<&ConfigFile>, owners: &Snapshots, health: &Health) -> Result<u64, Vec<Fault>> {
         let refuse = |(index, service): (usize, &Service)| {
             (service.name == "uncompilable")
                 .then(|| Fault::new(format!("service[{index}]"), "can not be compiled", "give it another name"))
@@ -58,9 +72,17 @@ impl Engine for MemoryEngine {
         if !faults.is_empty() {
             return Err(faults);
         }
+        let paused = self.paused.lock().expect("no test panics while it holds it").take();
+        if let Some((begins, goes)) = paused {
+            begins.send(()).expect("somebody waits for it");
+            goes.recv().expect("somebody lets it go on");
+        }
         let mut published = self.lock();
         published.owners = owners.clone();
         published.health = health.clone();
+        if let Some(file) = file {
+            published.snat = file.snat.iter().map(|snat| snat.address).collect();
+        }
         published.times += 1;
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         if !self.stuck.load(Ordering::SeqCst) {
@@ -130,15 +152,13 @@ impl Engine for MemoryEngine {
         let counters = |worker: u16| WorkerCounters {
             worker,
             ledger: ledger(worker.into()),
-            frames: FrameCounters { total: 8192, free: 6000, kernel: 2192, held: 0 },
+            frames: FrameCounters { total: 8192, free: 6000, kernel: 2192 },
             flows: FlowCounters {
                 established: 1234,
                 established_capacity: 1 << 20,
                 embryonic: 5,
                 embryonic_capacity: 1 << 17,
-                time_wait: 40,
                 created: 90_000,
-                expired: 88_721,
                 evicted: 0,
                 ..FlowCounters::default()
             },
@@ -146,6 +166,8 @@ impl Engine for MemoryEngine {
                 interface: "eth0".into(),
                 queue: worker,
                 rx_ring_full: 3,
+                bad_descriptors: 4,
+                kick_errors: 5,
                 ..SocketCounters::default()
             }],
             latency: None,
