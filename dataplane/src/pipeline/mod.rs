@@ -65,8 +65,7 @@ enum Stage {
     Plain4,
     Plain6,
     /// Of UDP.
-    Datagram4,
-    Datagram6,
+    Datagram(Packet),
     /// TCP, UDP or SCTP.
     Transit(Packet),
     Icmp(Packet),
@@ -166,22 +165,24 @@ impl Pipeline {
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {
                 // Nearly every packet is sent on: nothing more to be asked.
-                Stage::Plain4 => match self.plain::<V4, PROTO_TCP>(memory, frame, hash, likely, from, handed, now) {
+                Stage::Plain4 => match self.plain::<V4>(memory, frame, hash, likely, from, handed, now) {
                     Verdict::Tx(port) => {
                         verdicts.push(Verdict::Tx(port));
                         continue;
                     }
                     verdict => verdict,
                 },
-                Stage::Plain6 => match self.plain::<V6, PROTO_TCP>(memory, frame, hash, likely, from, handed, now) {
+                Stage::Plain6 => match self.plain::<V6>(memory, frame, hash, likely, from, handed, now) {
                     Verdict::Tx(port) => {
                         verdicts.push(Verdict::Tx(port));
                         continue;
                     }
                     verdict => verdict,
                 },
-                Stage::Datagram4 => self.plain_udp::<V4>(memory, frame, hash, likely, from, handed, now),
-                Stage::Datagram6 => self.plain_udp::<V6>(memory, frame, hash, likely, from, handed, now),
+                Stage::Datagram(packet) if packet.v6 => {
+                    self.plain_udp::<V6>(memory, frame, packet, hash, likely, from, handed, now)
+                }
+                Stage::Datagram(packet) => self.plain_udp::<V4>(memory, frame, packet, hash, likely, from, handed, now),
                 Stage::Transit(packet) if packet.v6 => {
                     self.transit::<V6>(memory, frame, packet, hash, likely, from, handed, now)
                 }
@@ -220,10 +221,12 @@ impl Pipeline {
     #[inline(never)]
     fn begin(&self, bytes: &[u8], whole: usize) -> (Stage, u64) {
         if V4::is_plain_part::<PROTO_UDP>(bytes, whole) {
-            return (Stage::Datagram4, self.v4.begin(bytes, &V4::headers::<PROTO_UDP>(bytes)));
+            let packet = V4::headers::<PROTO_UDP>(bytes);
+            return (Stage::Datagram(packet), self.v4.begin(bytes, &packet));
         }
         if V6::is_plain_part::<PROTO_UDP>(bytes, whole) {
-            return (Stage::Datagram6, self.v6.begin(bytes, &V6::headers::<PROTO_UDP>(bytes)));
+            let packet = V6::headers::<PROTO_UDP>(bytes);
+            return (Stage::Datagram(packet), self.v6.begin(bytes, &packet));
         }
         // A packet in several frames is no less plain than one in a single one.
         if bytes.len() < whole {
@@ -265,16 +268,12 @@ impl Pipeline {
         match stage {
             Stage::Plain4 => self.v4.flows.prefetch_record(hash),
             Stage::Plain6 => self.v6.flows.prefetch_record(hash),
-            Stage::Datagram4 => {
-                let packet = V4::headers::<PROTO_UDP>(memory.bytes(frame));
-                self.look_ahead_of::<V4>(memory, frame, &packet, hash, handed)
+            Stage::Datagram(packet) | Stage::Transit(packet) if packet.v6 => {
+                self.look_ahead_of::<V6>(memory, frame, packet, hash, handed)
             }
-            Stage::Datagram6 => {
-                let packet = V6::headers::<PROTO_UDP>(memory.bytes(frame));
-                self.look_ahead_of::<V6>(memory, frame, &packet, hash, handed)
+            Stage::Datagram(packet) | Stage::Transit(packet) => {
+                self.look_ahead_of::<V4>(memory, frame, packet, hash, handed)
             }
-            Stage::Transit(packet) if packet.v6 => self.look_ahead_of::<V6>(memory, frame, packet, hash, handed),
-            Stage::Transit(packet) => self.look_ahead_of::<V4>(memory, frame, packet, hash, handed),
             _ => None,
         }
     }
@@ -296,26 +295,32 @@ impl Pipeline {
         likely
     }
 
-    /// A plain packet of UDP; apart, so that TCP's way is the short one.
+    /// A plain packet of UDP; apart, so that TCP's way stays short.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(never)]
     fn plain_udp<F: Sided + Tabled + Plain>(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
+        packet: Packet,
         hash: u64,
         likely: Option<Entry>,
         from: PortId,
         handed: bool,
         now: Now,
     ) -> Verdict {
-        self.plain::<F, PROTO_UDP>(memory, frame, hash, likely, from, handed, now)
+        if let Some(entry) = likely
+            && let Some(port) = self.express::<F, PROTO_UDP>(memory.bytes_mut(frame), entry, from, now)
+        {
+            return Verdict::Tx(port);
+        }
+        self.transit::<F>(memory, frame, packet, hash, likely, from, handed, now)
     }
 
-    /// A plain packet: most often of an established flow with nothing else to be said of it.
+    /// A plain packet of TCP: most often of an established flow with nothing else to be said of it.
     #[allow(clippy::too_many_arguments, reason = "what stages hand on, once per packet; a struct would be copied")]
     #[inline(always)]
-    fn plain<F: Sided + Tabled + Plain, const PROTOCOL: u8>(
+    fn plain<F: Sided + Tabled + Plain>(
         &mut self,
         memory: &PacketMemory,
         frame: &mut Frame,
@@ -326,7 +331,7 @@ impl Pipeline {
         now: Now,
     ) -> Verdict {
         if let Some(entry) = likely
-            && let Some(port) = self.express::<F, PROTOCOL>(memory.bytes_mut(frame), entry, from, now)
+            && let Some(port) = self.express::<F, PROTO_TCP>(memory.bytes_mut(frame), entry, from, now)
         {
             return Verdict::Tx(port);
         }

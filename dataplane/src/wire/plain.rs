@@ -1,7 +1,7 @@
 //! Plain packets: what nearly all of an established connection's packets are, recognised by a few
 //! comparisons at fixed offsets. Untagged, no IP options or extension headers, not a fragment, TTL to spare; TCP with
 //! ACK and none of SYN, FIN and RST, or UDP. A plain packet is one that [`super::parse()`] accepts
-//! too, but for ports of zero, which no flow has.
+//! too, but for ports of zero in TCP, which no flow has.
 
 use super::{
     ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Family, PROTO_TCP, Packet, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
@@ -21,7 +21,7 @@ pub trait Plain: Family {
     #[inline(always)]
     #[must_use]
     fn room<const PROTOCOL: u8>() -> usize {
-        Self::L4 + if PROTOCOL == PROTO_TCP { TCP_HEADER } else { UDP_HEADER }
+        Self::L4 + least::<PROTOCOL>()
     }
 
     /// Whether the frame holds a plain packet of TCP.
@@ -31,21 +31,7 @@ pub trait Plain: Family {
     }
 
     /// Whether a packet of `whole` bytes is plain, of which `frame` has the first.
-    #[inline(always)]
-    fn is_plain_part<const PROTOCOL: u8>(frame: &[u8], whole: usize) -> bool {
-        let Some(headers) = frame.get(..Self::room::<PROTOCOL>()) else { return false };
-        let total = Self::ip_len(headers);
-        Self::is_plain_ip(headers, PROTOCOL)
-            && L3 + total <= whole
-            && total >= Self::room::<PROTOCOL>() - L3
-            && match PROTOCOL {
-                PROTO_TCP => is_plain_tcp(headers, Self::L4, total - (Self::L4 - L3)),
-                _ => total - (Self::L4 - L3) == usize::from(be16(headers, Self::L4 + 4)),
-            }
-    }
-
-    /// Whether an IP header without options stands there, of this protocol.
-    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool;
+    fn is_plain_part<const PROTOCOL: u8>(frame: &[u8], whole: usize) -> bool;
 
     /// Bytes of IP packet, of a plain packet.
     fn ip_len(headers: &[u8]) -> usize;
@@ -67,9 +53,19 @@ pub trait Plain: Family {
     }
 }
 
-/// Whether a TCP header of a plain packet stands at `l4`, with `len` bytes of TCP.
+/// A transport header without options.
 #[inline(always)]
-fn is_plain_tcp(headers: &[u8], l4: usize, len: usize) -> bool {
+fn least<const PROTOCOL: u8>() -> usize {
+    if PROTOCOL == PROTO_TCP { TCP_HEADER } else { UDP_HEADER }
+}
+
+/// Whether the transport header of a plain packet stands at `l4`, with `len` bytes from there on.
+#[inline(always)]
+fn is_plain_transport<const PROTOCOL: u8>(headers: &[u8], l4: usize, len: usize) -> bool {
+    if PROTOCOL != PROTO_TCP {
+        let has_ports = be16(headers, l4) != 0 && be16(headers, l4 + 2) != 0;
+        return has_ports && usize::from(be16(headers, l4 + 4)) == len;
+    }
     let offset_and_flags = be16(headers, l4 + 12);
     let data = usize::from(offset_and_flags >> 12) * 4;
     let flags = offset_and_flags & u16::from(TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK);
@@ -80,13 +76,18 @@ impl Plain for V4 {
     const L4: usize = L3 + 20;
 
     #[inline(always)]
-    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool {
+    fn is_plain_part<const PROTOCOL: u8>(frame: &[u8], whole: usize) -> bool {
+        let Some(headers) = frame.get(..Self::room::<PROTOCOL>()) else { return false };
         // EtherType, version and header length; fragment fields, TTL, protocol.
         let start = be32(headers, 12) >> 8;
         let middle = be32(headers, L3 + 6);
+        let total = Self::ip_len(headers);
         start == u32::from(ETHERTYPE_IPV4) << 8 | 0x45
-            && middle & 0x3fff_00ff == u32::from(protocol)
+            && middle & 0x3fff_00ff == u32::from(PROTOCOL)
             && middle & 0xff00 > 0x0100
+            && L3 + total <= whole
+            && total >= 20 + least::<PROTOCOL>()
+            && is_plain_transport::<PROTOCOL>(headers, Self::L4, total - 20)
     }
 
     #[inline(always)]
@@ -99,12 +100,17 @@ impl Plain for V6 {
     const L4: usize = L3 + 40;
 
     #[inline(always)]
-    fn is_plain_ip(headers: &[u8], protocol: u8) -> bool {
+    fn is_plain_part<const PROTOCOL: u8>(frame: &[u8], whole: usize) -> bool {
+        let Some(headers) = frame.get(..Self::room::<PROTOCOL>()) else { return false };
         let start = be32(headers, 12) >> 12;
         let next_and_hops = be16(headers, L3 + 6);
+        let total = Self::ip_len(headers);
         start == u32::from(ETHERTYPE_IPV6) << 4 | 6
-            && next_and_hops >> 8 == u16::from(protocol)
+            && next_and_hops >> 8 == u16::from(PROTOCOL)
             && next_and_hops & 0xff > 1
+            && L3 + total <= whole
+            && total >= 40 + least::<PROTOCOL>()
+            && is_plain_transport::<PROTOCOL>(headers, Self::L4, total - 40)
     }
 
     #[inline(always)]
