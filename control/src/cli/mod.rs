@@ -67,7 +67,7 @@ enum Command {
     Drain(drain::Arguments),
     /// Put a drained node back
     Undrain(drain::UndrainArguments),
-    /// Remove the XDP program and its pins, so that the kernel sees all packets again
+    /// Remove the XDP program and its pins, routes and neighbour entries: the kernel sees all packets again
     Detach(drain::DetachArguments),
     /// What a drop reason means
     Explain(counters::ExplainArguments),

@@ -280,7 +280,11 @@ mod tests {
             [("direct", 4e6, 200.0), ("bare", 2e6, 500.0), ("penstock", 1.6e6, 600.0)],
         ])
         .summary();
-        let target = summary.targets.iter().find(|target| target.what.contains("bare forwarder")).expect("a target");
+        let target = summary
+            .targets
+            .iter()
+            .find(|target| target.what.starts_with("packets/s, Penstock to the bare"))
+            .expect("a target");
         let ratio = target.ratio.as_ref().expect("a ratio");
         assert_eq!((ratio.lowest, ratio.median, ratio.highest), (0.8, 0.9, 0.95));
         assert_eq!(target.met, Some(true));
