@@ -1,6 +1,7 @@
 //! One interface's instance of the XDP program: loading, attaching, adopting what an earlier process left.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use aya::maps::{Map, MapData, XskMap};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -25,6 +26,11 @@ pub(super) struct Program {
     name: &'static str,
     pub(super) sockets: XskMap<MapData>,
 }
+
+/// Times a program is loaded again whose check a signal ended.
+const LOAD_AGAIN: u32 = 5;
+/// How long a link whose pin was removed may stay.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// How a program came onto its interface.
 pub(super) struct Outcome {
@@ -60,7 +66,14 @@ impl Program {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| refused(&error))?;
         let name = if frags { "penstock_frags" } else { "penstock_steer" };
-        xdp(&mut ebpf, name)?.load().map_err(|error| refused(&error))?;
+        // A signal for this thread ends the kernel's check of the program: once more.
+        let mut again = LOAD_AGAIN;
+        while let Err(error) = xdp(&mut ebpf, name)?.load() {
+            if errno(&error) != Some(libc::EAGAIN) || again == 0 {
+                return Err(refused(&error));
+            }
+            again -= 1;
+        }
         let sockets = XskMap::try_from(take_map(&mut ebpf, "sockets")?).map_err(|error| refused(&error))?;
         Ok(Self { ebpf, name, sockets })
     }
@@ -78,10 +91,12 @@ impl Program {
     pub(super) fn attach(&mut self, run_dir: &Path, interface: &Interface) -> Result<Outcome, SteerError> {
         let pins = bpffs::pins(run_dir);
         let state = query::by_index(interface.ifindex)?;
+        let mut unpinned = false;
         for pinned in bpffs::links(run_dir).into_iter().filter(|pinned| pinned.ifindex == interface.ifindex) {
             let Some(mode) = running(&pinned, &state).filter(|mode| fits(interface.mode, *mode)) else {
                 // Its interface is gone (the index was given anew), or the config wants another mode.
                 bpffs::remove(&pinned.path)?;
+                unpinned = true;
                 continue;
             };
             let pending = pinned.path.parent() != Some(&pins);
@@ -91,9 +106,14 @@ impl Program {
             let warning = generic_warning(interface, mode, "an earlier start fell back to it");
             return Ok(Outcome { mode, adopted: true, pending, warning });
         }
-        // Asked again: removing a pin may just have detached our own.
-        if let Some(foreign) = query::by_index(interface.ifindex)?.attached {
-            return Err(foreign_error(&interface.name, foreign));
+        // Asked again: removing a pin may just have detached our own, or will in a moment: the kernel lets go of a
+        // link in a work queue.
+        let since = Instant::now();
+        while let Some(foreign) = query::by_index(interface.ifindex)?.attached {
+            if !unpinned || since.elapsed() > LETTING_GO {
+                return Err(foreign_error(&interface.name, foreign));
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         let (mode, warning) = self.attach_new(&pins, interface)?;
         Ok(Outcome { mode, adopted: false, pending: false, warning })
