@@ -20,6 +20,8 @@ pub use tuples::{key, translation};
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
+
 use crate::clock::Now;
 use crate::hash::FlowHasher;
 use crate::limits::Limiter;
@@ -36,8 +38,14 @@ use index::Index;
 /// The free record this many insertions from now is asked for: a burst of SYNs would wait for each otherwise.
 const SOON: usize = 4;
 
+/// The same of the record the sweep visits so many from now.
+const VISITED_SOON: u32 = 16;
+
 /// What sweeps may do between two bursts: no packet waits for more of it.
 pub const MOST_EFFORT: u32 = 256;
+
+/// And behind a nap, after which neither flows nor code are in any cache: twice as much from one time to the next.
+pub const FIRST_EFFORT: u32 = 32;
 
 /// What became of a record that the sweep came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -472,14 +480,19 @@ impl<F: Family> FlowTable<F> {
     /// record was asked for at the last one, so that its index lines can be asked for now.
     fn prepare_eviction(&self) {
         let Some(next) = self.embryos.oldest() else { return };
-        let record = &self.records[next as usize];
+        self.prefetch_removal(next);
+        if let Some(then) = self.embryos.newer(next) {
+            prefetch(&self.records[then as usize]);
+        }
+    }
+
+    /// Asks for the index lines that forgetting a flow will touch.
+    fn prefetch_removal(&self, at: u32) {
+        let record = &self.records[at as usize];
         if let Some(word) = record.word() {
             for key in self.keys(record, word) {
                 self.index.prefetch(self.hash(&key));
             }
-        }
-        if let Some(then) = self.embryos.newer(next) {
-            prefetch(&self.records[then as usize]);
         }
     }
 
@@ -504,29 +517,38 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets those it
-    /// says so of. Stops early where no `effort` is left. Returns how many it has gone over, and whether the
-    /// round through the table is complete.
+    /// says so of. Stops early where no `effort` is left. Some records before its turn each is shown to `foresee`,
+    /// to ask for the memory that its visit will want. Returns how many it has gone over, and whether the round
+    /// through the table is complete.
     pub fn sweep(
         &mut self,
         budget: u32,
         effort: &mut u32,
+        foresee: impl Fn(&Record<F::Addr>),
         mut visit: impl FnMut(u32, &mut Record<F::Addr>, Word, &mut Tally) -> Swept,
     ) -> (u32, bool) {
         let start = self.sweep_at;
         let end = (start + budget).min(self.high_water);
+        // Their index lines lie anywhere: asked for while the others are visited, not waited for one after the other.
+        let mut forgotten = ArrayVec::<u32, { (MOST_EFFORT / Swept::Forgotten.effort()) as usize }>::new();
         let mut at = start;
-        while at < end && *effort > 0 {
+        while at < end && *effort > 0 && !forgotten.is_full() {
+            if let Some(record) = self.records.get((at + VISITED_SOON) as usize) {
+                foresee(record);
+            }
             let record = &mut self.records[at as usize];
             let swept = match record.word() {
                 Some(word) => visit(at, record, word, &mut self.tally),
                 None => Swept::Kept,
             };
             if swept == Swept::Forgotten {
-                self.remove(at);
+                self.prefetch_removal(at);
+                forgotten.push(at);
             }
             *effort = effort.saturating_sub(swept.effort());
             at += 1;
         }
+        forgotten.into_iter().for_each(|at| self.remove(at));
         let round = at >= self.high_water;
         self.sweep_at = if round { 0 } else { at };
         (at - start, round)

@@ -194,7 +194,7 @@ impl<F: Family> Pair<F> {
                     let is_over = now.since(record.last_seen()) > limit(word.state);
                     if is_over { Swept::Forgotten } else { Swept::Kept }
                 };
-                while !table.sweep(7, &mut MOST_EFFORT.clone(), keep).1 {}
+                while !table.sweep(7, &mut MOST_EFFORT.clone(), |_| {}, keep).1 {}
                 let gone: Vec<u32> = self
                     .live
                     .iter()

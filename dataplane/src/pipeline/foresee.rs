@@ -1,16 +1,19 @@
-//! What the opening of a flow will wait for, asked for while the burst's other headers are read. The line
-//! of the index that shows whether a SNAT port is free towards a node is in no cache: waiting for it was
-//! half the time an opening took.
+//! What packets that go the long way will wait for, asked for while the burst's other headers are read. Of an opening
+//! it is the line of the index that shows whether a SNAT port is free towards a node: in no cache, and waiting for it
+//! was half the time an opening took. Of a known flow under a new snapshot it is its service, whose lines another core
+//! wrote a moment ago: waited for one after the other, by most packets of a turn, they held it up for 50 us.
 //!
-//! Nothing is decided here. What follows from tables and tuple alone, service and backend, is kept for the
+//! Nothing is decided here. Of openings, what follows from tables and tuple alone, service and backend, is kept for the
 //! opening, later in the same burst; the port is a guess, and one that proves wrong costs a load.
 
-use super::Pipeline;
 use super::side::{Parts, Side, Sided, node_addr};
+use super::{Pipeline, Stage};
+use crate::flow::Entry;
 use crate::io::BURST;
 use crate::nat::{Guess, Towards};
+use crate::sys::prefetch_all;
 use crate::tables::{Service, Tabled};
-use crate::wire::{Family, Packet, Tuple};
+use crate::wire::{Family, Packet, Tuple, V4, V6};
 use arrayvec::ArrayVec;
 use penstock_configs::desired::{Mode, Scheduler};
 
@@ -77,6 +80,31 @@ impl Pipeline {
         let port = side.ports.foresee(&side.flows, &family.snats, &family.snat_of_groups, &towards, is_home);
         // A burst has no more packets than there is room for.
         let _ = side.foresight.foreseen.try_push(Foreseen { tuple, service: service.slot, place, port });
+    }
+}
+
+impl Pipeline {
+    /// Asks for the services of a burst's flows that are not of this snapshot.
+    #[cold]
+    pub(super) fn foresee_renewals(&self, stages: &[Stage], likely: &[Option<Entry>]) {
+        for (stage, entry) in stages.iter().zip(likely) {
+            let Some(entry) = entry else { continue };
+            match stage {
+                Stage::Plain6 => self.foresee_renewal::<V6>(*entry),
+                Stage::Datagram(packet) | Stage::Transit(packet) if packet.v6 => self.foresee_renewal::<V6>(*entry),
+                Stage::Plain4 | Stage::Datagram(_) | Stage::Transit(_) => self.foresee_renewal::<V4>(*entry),
+                _ => {}
+            }
+        }
+    }
+
+    fn foresee_renewal<F: Sided>(&self, entry: Entry) {
+        let record = F::side(self).flows.record(entry.record);
+        if record.epoch != self.epoch
+            && let Some(service) = self.view.tables.service(record.service)
+        {
+            prefetch_all(&**service);
+        }
     }
 }
 

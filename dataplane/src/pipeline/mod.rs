@@ -82,6 +82,8 @@ pub struct Pipeline {
     view: Arc<View>,
     /// Of the view's tables.
     epoch: u16,
+    /// The last burst had flows of an earlier epoch, or none has come since it changed: likely the next has too.
+    renews: bool,
     v4: Side<V4>,
     v6: Side<V6>,
     hops: LastHops,
@@ -112,6 +114,7 @@ impl Pipeline {
             workers: config.workers,
             view: Arc::new(View::default()),
             epoch: 0,
+            renews: false,
             v4,
             v6,
             hops: LastHops::default(),
@@ -161,6 +164,9 @@ impl Pipeline {
         }
         for behind in count.saturating_sub(AHEAD)..count {
             likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
+        }
+        if std::mem::take(&mut self.renews) {
+            self.foresee_renewals(&stages[..count], &likely[..count]);
         }
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {
@@ -478,6 +484,7 @@ impl Pipeline {
         self.epoch = self.view.tables.epoch;
         if !Arc::ptr_eq(&old.tables, &self.view.tables) {
             side::adopt_snats(self);
+            self.renews = true;
         }
         old
     }

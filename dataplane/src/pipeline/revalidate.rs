@@ -63,6 +63,7 @@ impl Pipeline {
 
     #[inline(never)]
     fn check_again<F: Sided + Tabled>(&mut self, at: u32, tcp_flags: u8, now: Now) -> Standing {
+        self.renews |= F::side(self).flows.record(at).epoch != self.epoch;
         let Parts { side, view, stats, .. } = F::parts(self);
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return Standing::Revoked };

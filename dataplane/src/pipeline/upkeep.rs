@@ -7,14 +7,17 @@ use super::farewell;
 use super::revalidate::{NO_NODE, Standing, revalidate};
 use super::side::{Parts, Side, Sided};
 use crate::clock::Now;
-use crate::flow::{self, Flags, MOST_EFFORT, Record, State, Swept, Word};
+use crate::flow::{self, FIRST_EFFORT, Flags, MOST_EFFORT, Record, State, Swept, Word};
 use crate::persist::MAX_SNATS;
 use crate::stats::ServiceCounters;
+use crate::sys::prefetch_all;
 use crate::tables::Tabled;
 use crate::wire::{Family, V4, V6};
 
 /// Every record is looked at about this often.
 const ROUND_NS: u64 = 1_000_000_000;
+/// Between two calls of a worker that slept.
+const NAP_NS: u64 = 5_000_000;
 /// Every place of a client: it only keeps the counts true.
 const CLIENTS_ROUND_NS: u64 = 10_000_000_000;
 /// Places per call at most: a few microseconds. What is done with them is bounded by [`MOST_EFFORT`], for both
@@ -32,11 +35,24 @@ const LEAST: u32 = 32;
 pub(super) struct SweepClock {
     v4: Now,
     v6: Now,
+    /// The last call, and what it was allowed.
+    call: Now,
+    effort: u32,
     /// Whose sweep goes on first in the next call: the other has what effort it leaves.
     v6_first: bool,
     clients: Now,
     /// The first service whose flows, counted in the last round, are not known outside yet.
     uncounted: usize,
+}
+
+impl SweepClock {
+    /// What this call may do.
+    fn effort(&mut self, now: Now) -> u32 {
+        let last = std::mem::replace(&mut self.call, now);
+        let napped = now.ns.saturating_sub(last.ns) >= NAP_NS;
+        self.effort = if napped { FIRST_EFFORT } else { (self.effort * 2).min(MOST_EFFORT) };
+        self.effort
+    }
 }
 
 impl Pipeline {
@@ -50,7 +66,7 @@ impl Pipeline {
         let Self { view, v4, v6, .. } = self;
         v4.scheduling.exchange(view.tables.v4.counted, now);
         v6.scheduling.exchange(view.tables.v6.counted, now);
-        let mut effort = MOST_EFFORT;
+        let mut effort = self.sweep.effort(now);
         let v6_first = !self.sweep.v6_first;
         self.sweep.v6_first = v6_first;
         let mut records_left = v6_first && self.sweep::<V6>(now, &mut effort);
@@ -100,7 +116,15 @@ impl Pipeline {
         let tables = &view.tables;
         let counting = &mut side.counting;
         let rounds = side.rounds;
-        let (gone_over, complete) = side.flows.sweep(budget, effort, |at, record, word, tally| {
+        let foresee = |record: &Record<F::Addr>| {
+            if let Some(service) = tables.service(record.service) {
+                prefetch_all(&**service);
+            }
+            if let Some(counters) = stats.services.get(record.service as usize) {
+                prefetch_all(counters);
+            }
+        };
+        let (gone_over, complete) = side.flows.sweep(budget, effort, foresee, |at, record, word, tally| {
             let mut kept = Swept::Kept;
             if record.epoch != tables.epoch {
                 kept = Swept::Renewed;

@@ -9,11 +9,28 @@ use std::ops::{Deref, DerefMut};
 /// Asks the CPU to load the cache line at `place`; a hint, without effect on what the program computes.
 #[inline(always)]
 pub fn prefetch<T>(place: &T) {
+    prefetch_at(std::ptr::from_ref(place).cast());
+}
+
+/// The same for every cache line of `place`.
+#[inline]
+pub fn prefetch_all<T>(place: &T) {
+    const LINE: usize = 64;
+    let first = std::ptr::from_ref(place).cast::<u8>();
+    for offset in (0..size_of::<T>()).step_by(LINE) {
+        prefetch_at(first.wrapping_add(offset));
+    }
+    // What does not begin with a line ends in one more.
+    prefetch_at(first.wrapping_add(size_of::<T>().saturating_sub(1)));
+}
+
+#[inline(always)]
+fn prefetch_at(place: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetch reads nothing the program can see and faults on no address; SSE is part of x86_64.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(place).cast());
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;
