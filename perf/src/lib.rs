@@ -7,6 +7,7 @@ pub mod cli;
 pub mod clients;
 pub mod compare;
 pub mod config;
+mod counters;
 pub mod dataplane;
 pub mod demo;
 pub mod kube_scale;

@@ -8,36 +8,47 @@
 //! changes every ratio ever reported: add another limit beside it instead.
 
 use arrayvec::ArrayVec;
+use penstock_configs::desired::Protocol;
 use penstock_dataplane::flow::Record;
 use penstock_dataplane::io::{BURST, Frame, PacketMemory};
 use penstock_dataplane::persist::{Records, Shape, Store};
 use penstock_dataplane::sys::prefetch;
 use penstock_dataplane::verdict::{PortId, Verdict};
 
-use super::packets::{SEQ_V4, SEQ_V6};
+use super::packets::{DATA_V4, SEQ_V4, SEQ_V6};
+use super::world::Plan;
 
 /// Ethernet, IP and TCP headers without options.
 const HEADERS_V4: usize = 14 + 20 + 20;
 const HEADERS_V6: usize = 14 + 40 + 20;
+/// Of UDP, and the number behind them.
+const DATAGRAM_V4: usize = DATA_V4 + 4;
 
 pub enum Bare {
     V4(Records<u32>),
     V6(Records<u128>),
+    Datagrams4(Records<u32>),
 }
 
 impl Bare {
-    /// A limit over `flows` records.
-    pub fn new(v6: bool, flows: u32) -> anyhow::Result<Self> {
+    /// A limit over as many records as the plan has flows.
+    pub fn new(plan: Plan) -> anyhow::Result<Self> {
+        let Plan { v6, protocol, flows, .. } = plan;
         let (records_v4, records_v6) = if v6 { (1, flows) } else { (flows, 1) };
         let mut store = Store::anonymous(Shape { worker: 0, workers: 1, records_v4, records_v6 })?;
         let (v4, v6_records) = store.records().ok_or_else(|| anyhow::anyhow!("records are taken once"))?;
-        Ok(if v6 { Self::V6(v6_records) } else { Self::V4(v4) })
+        Ok(match (v6, protocol) {
+            (false, Protocol::Udp) => Self::Datagrams4(v4),
+            (false, _) => Self::V4(v4),
+            (true, _) => Self::V6(v6_records),
+        })
     }
 
     pub fn burst(&mut self, memory: &PacketMemory, frames: &mut [Frame], verdicts: &mut ArrayVec<Verdict, BURST>) {
         match self {
             Self::V4(records) => burst::<u32, HEADERS_V4, SEQ_V4>(records, memory, frames, verdicts),
             Self::V6(records) => burst::<u128, HEADERS_V6, SEQ_V6>(records, memory, frames, verdicts),
+            Self::Datagrams4(records) => burst::<u32, DATAGRAM_V4, DATA_V4>(records, memory, frames, verdicts),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The cases, and how one is run.
 
 use arrayvec::ArrayVec;
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, Protocol};
 use penstock_dataplane::io::{BURST, Frame, PacketMemory};
 use penstock_dataplane::verdict::{PortId, Verdict};
 
@@ -43,9 +43,14 @@ impl Case {
             Kind::Churn => "churn",
             Kind::Worker => "worker",
         };
-        let Plan { v6, mode, flows, services } = self.plan;
-        let mode = if mode == Mode::Dnat { "dnat" } else { "nat" };
-        format!("{kind} {mode}{} {} flows {services} services", if v6 { 6 } else { 4 }, short(flows))
+        let Plan { v6, protocol, mode, flows, services } = self.plan;
+        let mode = match mode {
+            Mode::Nat => "nat",
+            Mode::Dnat => "dnat",
+            Mode::Dsr => "dsr",
+        };
+        let udp = if protocol == Protocol::Udp { "-udp" } else { "" };
+        format!("{kind}{udp} {mode}{} {} flows {services} services", if v6 { 6 } else { 4 }, short(flows))
     }
 }
 
@@ -62,15 +67,18 @@ const SERVICES: u32 = 100;
 
 pub fn list(flows: &[u32]) -> Vec<Case> {
     let mut cases = Vec::new();
-    let mut add = |kind, v6, mode, flows, services| {
-        cases.push(Case { kind, plan: Plan { v6, mode, flows, services } });
+    let mut add_of = |kind, protocol, v6, mode, flows, services| {
+        cases.push(Case { kind, plan: Plan { v6, protocol, mode, flows, services } });
     };
     for &flows in flows {
+        add_of(Kind::Hit(Way::Both), Protocol::Udp, false, Mode::Nat, flows, SERVICES);
+        let mut add = |kind, v6, mode, flows, services| add_of(kind, Protocol::Tcp, v6, mode, flows, services);
         for way in [Way::Forward, Way::Reverse, Way::Both] {
             add(Kind::Hit(way), false, Mode::Nat, flows, SERVICES);
         }
         add(Kind::Hit(Way::Both), true, Mode::Nat, flows, SERVICES);
         add(Kind::Hit(Way::Both), false, Mode::Dnat, flows, SERVICES);
+        add(Kind::Hit(Way::Forward), false, Mode::Dsr, flows, SERVICES);
         for services in [1, 10_000] {
             add(Kind::Hit(Way::Both), false, Mode::Nat, flows, services);
         }
@@ -88,7 +96,7 @@ pub fn list(flows: &[u32]) -> Vec<Case> {
 /// Runs a case: the pipeline and the limit in turn.
 pub fn run(case: &Case, args: &PipelineArgs, clock: &Clock) -> anyhow::Result<Row> {
     let mut world = World::build(case.plan, args.flow_file.as_deref())?;
-    let mut bare = Limit(Bare::new(case.plan.v6, case.plan.flows)?);
+    let mut bare = Limit(Bare::new(case.plan)?);
     let blocks = (args.packets / BLOCK).max(1);
     match case.kind {
         Kind::Hit(way) => {
@@ -140,7 +148,8 @@ fn measure(
             ours.push(own);
         }
     }
-    Ok(row(case, &ours, &limits, clock))
+    // The last run is the pipeline's.
+    Ok(Row { work: bench.work, ..row(case, &ours, &limits, clock) })
 }
 
 fn measure_worker(case: &Case, args: &PipelineArgs, clock: &Clock, world: World, bare: Bare) -> anyhow::Result<Row> {
@@ -168,6 +177,7 @@ fn row(case: &Case, ours: &[f64], limits: &[f64], clock: &Clock) -> Row {
         ticks: ns.median * clock.ticks_per_ns,
         bare_ns: Spread::of(limits),
         ratio: Spread::of(&ratios),
+        work: None,
     }
 }
 

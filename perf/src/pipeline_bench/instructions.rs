@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use penstock_configs::desired::Mode;
+use penstock_configs::desired::{Mode, Protocol};
 
 use super::churn::Opening;
 use super::hits::{Hits, Way};
@@ -28,14 +28,17 @@ pub enum Counted {
     Hit4Copy,
     Hit6,
     Hit6Copy,
+    HitUdp4,
+    HitUdp4Copy,
     New4,
     New4Copy,
 }
 
 /// Name in the baseline, the run that settles, the run that only copies.
-const PAIRS: [(&str, Counted, Counted); 3] = [
+const PAIRS: [(&str, Counted, Counted); 4] = [
     ("hit_nat4", Counted::Hit4, Counted::Hit4Copy),
     ("hit_nat6", Counted::Hit6, Counted::Hit6Copy),
+    ("hit_udp_nat4", Counted::HitUdp4, Counted::HitUdp4Copy),
     ("new_nat4", Counted::New4, Counted::New4Copy),
 ];
 
@@ -48,14 +51,16 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// What runs under valgrind.
 pub fn run_counted(counted: Counted, packets: usize) -> anyhow::Result<()> {
     let v6 = matches!(counted, Counted::Hit6 | Counted::Hit6Copy);
-    let mut world = World::build(Plan { v6, mode: Mode::Nat, flows: 1000, services: 100 }, None)?;
+    let is_udp = matches!(counted, Counted::HitUdp4 | Counted::HitUdp4Copy);
+    let protocol = if is_udp { Protocol::Udp } else { Protocol::Tcp };
+    let mut world = World::build(Plan { v6, protocol, mode: Mode::Nat, flows: 1000, services: 100 }, None)?;
     let blocks = packets / BLOCK;
     match counted {
-        Counted::Hit4 | Counted::Hit6 => {
+        Counted::Hit4 | Counted::Hit6 | Counted::HitUdp4 => {
             let mut hits = Hits::of(&mut world, Way::Both);
             run(blocks, &mut world, &mut hits)
         }
-        Counted::Hit4Copy | Counted::Hit6Copy => {
+        Counted::Hit4Copy | Counted::Hit6Copy | Counted::HitUdp4Copy => {
             let mut hits = Hits::of(&mut world, Way::Both);
             run(blocks, &mut Nothing, &mut hits)
         }

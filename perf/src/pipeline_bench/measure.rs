@@ -7,6 +7,8 @@ use penstock_dataplane::io::{BURST, Frame, FramePool, PacketMemory};
 use penstock_dataplane::sys::timestamp;
 use penstock_dataplane::verdict::{PortId, Verdict};
 
+use crate::counters::{Processor, Work};
+
 /// Bursts between two looks at the clock. Frames of a power of two share a few sets of the caches: 256
 /// of them stay in the second level beside the tables, as the frames of a worker's rings would.
 pub const BURSTS: usize = 4;
@@ -98,6 +100,10 @@ pub struct Bench {
     frames: Vec<Frame>,
     verdicts: [Verdicts; BURSTS],
     times: Vec<u64>,
+    /// Where the machine has counters.
+    processor: Option<Processor>,
+    /// Per packet of the last run.
+    pub work: Option<Work>,
 }
 
 impl Bench {
@@ -107,7 +113,9 @@ impl Bench {
         if frames.len() != BLOCK {
             bail!("{} frames instead of {BLOCK}", frames.len());
         }
-        Ok(Self { pool, frames, verdicts: std::array::from_fn(|_| Verdicts::new()), times: Vec::new() })
+        let verdicts = std::array::from_fn(|_| Verdicts::new());
+        let processor = Processor::of_this_thread().ok();
+        Ok(Self { pool, frames, verdicts, times: Vec::new(), processor, work: None })
     }
 
     /// One run: ns per packet, the median of its blocks. Every packet must be sent on.
@@ -120,16 +128,21 @@ impl Bench {
         tell: bool,
     ) -> anyhow::Result<f64> {
         self.times.clear();
+        let mut work = Work::default();
         for _ in 0..blocks {
             traffic.fill(self.pool.memory(), &mut self.frames)?;
             for verdicts in &mut self.verdicts {
                 verdicts.clear();
             }
+            let before = self.processor.as_mut().map(Processor::read).transpose()?;
             let start = timestamp();
             for (at, (frames, verdicts)) in self.frames.chunks_mut(BURST).zip(&mut self.verdicts).enumerate() {
                 target.burst(self.pool.memory(), traffic.port(at), frames, verdicts);
             }
             self.times.push(timestamp() - start);
+            if let (Some(before), Some(processor)) = (before, &mut self.processor) {
+                work = work + (processor.read()? - before);
+            }
             let strange = self.verdicts.iter().flatten().find(|verdict| !matches!(verdict, Verdict::Tx(_)));
             if let Some(verdict) = strange {
                 bail!("a packet ended as {verdict:?} instead of being sent");
@@ -139,6 +152,7 @@ impl Bench {
             }
         }
         self.times.sort_unstable();
+        self.work = self.processor.as_ref().map(|_| work * (1.0 / (blocks * BLOCK) as f64));
         Ok(clock.ns(self.times[self.times.len() / 2]) / BLOCK as f64)
     }
 }

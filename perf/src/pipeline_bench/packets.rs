@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::bail;
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use penstock_dataplane::wire::{self, Family, Parsed, Tuple, V4, V6};
 
 /// Room for Ethernet, IPv6 and TCP.
@@ -18,6 +18,8 @@ pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 /// Where the TCP sequence number stands, which carries the flow's number for the bare limit.
 pub const SEQ_V4: usize = 14 + 20 + 4;
 pub const SEQ_V6: usize = 14 + 40 + 4;
+/// In datagrams of IPv4 it is the first that they carry.
+pub const DATA_V4: usize = 14 + 20 + 8;
 
 /// A packet as bytes.
 #[derive(Clone, Copy)]
@@ -70,19 +72,40 @@ pub fn from_node(ends: Endpoints, flags: TcpFlags, flow: u32) -> anyhow::Result<
     tcp(NODE_MAC, BOX_MACS[1], ends, flags, flow, flow.wrapping_add(received))
 }
 
-fn tcp(src: [u8; 6], dst: [u8; 6], ends: Endpoints, flags: TcpFlags, flow: u32, ack: u32) -> anyhow::Result<Template> {
+/// The same of UDP.
+pub fn datagram_from_client(ends: Endpoints, flow: u32) -> anyhow::Result<Template> {
+    udp(CLIENT_MAC, BOX_MACS[0], ends, flow)
+}
+
+pub fn datagram_from_node(ends: Endpoints, flow: u32) -> anyhow::Result<Template> {
+    udp(NODE_MAC, BOX_MACS[1], ends, flow)
+}
+
+fn udp(src: [u8; 6], dst: [u8; 6], ends: Endpoints, flow: u32) -> anyhow::Result<Template> {
+    let data = flow.to_be_bytes();
+    let packet = ip(src, dst, ends)?.udp(ends.src_port, ends.dst_port);
+    let mut bytes = [0; ROOM];
+    let len = packet.size(data.len());
+    packet.write(&mut &mut bytes[..], &data)?;
+    Ok(Template { len: len.max(SMALLEST) as u16, bytes })
+}
+
+fn ip(src: [u8; 6], dst: [u8; 6], ends: Endpoints) -> anyhow::Result<PacketBuilderStep<IpHeaders>> {
     let ethernet = PacketBuilder::ethernet2(src, dst);
-    let ip = match (ends.src, ends.dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+    match (ends.src, ends.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => Ok(ethernet.ipv4(src.octets(), dst.octets(), 64)),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Ok(ethernet.ipv6(src.octets(), dst.octets(), 64)),
         _ => bail!("a packet between two families"),
-    };
+    }
+}
+
+fn tcp(src: [u8; 6], dst: [u8; 6], ends: Endpoints, flags: TcpFlags, flow: u32, ack: u32) -> anyhow::Result<Template> {
     let sent = match flags {
         TcpFlags::FinAck => 1,
         TcpFlags::LastAck => 2,
         _ => 0,
     };
-    let plain = ip.tcp(ends.src_port, ends.dst_port, flow.wrapping_add(sent), 64_000);
+    let plain = ip(src, dst, ends)?.tcp(ends.src_port, ends.dst_port, flow.wrapping_add(sent), 64_000);
     let packet = match flags {
         TcpFlags::Syn => plain.syn(),
         TcpFlags::SynAck => plain.syn().ack(ack),

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::PipelineArgs;
 use super::measure::{Clock, Spread};
+use crate::counters::{Processor, Work};
 use crate::plot::{self, Bar, Group, Labels};
 
 #[derive(Debug, Serialize)]
@@ -31,18 +32,22 @@ pub struct Row {
     pub ticks: f64,
     pub bare_ns: Spread,
     pub ratio: Spread,
+    /// Per packet, where the machine has counters.
+    pub work: Option<Work>,
 }
 
 impl Row {
     pub fn line(&self) -> String {
-        let Self { case, ns, mpps, ticks, bare_ns, ratio } = self;
+        let Self { case, ns, mpps, ticks, bare_ns, ratio, work } = self;
+        let counted = |work: &Work| format!(" {:7.0} {:6.2}", work.instructions, work.cache_misses);
         format!(
-            "{case:<42} {:7.1} {:>13} {mpps:7.2} {ticks:7.0} {:8.1} {:6.2} {:>11}",
+            "{case:<42} {:7.1} {:>13} {mpps:7.2} {ticks:7.0} {:8.1} {:6.2} {:>11}{}",
             ns.median,
             format!("{:.1}..{:.1}", ns.lowest, ns.highest),
             bare_ns.median,
             ratio.median,
             format!("{:.2}..{:.2}", ratio.lowest, ratio.highest),
+            work.as_ref().map_or(String::new(), counted),
         )
     }
 }
@@ -63,9 +68,17 @@ impl Report {
 
     pub fn heading(&self) -> String {
         let Self { cpu, core, ticks_per_ns, core_ghz, runs, packets_per_run, .. } = self;
+        let counters = match Processor::of_this_thread() {
+            Ok(_) => "instructions and last-level cache misses per packet by the processor's counters".to_owned(),
+            Err(problem) => format!(
+                "instructions and cache misses are not counted: the processor's counters are not to be had ({problem}), \
+                 as in most virtual machines; `--instructions` counts under valgrind"
+            ),
+        };
         format!(
             "{cpu}, core {core} at {core_ghz:.1} GHz (time-stamp counter {ticks_per_ns:.2} GHz); \
-             {runs} runs of {packets_per_run} packets\n{:<42} {:>7} {:>13} {:>7} {:>7} {:>8} {:>6} {:>11}",
+             {runs} runs of {packets_per_run} packets\n{counters}\n\
+             {:<42} {:>7} {:>13} {:>7} {:>7} {:>8} {:>6} {:>11}  instr. misses",
             "case", "ns", "spread", "Mpps", "ticks", "bare ns", "ratio", "spread"
         )
     }

@@ -36,6 +36,9 @@ const MTU: u32 = 1500;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     pub v6: bool,
+    /// UDP: of IPv4.
+    pub protocol: Protocol,
+    /// In DSR nothing comes back through the box.
     pub mode: Mode,
     pub flows: u32,
     pub services: u32,
@@ -87,25 +90,41 @@ impl World {
         Endpoints { src, dst, src_port, dst_port: 443 }
     }
 
+    /// Packets of these flows from their clients; of UDP without the flags.
+    fn clients_send(&self, flows: &[u32], flags: TcpFlags) -> anyhow::Result<Vec<Template>> {
+        let packet = |flow: &u32| match (self.plan.protocol, self.client(u64::from(*flow))) {
+            (Protocol::Udp, ends) => packets::datagram_from_client(ends, *flow),
+            (_, ends) => packets::from_client(ends, flags, *flow),
+        };
+        flows.iter().map(packet).collect()
+    }
+
+    /// The same from their nodes, to which packets went with these addresses.
+    fn nodes_answer(&self, sent: &[Endpoints], flows: &[u32], flags: TcpFlags) -> anyhow::Result<Vec<Template>> {
+        let packet = |(ends, flow): (&Endpoints, &u32)| match self.plan.protocol {
+            Protocol::Udp => packets::datagram_from_node(ends.reversed(), *flow),
+            _ => packets::from_node(ends.reversed(), flags, *flow),
+        };
+        sent.iter().zip(flows).map(packet).collect()
+    }
+
     fn establish(&mut self) -> anyhow::Result<()> {
         let mut pool = FramePool::new(PacketMemory::heap(BURST as u32, 2048, 256));
         let all: Vec<u32> = (0..self.plan.flows).collect();
         self.forward.reserve_exact(all.len());
         self.reverse.reserve_exact(all.len());
         for flows in all.chunks(BURST) {
-            let opening = |n: &u32| packets::from_client(self.client(u64::from(*n)), TcpFlags::Syn, *n);
-            let syns = flows.iter().map(opening).collect::<Result<Vec<_>, _>>()?;
-            let towards_node = self.send(&mut pool, CLIENT_PORT, &syns)?;
-            let mut answers = Vec::with_capacity(BURST);
-            for (ends, n) in towards_node.into_iter().zip(flows) {
-                answers.push(packets::from_node(ends.reversed(), TcpFlags::SynAck, *n)?);
-                self.reverse.push(packets::from_node(ends.reversed(), TcpFlags::Ack, *n)?);
+            let openings = self.clients_send(flows, TcpFlags::Syn)?;
+            let data = self.clients_send(flows, TcpFlags::Ack)?;
+            let towards_node = self.send(&mut pool, CLIENT_PORT, &openings)?;
+            if self.plan.mode != Mode::Dsr {
+                let answers = self.nodes_answer(&towards_node, flows, TcpFlags::SynAck)?;
+                let replies = self.nodes_answer(&towards_node, flows, TcpFlags::Ack)?;
+                self.send(&mut pool, NODE_PORT, &answers)?;
+                self.reverse.extend(replies);
             }
-            self.send(&mut pool, NODE_PORT, &answers)?;
-            let data = |n: &u32| packets::from_client(self.client(u64::from(*n)), TcpFlags::Ack, *n);
-            let acks = flows.iter().map(data).collect::<Result<Vec<_>, _>>()?;
-            self.send(&mut pool, CLIENT_PORT, &acks)?;
-            self.forward.extend(acks);
+            self.send(&mut pool, CLIENT_PORT, &data)?;
+            self.forward.extend(data);
         }
         Ok(())
     }
@@ -133,7 +152,9 @@ impl World {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let other = (((random >> 32) * (last as u64 + 1)) >> 32) as usize;
             self.forward.swap(last, other);
-            self.reverse.swap(last, other);
+            if !self.reverse.is_empty() {
+                self.reverse.swap(last, other);
+            }
         }
     }
 
@@ -174,8 +195,8 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
     let service = |n| Service {
         mode: plan.mode,
         set: Some(set.name.clone()),
-        target_port: Some(30_000 + (n % 2_767) as u16),
-        ..Service::at(format!("service-{n}"), packets::vip(plan.v6, n), 443, Protocol::Tcp)
+        target_port: (plan.mode != Mode::Dsr).then_some(30_000 + (n % 2_767) as u16),
+        ..Service::at(format!("service-{n}"), packets::vip(plan.v6, n), 443, plan.protocol)
     };
     let desired = Desired {
         generation: 1,

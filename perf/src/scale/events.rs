@@ -53,7 +53,7 @@ pub fn add(section: &mut Section, events: &str, turns: &str, with: &[Gaps], with
             .beside(format!("{} in {turns} without", short(without_it.max() as f64 / 1e3))),
     );
     if broken > 0 {
-        section.note(format!("{broken} {events} are left out: another process had the core in one of their turns."));
+        section.note(format!("{broken} {events} are left out: another process, or the timer, had the core."));
     }
 }
 

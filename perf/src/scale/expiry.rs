@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use penstock_dataplane::flow::{MOST_EFFORT, Swept};
+use penstock_dataplane::flow::{FIRST_EFFORT, MOST_EFFORT, Swept};
 
 use super::events;
-use super::gaps::{self, Gaps, Watch};
+use super::gaps::{self, Clocks, Gaps, Watch};
 use super::report::{Figure, Section};
 use super::rig::Site;
 use super::snapshot::{add_pauses, loaded};
@@ -80,9 +80,10 @@ fn after_naps(flows: u32, naps: u32) -> anyhow::Result<(Gaps, Gaps)> {
     measure::pin(None)?;
     gaps::warm_up(&mut turning, Duration::from_millis(100))?;
     let (mut quiet, mut with) = (Gaps::none(), Gaps::none());
-    let nap = |turning: &mut _, gaps: &mut Gaps| {
+    let mut clocks = Clocks::of_this_core();
+    let mut nap = |turning: &mut _, gaps: &mut Gaps| {
         std::thread::sleep(NAP);
-        gaps::wake_up(turning, gaps, WAKING_TURNS);
+        gaps::wake_up(turning, gaps, &mut clocks, WAKING_TURNS);
     };
     (0..naps).for_each(|_| nap(&mut turning, &mut quiet));
     site.timeouts.tcp_established = SILENCE;
@@ -92,7 +93,8 @@ fn after_naps(flows: u32, naps: u32) -> anyhow::Result<(Gaps, Gaps)> {
     (0..naps).for_each(|_| nap(&mut turning, &mut with));
     turning.mailbox.reap();
     let ended = before - turning.stats.flows_established.get();
-    let most = u64::from(naps * WAKING_TURNS) * u64::from(MOST_EFFORT / Swept::Forgotten.effort());
+    let of_turn = |turn: u32| (FIRST_EFFORT << turn).min(MOST_EFFORT) / Swept::Forgotten.effort();
+    let most = u64::from(naps) * (0..WAKING_TURNS).map(|turn| u64::from(of_turn(turn))).sum::<u64>();
     ensure!(ended == most.min(u64::from(flows)), "{ended} flows ended in {naps} naps, not {most}");
     Ok((quiet, with))
 }

@@ -13,6 +13,7 @@ use penstock_dataplane::verdict::WorkerId;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::rig::Turning;
+use crate::counters::Interrupts;
 use crate::pipeline_bench::packets::Template;
 
 /// Packets of established flows, for ever, and back to the pool what is sent: never full, never dry. Of no packets
@@ -129,13 +130,17 @@ pub struct Gaps {
     pub own: Histogram<u64>,
     /// The worst of [`Self::own`] in each window of turns looked at, windows with all their turns only.
     pub windows: Histogram<u64>,
-    /// Windows that are left out, as a turn of theirs lost its core.
+    /// Windows that are left out, as a turn of theirs lost its core, or all were interrupted.
     pub broken: u64,
     /// Turns that lost their core.
     pub interrupted: u64,
+    /// Turns in which their core was interrupted by its timer or a device: of a virtual machine's the timer takes tens
+    /// of microseconds, every four milliseconds. They do not count in [`Self::own`].
+    pub ticked: u64,
     /// Times the thread gave its core up by itself: for a lock, the kernel's of its memory map among them.
     pub slept: u64,
     warming: u32,
+    ticked_before: bool,
 }
 
 impl Gaps {
@@ -146,8 +151,10 @@ impl Gaps {
             windows: histogram(),
             broken: 0,
             interrupted: 0,
+            ticked: 0,
             slept: 0,
             warming: 0,
+            ticked_before: false,
         }
     }
 
@@ -159,29 +166,46 @@ impl Gaps {
         self.wall.max() as f64 / 1e3
     }
 
-    /// Takes a turn up. Its own time, if it counts.
-    fn add(&mut self, before: Instants, after: Instants) -> Option<u64> {
+    /// Takes a turn up.
+    fn add(&mut self, before: Instants, after: Instants) -> Seen {
         let (wall, own) = (after.wall - before.wall, after.own - before.own);
         self.wall.saturating_record(wall);
         if wall > own + SWITCH_NS {
             self.interrupted += 1;
             self.warming = WARMING;
-            return None;
+            return Seen::Lost;
         }
         if self.warming > 0 {
             self.warming -= 1;
-            return None;
+            return Seen::Lost;
+        }
+        let ticked = after.interrupts != before.interrupts;
+        // One that fell between two readings is counted in the turn before the one it took the time of.
+        let before_it = std::mem::replace(&mut self.ticked_before, ticked);
+        if ticked || before_it {
+            self.ticked += 1;
+            return Seen::Ticked;
         }
         self.own.saturating_record(own);
-        Some(own)
+        Seen::Whole(own)
     }
 
     fn close(&mut self, window: Window) {
         match window.worst {
-            Some(worst) => self.windows.saturating_record(worst.max(1)),
-            None => self.broken += 1,
+            Some(worst) if worst > 0 => self.windows.saturating_record(worst),
+            _ => self.broken += 1,
         }
     }
+}
+
+/// What a turn's own time is worth.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Seen {
+    Whole(u64),
+    /// The kernel took some of it for itself. The window goes on without this turn.
+    Ticked,
+    /// Another process had its core.
+    Lost,
 }
 
 /// Turns until caches are warm again.
@@ -194,12 +218,26 @@ const SWITCH_NS: u64 = 2_000;
 struct Instants {
     wall: u64,
     own: u64,
+    interrupts: u64,
 }
 
-impl Instants {
-    fn read() -> Self {
+/// What turns are timed with.
+pub struct Clocks {
+    /// Where the kernel tells them.
+    interrupts: Option<Interrupts>,
+}
+
+impl Clocks {
+    /// Of the core this thread is pinned to.
+    pub fn of_this_core() -> Self {
+        Self { interrupts: Interrupts::of_core(rustix::thread::sched_getcpu()).ok() }
+    }
+
+    fn read(&mut self) -> Instants {
         let own = clock_gettime(ClockId::ThreadCPUTime);
-        Self { wall: Now::read().ns, own: own.tv_sec as u64 * 1_000_000_000 + own.tv_nsec as u64 }
+        let wall = Now::read().ns;
+        let interrupts = self.interrupts.as_mut().and_then(|interrupts| interrupts.read().ok()).unwrap_or(0);
+        Instants { wall, own: own.tv_sec as u64 * 1_000_000_000 + own.tv_nsec as u64, interrupts }
     }
 }
 
@@ -220,6 +258,17 @@ struct Window {
     left: u32,
     /// `None`: a turn among them does not count.
     worst: Option<u64>,
+}
+
+impl Window {
+    fn see(&mut self, seen: Seen) {
+        self.left = self.left.saturating_sub(1);
+        self.worst = match seen {
+            Seen::Whole(own) => self.worst.map(|worst| worst.max(own)),
+            Seen::Ticked => self.worst,
+            Seen::Lost => None,
+        };
+    }
 }
 
 struct Watcher {
@@ -261,15 +310,14 @@ impl Watcher {
         }
     }
 
-    fn see(&mut self, gaps: &mut Gaps, own: Option<u64>, stats: &WorkerStats, now: u64) {
+    fn see(&mut self, gaps: &mut Gaps, seen: Seen, stats: &WorkerStats, now: u64) {
         if let Some(turns) = self.begins(stats, now) {
             let before = self.open.replace(Window { left: turns, worst: Some(0) });
             // Cut short by the next event: what it saw of its own counts.
             before.into_iter().for_each(|window| gaps.close(window));
         }
         let Some(window) = &mut self.open else { return };
-        window.left -= 1;
-        window.worst = window.worst.zip(own).map(|(worst, own)| worst.max(own));
+        window.see(seen);
         if window.left == 0 {
             self.open.take().into_iter().for_each(|window| gaps.close(window));
         }
@@ -321,14 +369,15 @@ pub fn turn_until<P: Port>(
 ) -> anyhow::Result<Gaps> {
     let mut gaps = Gaps::none();
     let slept = sleeps()?;
-    let mut last = Instants::read();
+    let mut clocks = Clocks::of_this_core();
+    let mut last = clocks.read();
     let until = last.wall + duration.as_nanos() as u64;
     let mut watcher = Watcher::new(watch, &turning.stats, last.wall);
     for turn in 1_u64.. {
         turning.worker.turn(Now { ns: last.wall });
-        let now = Instants::read();
-        let own = gaps.add(last, now);
-        watcher.see(&mut gaps, own, &turning.stats, now.wall);
+        let now = clocks.read();
+        let seen = gaps.add(last, now);
+        watcher.see(&mut gaps, seen, &turning.stats, now.wall);
         last = now;
         if now.wall >= until || turn.is_multiple_of(64) && done(turning) {
             break;
@@ -339,14 +388,14 @@ pub fn turn_until<P: Port>(
 }
 
 /// The first turns of a worker that slept: one window, of those that kept their core.
-pub fn wake_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps, turns: u32) {
-    let mut worst = None;
-    for _ in 0..turns {
-        let before = Instants::read();
+pub fn wake_up<P: Port>(turning: &mut Turning<P>, gaps: &mut Gaps, clocks: &mut Clocks, turns: u32) {
+    let mut window = Window { left: turns, worst: Some(0) };
+    while window.left > 0 {
+        let before = clocks.read();
         turning.worker.turn(Now { ns: before.wall });
         // Cold caches are part of it: whoever naps wakes to them.
         gaps.warming = 0;
-        worst = worst.max(gaps.add(before, Instants::read()));
+        window.see(gaps.add(before, clocks.read()));
     }
-    gaps.close(Window { left: 0, worst });
+    gaps.close(window);
 }

@@ -235,11 +235,13 @@ pub fn add_pauses(section: &mut Section, events: &str, quiet: &[Gaps], with: &[G
         );
     }
     let interrupted: u64 = with.iter().chain(quiet).map(|gaps| gaps.interrupted).sum();
+    let ticked: u64 = with.iter().chain(quiet).map(|gaps| gaps.ticked).sum();
     let slept: u64 = with.iter().chain(quiet).map(|gaps| gaps.slept).sum();
     let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
     section.note(format!(
         "Of {turns} turns {interrupted} lost their core to another process: those, and the few after each that found cold \
-         caches, are in the wall clock's figures only. The thread slept {slept} times by itself."
+         caches, are in the wall clock's figures only. So are {ticked} in or just before which the core was interrupted \
+         (by the timer mostly), and which kept it otherwise. The thread slept {slept} times by itself."
     ));
     let at = |gaps: &[Gaps], quantile: f64| {
         let values: Vec<f64> = gaps.iter().map(|g| g.own.value_at_quantile(quantile) as f64 / 1e3).collect();
