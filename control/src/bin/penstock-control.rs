@@ -115,7 +115,7 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         gather.await;
         Ok(())
     });
-    let source = config.kubernetes.as_ref().map_or_else(String::new, |kubernetes| kubernetes.owner.clone());
+    let source = config.kubernetes.as_ref().map_or(overlay::NO_CLUSTER, |kubernetes| &kubernetes.owner).to_owned();
     let push = overlay::push(Arc::new(dataplane.clone()), source, health.view.clone(), shutdown.clone());
     tasks.spawn(async move {
         push.await;
