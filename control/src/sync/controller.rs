@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{BackendState, Desired};
+use penstock_configs::desired::{BackendState, Desired, Service};
 
 use super::driver::{Parcel, Progress};
 use super::events::Note;
@@ -20,7 +20,7 @@ use crate::dataplane::Fault;
 use crate::index::kinds::{NodeInfo, Out, RecordInfo, ServiceInfo, SliceInfo};
 use crate::index::outcome::{Health, Wanted};
 use crate::index::table::Change;
-use crate::index::translate::{Dirty, Plan, Quarantine, Stage, Translation, View, sharers};
+use crate::index::translate::{Dirty, Plan, Quarantine, Stage, Translation, View, is_same, sharers};
 use crate::index::{Changed, Index, ServiceKey, Update};
 use crate::leader::Role;
 use crate::probe::{HealthView, ProbeTarget};
@@ -107,6 +107,8 @@ pub struct Controller {
     /// The pools' statuses are written once a second at most: each write says it all.
     pub(super) pools_after: Option<Instant>,
     quarantined_until: Option<Instant>,
+    /// A refusal to be judged by what is wanted now, so after a translation.
+    refused: Option<(Arc<Desired>, Arc<Vec<Fault>>)>,
     /// When nodes that were labelled out have had their time.
     drained_at: HashMap<Arc<str>, Instant>,
     /// Nodes that a former process had begun to drain; none: not known yet.
@@ -157,6 +159,7 @@ impl Controller {
             capacity_news: false,
             pools_after: None,
             quarantined_until: None,
+            refused: None,
             drained_at: HashMap::new(),
             recalled: None,
             term: None,
@@ -365,7 +368,7 @@ impl Controller {
         self.judge_groups(now);
     }
 
-    pub fn on_progress(&mut self, progress: Progress, now: Instant) {
+    pub fn on_progress(&mut self, progress: Progress) {
         let acknowledged = progress.acknowledged != self.progress.acknowledged;
         let trouble = progress.trouble != self.progress.trouble;
         let before = std::mem::replace(&mut self.progress, progress);
@@ -378,26 +381,32 @@ impl Controller {
             }
         }
         // Each refusal counts once, also when something newer is on its way: under churn something always is.
-        if let Some((content, faults)) = self.progress.refused.clone()
-            && !before.refused.is_some_and(|(_, told)| Arc::ptr_eq(&told, &faults))
+        if let Some((_, faults)) = &self.progress.refused
+            && !before.refused.is_some_and(|(_, told)| Arc::ptr_eq(&told, faults))
         {
-            self.set_apart(&content, &faults, now);
+            self.refused.clone_from(&self.progress.refused);
         }
     }
 
-    /// What the dataplane refused by name is left out, so that the rest is served.
+    /// What the dataplane refused by name is left out, so that the rest is served; as far as it is wanted still. (What
+    /// was changed meanwhile may be mended: if it is not, the next answer says so.)
     fn set_apart(&mut self, content: &Desired, faults: &[Fault], now: Instant) {
+        let desired = self.translation.desired.clone();
+        let wanted: HashMap<&str, &Service> = desired.services.iter().map(|s| (s.name.as_str(), s)).collect();
+        let stands = |refused: &&Service| wanted.get(&*refused.name).is_some_and(|now| is_same(refused, now));
         let mut found = false;
         for fault in faults {
-            for key in blamed(content, fault) {
+            for key in blamed(content, fault).filter(stands).filter_map(|s| service_of(&s.name)) {
                 found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
             }
-            if let Some(node) = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i)) {
+            let node = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i));
+            if let Some(node) = node.filter(|node| desired.nodes.contains(node)) {
                 found |= self.quarantine.nodes.insert(node.name.as_str().into(), fault.problem.clone()).is_none();
             }
         }
         if found {
-            self.quarantined_until = Some(now + QUARANTINE);
+            // Not put off by who comes later: somebody new each minute would keep all of them out for ever.
+            self.quarantined_until.get_or_insert(now + QUARANTINE);
             self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
@@ -419,13 +428,19 @@ impl Controller {
             self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
-        if let Some(until) = self.quarantined_until {
-            turn.wake_at(until);
-        }
         self.recall_drains(now);
         self.end_drains(&mut turn, now);
         if self.translate_wanted {
             self.translate(&mut turn, now);
+        }
+        if let Some((content, faults)) = self.refused.take() {
+            self.set_apart(&content, &faults, now);
+        }
+        if self.translate_wanted {
+            self.translate(&mut turn, now);
+        }
+        if let Some(until) = self.quarantined_until {
+            turn.wake_at(until);
         }
         self.ring(now);
         if self.role.leader {
@@ -594,20 +609,17 @@ impl Controller {
     }
 }
 
-fn blamed(content: &Desired, fault: &Fault) -> BTreeSet<ServiceKey> {
+/// Those a fault is about.
+fn blamed<'a>(content: &'a Desired, fault: &Fault) -> impl Iterator<Item = &'a Service> {
     let services = &content.services;
-    let Some(service) = numbered(&fault.path, "service").and_then(|i| services.get(i)) else {
-        return BTreeSet::new();
-    };
+    let named = numbered(&fault.path, "service").and_then(|i| services.get(i));
     // A mode that the box lacks something for is one fault, told of the first service that has it.
     let alike = fault.path.ends_with(".mode");
-    services
-        .iter()
-        .filter(|s| {
-            s.name == service.name || alike && (s.mode, s.vip.is_ipv4()) == (service.mode, service.vip.is_ipv4())
+    services.iter().filter(move |s| {
+        named.is_some_and(|named| {
+            s.name == named.name || alike && (s.mode, s.vip.is_ipv4()) == (named.mode, named.vip.is_ipv4())
         })
-        .filter_map(|s| service_of(&s.name))
-        .collect()
+    })
 }
 
 fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpAddr>> {

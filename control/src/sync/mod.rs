@@ -310,7 +310,7 @@ impl Loop {
         }
         if news.progress {
             let progress = self.progress.borrow_and_update().clone();
-            self.controller.on_progress(progress, now);
+            self.controller.on_progress(progress);
         }
         if news.health {
             let view = self.seams.health.view.borrow_and_update().clone();
