@@ -338,9 +338,12 @@ async fn a_stuck_dataplane_does_not_hold_a_namespace() {
 
 // --- several boxes
 
+fn lease(server: &ApiServer) -> Value {
+    server.get("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap_or_default()
+}
+
 fn holder(server: &ApiServer) -> String {
-    let lease = server.get("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap_or_default();
-    lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    lease(server)["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
@@ -372,6 +375,36 @@ async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
     still_serves(&server, "again").await;
     assert_eq!(ingress(&server, "web"), ["203.0.113.1"], "no address moved");
     third.stop().await;
+}
+
+#[tokio::test]
+async fn the_lease_is_handed_over_by_hand_there_and_back() {
+    let server = cluster();
+    let first = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let second = Control::start(&server, "box-b").await;
+    until("the second serves", || second.dataplane.vips() == ["203.0.113.1"]).await;
+    let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
+    for (name, to, from) in [("box-b", &second, &first), ("box-a", &first, &second)] {
+        let before = lease(&server);
+        server
+            .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
+                lease["spec"]["holderIdentity"] = json!(name);
+                // Whoever waits for it to run out waits in vain.
+                lease["spec"]["leaseDurationSeconds"] = json!(3600);
+            })
+            .unwrap();
+        until("handed over", || announces(to) && !announces(from)).await;
+        let term = |of: &Value| of["spec"]["leaseTransitions"].as_u64().unwrap() + 1;
+        let (now, before) = (lease(&server), term(&before));
+        assert_eq!(now["spec"]["holderIdentity"], name);
+        assert!(term(&now) > before);
+        let seen = format!("penstock_control_term {}", term(&now));
+        until("the former one has seen it", || from.metrics.text().contains(&seen)).await;
+    }
+    still_serves(&server, "after").await;
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test]
