@@ -96,7 +96,12 @@ impl Controller {
     fn why_programmed(&self, key: &ServiceKey, plan: &Plan, now: Instant) -> String {
         if !self.is_acknowledged(key, plan) {
             let why = self.progress.trouble.as_deref().unwrap_or("the snapshot is on its way");
-            return format!("is pending: the box has not acknowledged it: {why}");
+            return match self.is_held(key, plan) {
+                true => {
+                    format!("is served as it was before its last change, which the box has not acknowledged: {why}")
+                }
+                false => format!("is pending: the box has not acknowledged it: {why}"),
+            };
         }
         let mut text = match self.health_of(plan, now).0 {
             Health::Good => format!("is served in mode {}", plan.mode.as_str()),

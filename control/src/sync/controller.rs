@@ -583,9 +583,11 @@ impl Controller {
 
     /// Whether every worker runs the Service as it is to be served now.
     pub(crate) fn is_acknowledged(&self, key: &ServiceKey, plan: &Plan) -> bool {
-        if self.edited.contains_key(key) {
-            return false;
-        }
+        !self.edited.contains_key(key) && self.is_held(key, plan)
+    }
+
+    /// Whether it has its addresses, if not in its last form.
+    pub(crate) fn is_held(&self, key: &ServiceKey, plan: &Plan) -> bool {
         let Some(held) = self.progress.programmed.get(key) else { return false };
         plan.vips.iter().all(|vip| held.contains(vip))
     }

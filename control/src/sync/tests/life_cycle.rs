@@ -59,6 +59,7 @@ fn an_edit_is_done_when_the_dataplane_serves_it() {
     sim.after(3);
     assert_eq!(sim.condition("web", "Provisioning"), pending);
     assert_eq!(ip_mode(&sim).as_deref(), Some("Proxy"), "the box sends no other packets yet");
+    assert!(sim.why("web").contains("is served as it was before its last change"), "{}", sim.why("web"));
     assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
     sim.acks = true;
     sim.settle();
