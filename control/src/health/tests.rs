@@ -575,12 +575,13 @@ async fn the_loop_follows_a_server_that_goes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn switched_off_it_says_nothing() {
+async fn switched_off_it_says_that_there_is_nothing() {
     let (health, checker) = seam::seam();
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(run(checker, HealthConfig { enabled: false, ..config() }, stopping));
     health.targets.send_replace(seam::Targets::all(vec![target("a", 1, "g")]));
     stop.send_replace(true);
     running.await.unwrap();
-    assert!(!health.view.borrow().checking);
+    let view = health.view.borrow().clone();
+    assert!(!view.checking && view.whole && view.backends.is_empty());
 }

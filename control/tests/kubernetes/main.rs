@@ -442,21 +442,26 @@ async fn what_waits_to_be_written_is_not_written_by_a_box_that_leads_no_longer()
     still_serves(&server, "web").await;
     until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
     server.forget_requests();
-    // As many at a time as there are permits; the rest waits for them.
+    // As many at a time as there are permits; the rest waits for them. The elector is to look before the first has its
+    // answer; the client waits for six seconds.
+    let slow = Duration::from_secs(5);
     let writing = || Fault::on("patch", "services/status");
-    server.fault(writing().times(1).delay(Duration::from_secs(2)));
-    server.fault(writing().delay(Duration::from_secs(2)));
+    server.fault(writing().times(1).delay(slow));
+    server.fault(writing().delay(slow));
     for i in 0..100 {
         server.put(&service(&format!("s{i}"))).unwrap();
     }
     until("the first is on its way", || server.faults_are_used_up()).await;
+    let first = Instant::now();
     server
         .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
             lease["spec"]["holderIdentity"] = json!("box-z");
             lease["spec"]["leaseDurationSeconds"] = json!(3600);
         })
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(4500)).await;
+    until("it leads no longer", || control.metrics.text().contains("penstock_control_leader 0")).await;
+    // The first have their answers then, and who waited their permits.
+    tokio::time::sleep(slow.saturating_sub(first.elapsed()) + Duration::from_secs(1)).await;
     let written = server.count("patch", "services/status");
     assert!((1..=32).contains(&written), "{written} patches");
     control.stop().await;
@@ -493,7 +498,7 @@ async fn a_leader_whose_dataplane_is_gone_makes_room_for_a_box_that_serves() {
     let second = start("box-b").await;
     until("the second serves", || second.dataplane.vips().len() == 2).await;
     let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
-    assert!(announces(&first) && !announces(&second));
+    until("the first leads", || announces(&first) && !announces(&second)).await;
     first.dataplane.absent.store(true, Ordering::SeqCst);
     until("the second leads", || holder() == "box-b" && announces(&second)).await;
     still_serves(&server, "after").await;
@@ -559,11 +564,18 @@ async fn one_edit_reaches_the_dataplane_fast() {
     let control = Control::start(&server, "box-a").await;
     still_serves(&server, "web").await;
     until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
-    let began = Instant::now();
-    server.edit(V1, "Service", "default/web", |s| s["spec"]["ports"][0]["port"] = json!(81)).unwrap();
-    until("the edit", || control.dataplane.last().services[0].port == 81).await;
-    println!("an edit took {:?}", began.elapsed());
-    // On a machine at rest: 15 ms. What waits for the next look at everything takes longer.
-    assert!(began.elapsed() < Duration::from_secs(5));
+    let mut took = Vec::new();
+    for port in 81..=83 {
+        // What follows from the one before, a look a second later at the latest, would have it noticed.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        let began = Instant::now();
+        server.edit(V1, "Service", "default/web", |s| s["spec"]["ports"][0]["port"] = json!(port)).unwrap();
+        until("the edit", || control.dataplane.last().services[0].port == port).await;
+        took.push(began.elapsed());
+    }
+    // On a machine at rest: 15 ms. What is not noticed by itself waits for the next look at everything, 5 s: but for the
+    // first, which may come just before one.
+    println!("edits took {took:?}");
+    assert!(took[1..].iter().any(|took| *took < Duration::from_secs(1)), "{took:?}");
     control.stop().await;
 }
