@@ -168,12 +168,13 @@ impl Controller {
     fn unhealthy(&self, key: &ServiceKey, node: &Arc<str>) -> Option<String> {
         let health = self.health_view();
         let prefixes = [format!("local/{key}/{node}/"), format!("port/{key}/{node}/"), format!("node/{node}/")];
-        let (target, state) =
-            prefixes.iter().find_map(|prefix| {
-                self.translation.targets.iter().filter(|t| t.id.starts_with(prefix.as_str())).find_map(|t| {
-                    Some((t, health.targets.get(&t.id)?)).filter(|(_, s)| s.state != BackendState::Active)
-                })
-            })?;
+        let known = |prefix: &String| -> Vec<_> {
+            let targets = self.translation.targets.iter().filter(|t| t.id.starts_with(prefix.as_str()));
+            targets.filter_map(|t| Some((t, health.targets.get(&t.id)?))).collect()
+        };
+        // The nearest check decides, as it does in the dataplane: a port's before the node's.
+        let nearest = prefixes.iter().map(known).find(|known| !known.is_empty())?;
+        let (target, state) = nearest.into_iter().find(|(_, s)| s.state != BackendState::Active)?;
         let verb = if state.state == BackendState::Draining { "drains" } else { "is down" };
         let held = health.panicking.contains(&target.group);
         let note = if held { "; it stays in service all the same: too few are healthy" } else { "" };

@@ -289,3 +289,30 @@ fn why_says_of_a_panic_only_where_it_is() {
         assert_eq!(why.nodes[0].reason.contains("stays in service all the same"), held, "{group}: {why:?}");
     }
 }
+
+#[test]
+fn why_says_of_a_node_what_its_nearest_check_says() {
+    let mut sim = Sim::new();
+    let mut local = service("local");
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    local["spec"]["healthCheckNodePort"] = json!(32_000);
+    sim.put(&local);
+    sim.put(&service("web"));
+    let slice = json!({"metadata": {"namespace": "default", "name": "x", "labels": {"kubernetes.io/service-name": "local"}},
+        "addressType": "IPv4", "endpoints": [
+            {"addresses": ["10.1.0.1"], "nodeName": "a", "conditions": {"ready": true}},
+            {"addresses": ["10.1.0.2"], "nodeName": "b", "conditions": {"ready": true}}]});
+    sim.feed(index::on_slice(Event::Apply(serde_json::from_value(slice).unwrap())));
+    sim.settle();
+    let state = |id: &str| match id.starts_with("node/") || id.contains("/b/") {
+        true => TargetState { state: BackendState::Down, settled: true, reason: "refused".into() },
+        false => TargetState { state: BackendState::Active, settled: true, reason: String::new() },
+    };
+    let targets = sim.controller.translation.targets.iter().map(|t| (t.id.clone(), state(&t.id))).collect();
+    sim.controller.on_health(Arc::new(HealthView { checking: true, targets, ..HealthView::default() }), sim.now);
+    let out = |name: &str| -> Vec<String> {
+        let why = sim.controller.why(&ServiceKey::new("default", name), sim.now);
+        why.nodes.into_iter().map(|node| node.node).collect()
+    };
+    assert_eq!((out("web"), out("local")), (vec!["a".into(), "b".into()], vec!["b".to_owned()]));
+}
