@@ -16,7 +16,9 @@ mod controller;
 mod driver;
 mod events;
 mod feed;
+mod heard;
 mod job;
+mod served;
 mod step;
 #[cfg(test)]
 mod tests;
