@@ -469,7 +469,7 @@ pub struct Health {
 #[serde(deny_unknown_fields)]
 pub struct BackendHealth {
     pub address: IpAddr,
-    /// Missing: every port of the address, in other words the node.
+    /// Missing: every port of the address that nothing is said of by itself, in other words the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     pub state: BackendState,

@@ -147,8 +147,8 @@ impl Dataplane {
         }
     }
 
-    /// Replaces the owner's snapshot (a [`Desired`], or one that is [`Stamped`](crate::dataplane::Stamped)); with `wait`, until every worker runs it or the time is over
-    /// (`acknowledged` says which).
+    /// Replaces the owner's snapshot (a [`Desired`], or one that is [`Stamped`](crate::dataplane::Stamped)); with `wait`,
+    /// until every worker runs it or the time is over (`acknowledged` says which).
     ///
     /// # Errors
     /// See [`status`](Self::status).

@@ -4,9 +4,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 
 use crate::config::KubernetesConfig;
+use crate::sync::api_error;
 
 const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -21,11 +25,37 @@ pub enum ClusterError {
     Infer(kube::config::InferConfigError),
     #[error("the client cannot be built: {0}")]
     Client(kube::Error),
+    #[error("the API server does not let us in: {0}")]
+    Unproven(String),
+}
+
+/// How long the API server may take to answer who tries new credentials.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client, and the [`fingerprint`] of what it was made of.
+pub type Connection = (kube::Client, u64);
+
+/// As [`connect`], and the API server takes the credentials: a client can be made with a bundle that was cut off after
+/// its first certificate, or with another cluster's token.
+///
+/// # Errors
+/// As [`connect`]; and when the API server refuses, or does not answer.
+pub async fn connect_proven(kubernetes: &KubernetesConfig) -> Result<Connection, ClusterError> {
+    let (client, fingerprint) = connect(kubernetes).await?;
+    // What control can do nothing without.
+    let services: Api<Service> = Api::all(client.clone());
+    match tokio::time::timeout(PATIENCE, services.list_metadata(&ListParams::default().limit(1))).await {
+        Ok(Ok(_)) => Ok((client, fingerprint)),
+        Ok(Err(error)) => Err(ClusterError::Unproven(api_error(&error))),
+        Err(_) => Err(ClusterError::Unproven(format!("no answer in {} s", PATIENCE.as_secs()))),
+    }
 }
 
 /// # Errors
 /// When the kubeconfig cannot be read, or there is none and no service account either.
-pub async fn client(kubernetes: &KubernetesConfig) -> Result<kube::Client, ClusterError> {
+pub async fn connect(kubernetes: &KubernetesConfig) -> Result<Connection, ClusterError> {
+    // Before the client: what changes meanwhile is another change.
+    let fingerprint = fingerprint(kubernetes);
     let options = KubeConfigOptions { context: kubernetes.context.clone(), ..KubeConfigOptions::default() };
     let mut config = match &kubernetes.kubeconfig {
         Some(path) => {
@@ -41,7 +71,7 @@ pub async fn client(kubernetes: &KubernetesConfig) -> Result<kube::Client, Clust
     // kube's default waits for ever on a server that accepts and says nothing. A watch is silent between bookmarks,
     // so the bound is the watch's own end and a little more.
     config.read_timeout = Some(Duration::from_secs(u64::from(kubernetes.timing.watch) + 15));
-    kube::Client::try_from(config).map_err(ClusterError::Client)
+    Ok((kube::Client::try_from(config).map_err(ClusterError::Client)?, fingerprint))
 }
 
 fn default_path() -> PathBuf {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_configs::desired::{Backend, Desired, Service};
+use penstock_configs::validate::FILE_OWNER;
 use tokio::sync::watch;
 use tracing::debug;
 
@@ -16,7 +17,6 @@ use crate::probe::{ProbeTarget, Targets};
 
 /// How often the dataplane is asked whether its file's services changed.
 const LOOK: Duration = Duration::from_secs(5);
-const OWNER: &str = "file";
 
 /// Joins the targets of the cluster and of the file for the checker.
 pub async fn gather(
@@ -32,7 +32,7 @@ pub async fn gather(
     let mut clustered = true;
     while !*shutdown.borrow() {
         if checks_file {
-            match dataplane.desired(OWNER).await {
+            match dataplane.desired(FILE_OWNER).await {
                 Ok(desired) => {
                     from_file = desired.map(|d| targets(&d, &health)).unwrap_or_default();
                     file_known = true;

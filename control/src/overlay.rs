@@ -1,7 +1,8 @@
 //! Brings the health checks' verdict to the dataplane.
 //!
 //! The overlay is whole each time, so one place sends it: on each change, and again now and then, for a dataplane that
-//! has started meanwhile. `source` tells the control processes of several clusters apart.
+//! has started meanwhile. `source` tells the control processes of several clusters apart, and them from people: what
+//! somebody else's checker says, without a source, is left alone.
 //!
 //! What a former process found is still so until somebody has looked: a process that starts repeats it for each place
 //! nobody has judged yet. (With the API server away nobody will for a while.)
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_configs::desired::{BackendHealth, Health};
+use penstock_configs::validate::FILE_OWNER;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -19,8 +21,8 @@ use crate::probe::{HealthView, Place};
 
 /// A dataplane that came back knows nothing of health: every backend is up there until it is told.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The source of a control process that has no cluster.
-const NO_CLUSTER: &str = "";
+/// The source of a control process that has no cluster: it checks that owner's services alone.
+pub const NO_CLUSTER: &str = FILE_OWNER;
 
 pub async fn push<D: Dataplane>(
     dataplane: Arc<D>,
@@ -28,7 +30,7 @@ pub async fn push<D: Dataplane>(
     mut views: watch::Receiver<Arc<HealthView>>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut teller = Teller { dataplane, source, inherited: None, alone: false };
+    let mut teller = Teller { dataplane, source, inherited: None, told: false };
     let mut trouble: Option<DataplaneError> = None;
     while !*shutdown.borrow() {
         let view = views.borrow_and_update().clone();
@@ -54,12 +56,16 @@ struct Teller<D> {
     source: String,
     /// What a former process said; none: not asked for yet.
     inherited: Option<BTreeMap<Place, BackendHealth>>,
-    /// What was said before there was a cluster is withdrawn.
-    alone: bool,
+    /// What was said before is replaced: by a former process, or before there was a cluster.
+    told: bool,
 }
 
 impl<D: Dataplane> Teller<D> {
     async fn tell(&mut self, view: &HealthView) -> Result<(), DataplaneError> {
+        if self.told && !view.checking {
+            // Withdrawn is withdrawn: a dataplane that is started anew has nothing of ours.
+            return Ok(());
+        }
         if view.whole {
             self.inherited = Some(BTreeMap::new());
         } else if !view.checking {
@@ -76,11 +82,11 @@ impl<D: Dataplane> Teller<D> {
             told.entry((backend.address, backend.port)).or_insert_with(|| backend.clone());
         }
         self.dataplane.put_health(&self.source, &Health { backends: told.into_values().collect() }).await?;
-        if !self.alone && self.source != NO_CLUSTER {
+        if !self.told && self.source != NO_CLUSTER {
             // A process without a cluster that lives beside this one says it again in a moment.
             self.dataplane.put_health(NO_CLUSTER, &Health::default()).await?;
         }
-        self.alone = true;
+        self.told = true;
         Ok(())
     }
 }
@@ -146,7 +152,7 @@ mod tests {
     fn teller(source: &str, left: &[(&str, Vec<BackendHealth>)]) -> Teller<Memory> {
         let memory =
             Memory(Mutex::new(left.iter().map(|(source, said)| ((*source).to_owned(), said.clone())).collect()));
-        Teller { dataplane: Arc::new(memory), source: source.to_owned(), inherited: None, alone: false }
+        Teller { dataplane: Arc::new(memory), source: source.to_owned(), inherited: None, told: false }
     }
 
     #[tokio::test]
@@ -167,15 +173,28 @@ mod tests {
 
     #[tokio::test]
     async fn checks_that_are_off_leave_nothing_in_force() {
-        let mut teller = teller("", &[("", vec![down(1)])]);
+        let mut teller = teller("file", &[("file", vec![down(1)])]);
         assert!(told(&mut teller, HealthView { whole: true, ..HealthView::default() }).await.is_empty());
     }
 
     #[tokio::test]
+    async fn what_others_say_is_left_alone() {
+        let off = || HealthView { whole: true, ..HealthView::default() };
+        // Under the same source, where nothing is checked: a person at the API, once our own is withdrawn.
+        let mut teller = teller("k", &[("k", vec![down(1)]), ("", vec![down(3)])]);
+        assert!(told(&mut teller, off()).await.is_empty());
+        teller.dataplane.put_health("k", &Health { backends: vec![down(2)] }).await.unwrap();
+        assert_eq!(told(&mut teller, off()).await, [down(2)]);
+        // And without a source, whatever we do.
+        told(&mut teller, HealthView { checking: true, ..off() }).await;
+        assert_eq!(teller.dataplane.health("").await.unwrap().backends, [down(3)]);
+    }
+
+    #[tokio::test]
     async fn a_cluster_takes_over_what_was_said_without_one() {
-        let mut teller = teller("k", &[("", vec![down(1), down(2)])]);
+        let mut teller = teller("k", &[("file", vec![down(1), down(2)]), ("", vec![down(3)])]);
         let view = HealthView { checking: true, judged: judged(&[1]), ..HealthView::default() };
         assert_eq!(told(&mut teller, view).await, [down(2)]);
-        assert!(teller.dataplane.health("").await.unwrap().backends.is_empty());
+        assert!(teller.dataplane.health("file").await.unwrap().backends.is_empty());
     }
 }

@@ -96,7 +96,12 @@ impl Controller {
     fn why_programmed(&self, key: &ServiceKey, plan: &Plan, now: Instant) -> String {
         if !self.is_acknowledged(key, plan) {
             let why = self.progress.trouble.as_deref().unwrap_or("the snapshot is on its way");
-            return format!("is pending: the box has not acknowledged it: {why}");
+            return match self.is_held(key, plan) {
+                true => {
+                    format!("is served as it was before its last change, which the box has not acknowledged: {why}")
+                }
+                false => format!("is pending: the box has not acknowledged it: {why}"),
+            };
         }
         let mut text = match self.health_of(plan, now).0 {
             Health::Good => format!("is served in mode {}", plan.mode.as_str()),
@@ -163,12 +168,13 @@ impl Controller {
     fn unhealthy(&self, key: &ServiceKey, node: &Arc<str>) -> Option<String> {
         let health = self.health_view();
         let prefixes = [format!("local/{key}/{node}/"), format!("port/{key}/{node}/"), format!("node/{node}/")];
-        let (target, state) =
-            prefixes.iter().find_map(|prefix| {
-                self.translation.targets.iter().filter(|t| t.id.starts_with(prefix.as_str())).find_map(|t| {
-                    Some((t, health.targets.get(&t.id)?)).filter(|(_, s)| s.state != BackendState::Active)
-                })
-            })?;
+        let known = |prefix: &String| -> Vec<_> {
+            let targets = self.translation.targets.iter().filter(|t| t.id.starts_with(prefix.as_str()));
+            targets.filter_map(|t| Some((t, health.targets.get(&t.id)?))).collect()
+        };
+        // The nearest check decides, as it does in the dataplane: a port's before the node's.
+        let nearest = prefixes.iter().map(known).find(|known| !known.is_empty())?;
+        let (target, state) = nearest.into_iter().find(|(_, s)| s.state != BackendState::Active)?;
         let verb = if state.state == BackendState::Draining { "drains" } else { "is down" };
         let held = health.panicking.contains(&target.group);
         let note = if held { "; it stays in service all the same: too few are healthy" } else { "" };

@@ -140,7 +140,7 @@ impl World {
         std::fs::write(files.path().join("control.toml"), config).unwrap();
         let log = std::fs::File::create(files.path().join("log")).unwrap();
         let path = files.path().to_owned();
-        write_files(&path, relay.address, CA_A, "first");
+        write_files(&path, relay.address, CA_A, &json!({"token": "first"}));
         let process = Command::new(env!("CARGO_BIN_EXE_penstock-control"))
             .arg("--config")
             .arg(path.join("control.toml"))
@@ -153,7 +153,7 @@ impl World {
     }
 
     fn trusts(&self, ca: &str, token: &str) {
-        write_files(self.files.path(), self.relay.address, ca, token);
+        write_files(self.files.path(), self.relay.address, ca, &json!({"token": token}));
     }
 
     fn create(&self, name: &str) {
@@ -203,11 +203,11 @@ impl Drop for World {
 }
 
 /// Each replaced whole, as an operator's tool does.
-fn write_files(directory: &Path, server: SocketAddr, ca: &str, token: &str) {
+fn write_files(directory: &Path, server: SocketAddr, ca: &str, user: &Value) {
     let kubeconfig: Value = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": format!("https://{server}"),
             "certificate-authority": directory.join("ca.pem")}}],
-        "users": [{"name": "u", "user": {"token": token}}],
+        "users": [{"name": "u", "user": user}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]});
     for (name, content) in [("ca.pem", ca.to_owned()), ("kubeconfig", kubeconfig.to_string())] {
         let beside = directory.join(format!("{name}.new"));
@@ -256,6 +256,29 @@ fn a_rotated_ca_an_expired_token_and_a_broken_kubeconfig_are_lived_through() {
     assert_eq!(terms(), before);
     world.trusts(&format!("\n{CA_B}"), "next");
     world.until("mended", || terms() != before && !world.status().contains("kubeconfig"));
+
+    // A client can be made with them, and the API server wants neither: what works goes on, in the same term.
+    // (One file changes at a time: two that are replaced one after the other are a third state between them.)
+    let used = format!("\n{CA_B}");
+    for (ca, token, says) in [(CA_A, "next", "certificate"), (used.as_str(), "nobody's", "401")] {
+        let before = terms();
+        world.trusts(ca, token);
+        world.until("why they are not used is said", || {
+            let status = world.status();
+            status.contains("the former stay") && status.contains(says)
+        });
+        assert_eq!(terms(), before);
+        world.trusts(&used, "next");
+        world.until("as it was: nothing to say", || !world.status().contains("the former stay"));
+        assert_eq!(terms(), before);
+    }
+
+    // A token in a file that comes later than the kubeconfig which names it.
+    let (before, token) = (terms(), world.files.path().join("token"));
+    write_files(world.files.path(), world.relay.address, &used, &json!({"tokenFile": token}));
+    world.until("the missing file is said", || world.status().contains("the former stay"));
+    std::fs::write(&token, "next").unwrap();
+    world.until("it is used", || terms() != before && !world.status().contains("the former stay"));
     assert!(leases().iter().all(|lease| lease["spec"]["holderIdentity"] == "box-a"), "{:#?}", leases());
 
     // SIGTERM: a clean end, and the dataplane keeps what it has.

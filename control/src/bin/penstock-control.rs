@@ -115,7 +115,7 @@ async fn serve(config: Arc<ControlConfig>) -> anyhow::Result<()> {
         gather.await;
         Ok(())
     });
-    let source = config.kubernetes.as_ref().map_or_else(String::new, |kubernetes| kubernetes.owner.clone());
+    let source = config.kubernetes.as_ref().map_or(overlay::NO_CLUSTER, |kubernetes| &kubernetes.owner).to_owned();
     let push = overlay::push(Arc::new(dataplane.clone()), source, health.view.clone(), shutdown.clone());
     tasks.spawn(async move {
         push.await;
@@ -171,18 +171,14 @@ struct Cluster {
 /// Runs against the cluster; anew, with a new client, whenever the credentials have changed.
 async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mut shutdown: watch::Receiver<bool>) {
     let every = Duration::from_secs_f64(context.kubernetes.timing.credentials);
-    let mut tried = cluster::fingerprint(&context.kubernetes);
     let mut next = None;
     while !*shutdown.borrow() {
         let made = match next.take() {
-            Some(client) => Ok(client),
-            None => {
-                tried = cluster::fingerprint(&context.kubernetes);
-                cluster::client(&context.kubernetes).await
-            }
+            Some(connection) => Ok(connection),
+            None => cluster::connect(&context.kubernetes).await,
         };
-        let client = match made {
-            Ok(client) => client,
+        let (client, used) = match made {
+            Ok(connection) => connection,
             Err(problem) => {
                 let trouble = format!("{problem}; trying again in {} s", every.as_secs());
                 warn!("{trouble}");
@@ -199,33 +195,44 @@ async fn follow_cluster(context: Cluster, mut queries: mpsc::Receiver<Query>, mu
         let seams = Seams { health, queries: asked, metrics: context.metrics.clone(), notice };
         let mut run = tokio::spawn(sync::run(client, context.dataplane.clone(), context.config.clone(), seams, ending));
         let mut look = tokio::time::interval(every);
+        let mut tries = JoinSet::new();
         loop {
             tokio::select! {
                 _ = &mut run => break,
                 Some(query) = queries.recv() => { let _ = ask.send(query).await; }
                 _ = look.tick() => {
-                    let fingerprint = cluster::fingerprint(&context.kubernetes);
-                    if std::mem::replace(&mut tried, fingerprint) == fingerprint {
-                        continue;
-                    }
-                    match cluster::client(&context.kubernetes).await {
-                        Ok(client) => {
-                            info!("the credentials have changed: connecting anew");
-                            next = Some(client);
-                            // No farewell: the Lease is kept, and with it the addresses; the next run takes it over.
-                            run.abort();
-                        }
-                        // Half written, or wrong: what is there may still be good, and the Lease with it.
-                        Err(problem) => {
-                            let problem = format!("the credentials have changed and cannot be used, the former stay: {problem}");
-                            warn!("{problem}");
-                            trouble.send_replace(Some(problem));
-                        }
+                    if cluster::fingerprint(&context.kubernetes) == used {
+                        tries.abort_all();
+                        say(&trouble, None);
+                    } else if tries.is_empty() {
+                        // At each look until it works: why it does not may lie in none of the files, as a token does.
+                        let kubernetes = context.kubernetes.clone();
+                        tries.spawn(async move { cluster::connect_proven(&kubernetes).await });
                     }
                 }
+                Some(Ok(tried)) = tries.join_next() => match tried {
+                    Ok(connection) => {
+                        info!("the credentials have changed: connecting anew");
+                        next = Some(connection);
+                        // No farewell: the Lease is kept, and with it the addresses; the next run takes it over.
+                        run.abort();
+                    }
+                    // Half written, or wrong: what is there may still be good, and the Lease with it.
+                    Err(problem) => say(&trouble, Some(format!(
+                        "the credentials have changed and cannot be used, the former stay: {problem}"
+                    ))),
+                },
                 _ = shutdown.changed() => { end.send_replace(true); }
             }
         }
+    }
+}
+
+/// Once, however often it is found.
+fn say(trouble: &watch::Sender<Option<String>>, now: Option<String>) {
+    let news = trouble.send_if_modified(|said| std::mem::replace(said, now.clone()) != now);
+    if let Some(text) = now.filter(|_| news) {
+        warn!("{text}");
     }
 }
 

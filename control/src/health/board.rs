@@ -393,14 +393,17 @@ struct Shown<'a> {
     settled: bool,
 }
 
-/// A backend that is not named is up; so only what is not, the ports that are while their node is not, and for people
-/// what is used against its check.
+/// A backend that is not named is up; so only what is not, the ports that were found up while their node is not (theirs
+/// comes before the node's), and for people what is used against its check.
 fn worth_telling(overlay: &BTreeMap<Place, Shown<'_>>) -> Vec<BackendHealth> {
     let is_out = |place: &Shown<'_>| place.state != BackendState::Active;
     let node_is_out = |address: &IpAddr| overlay.get(&(*address, None)).is_some_and(is_out);
+    let is_better = |address, place: &Shown<'_>| place.settled && node_is_out(address);
     overlay
         .iter()
-        .filter(|((address, port), place)| is_out(place) || place.doubted || (port.is_some() && node_is_out(address)))
+        .filter(|((address, port), place)| {
+            is_out(place) || place.doubted || (port.is_some() && is_better(address, place))
+        })
         .map(|((address, port), place)| BackendHealth {
             address: *address,
             port: *port,

@@ -300,15 +300,24 @@ fn a_port_is_told_apart_from_its_node() {
     port.covers = vec![Some(31_000), Some(31_001)];
     let mut worse = target("q", 1, "svc2");
     worse.covers = vec![Some(31_001)];
-    let mut bench = Bench::new(RULES, &[target("n", 1, "nodes"), port, worse]);
+    let mut targets = vec![target("n", 1, "nodes"), port, worse];
+    let mut bench = Bench::new(RULES, &targets);
     for _ in 0..12 {
         bench.round(|id| if id == "p" { Good } else { Bad });
     }
     let address: IpAddr = Ipv4Addr::new(10, 0, 0, 1).into();
-    assert_eq!(
-        bench.overlay(),
-        [(address, None, Down), (address, Some(31_000), Active), (address, Some(31_001), Down)]
-    );
+    let told = [(address, None, Down), (address, Some(31_000), Active), (address, Some(31_001), Down)];
+    assert_eq!(bench.overlay(), told);
+    // One that nobody has looked at is no better than its node.
+    let mut new = target("r", 1, "svc3");
+    new.covers = vec![Some(31_002)];
+    targets.push(new);
+    bench.board.set_targets(&targets, bench.now);
+    assert_eq!(bench.overlay(), told);
+    for _ in 0..4 {
+        bench.round(|id| if id == "p" || id == "r" { Good } else { Bad });
+    }
+    assert_eq!(bench.overlay()[3..], [(address, Some(31_002), Active)]);
 }
 
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -575,12 +584,13 @@ async fn the_loop_follows_a_server_that_goes_and_comes_back() {
 }
 
 #[tokio::test]
-async fn switched_off_it_says_nothing() {
+async fn switched_off_it_says_that_there_is_nothing() {
     let (health, checker) = seam::seam();
     let (stop, stopping) = watch::channel(false);
     let running = tokio::spawn(run(checker, HealthConfig { enabled: false, ..config() }, stopping));
     health.targets.send_replace(seam::Targets::all(vec![target("a", 1, "g")]));
     stop.send_replace(true);
     running.await.unwrap();
-    assert!(!health.view.borrow().checking);
+    let view = health.view.borrow().clone();
+    assert!(!view.checking && view.whole && view.backends.is_empty());
 }

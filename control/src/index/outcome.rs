@@ -81,7 +81,7 @@ fn pending(reason: &'static str, message: &str) -> Wanted {
 }
 
 fn programmed(plan: &Plan, seen: &ServiceStatus, signals: &Signals<'_>) -> Wanted {
-    let shown = is_shown(plan, seen);
+    let shown = plan.vips.iter().any(|vip| is_shown(plan, seen, vip));
     if !signals.acknowledged && !shown {
         return match signals.dataplane {
             Some(why) => pending("DataplaneFault", why),
@@ -101,7 +101,7 @@ fn programmed(plan: &Plan, seen: &ServiceStatus, signals: &Signals<'_>) -> Wante
     // decides whether the nodes take packets to the address.
     let as_before = |vip: &IpAddr| seen.ingress.iter().find(|shown| shown.ip == Some(*vip));
     let visible: Vec<IpAddr> =
-        plan.vips.iter().copied().filter(|vip| signals.acknowledged || as_before(vip).is_some()).collect();
+        plan.vips.iter().copied().filter(|vip| signals.acknowledged || is_shown(plan, seen, vip)).collect();
     let ingress = visible.iter().map(|vip| IngressInfo {
         ip: Some(*vip),
         hostname: None,
@@ -147,11 +147,12 @@ fn judge(plan: &Plan, signals: &Signals<'_>) -> (Said, Said) {
     (serving, degraded)
 }
 
-fn is_shown(plan: &Plan, seen: &ServiceStatus) -> bool {
+fn is_shown(plan: &Plan, seen: &ServiceStatus, vip: &IpAddr) -> bool {
     if plan.exposed {
-        return seen.vip_annotation.as_deref().is_some_and(|shown| !shown.is_empty());
+        let list = seen.vip_annotation.as_deref().unwrap_or_default();
+        return list.split(',').any(|text| text.trim().parse() == Ok(*vip));
     }
-    plan.vips.iter().any(|vip| seen.ingress.iter().any(|i| i.ip == Some(*vip)))
+    seen.ingress.iter().any(|i| i.ip == Some(*vip))
 }
 
 fn join(vips: &[IpAddr]) -> String {

@@ -9,6 +9,8 @@
 //!   off the process before it: a restart must not leave the addresses without an answer for a lease's duration.
 //! - A leader that cannot renew stops writing to the API, but goes on announcing until it sees another holder: when
 //!   the API server is gone nobody can take over, and the addresses must not go with it.
+//! - Whoever names another box in the Lease hands it over: that box takes it at once, the former one sees it and no longer
+//!   announces.
 //! - A leader whose dataplane process is gone gives the Lease up, so that a
 //!   box that can serve answers for the addresses. Where nobody takes it for a lease's duration it is taken back:
 //!   somebody must write statuses and let Services go.
@@ -67,6 +69,8 @@ struct Candidate {
     name: String,
     /// The last term this process led in; none: it never did.
     led: Option<u64>,
+    /// The last term in which another box was seen to hold the Lease.
+    of_another: Option<u64>,
     /// The Lease as seen last, and when it was first seen so.
     observed: Option<(String, Instant)>,
     /// There is a dataplane to serve with.
@@ -91,7 +95,12 @@ impl Candidate {
             // First those that can serve.
             return if self.fit || silent > duration { Move::Take } else { Move::Follow };
         }
-        if holder == self.name {
+        if holder != self.name {
+            self.of_another = Some(term_of(lease));
+        } else if self.of_another == Some(term_of(lease)) {
+            // Nobody takes it but in a new term: it was written there by hand.
+            return Move::Take;
+        } else {
             let kept = self.yielded.is_none_or(|at| now.duration_since(at) > duration * KEEPS);
             match self.led {
                 Some(term) if term == term_of(lease) && !self.fit && kept => return Move::Yield,
@@ -138,7 +147,8 @@ pub async fn elect(
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let retry = Duration::from_secs_f64(config.retry);
     let deadline = Duration::from_secs_f64(config.renew_deadline);
-    let mut candidate = Candidate { name, led: None, observed: None, fit: true, yielded: None, newest: 0 };
+    let mut candidate =
+        Candidate { name, led: None, of_another: None, observed: None, fit: true, yielded: None, newest: 0 };
     let mut renewed = Instant::now();
     let mut said = String::new();
     while !*shutdown.borrow() {
@@ -282,7 +292,7 @@ mod tests {
     }
 
     fn candidate(led: Option<u64>) -> Candidate {
-        Candidate { name: "box-a".into(), led, observed: None, fit: true, yielded: None, newest: 0 }
+        Candidate { name: "box-a".into(), led, of_another: None, observed: None, fit: true, yielded: None, newest: 0 }
     }
 
     #[test]
@@ -303,6 +313,18 @@ mod tests {
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 3, 0)), now), Move::Renew);
         assert_eq!(candidate(None).judge(Some(&lease("box-a", 3, 0)), now), Move::Take, "another process of this box");
         assert_eq!(candidate(Some(4)).judge(Some(&lease("box-a", 4, 0)), now), Move::Follow, "our own successor");
+    }
+
+    #[test]
+    fn a_lease_that_somebody_hands_over_is_taken_at_once_also_by_who_led_before() {
+        let now = Instant::now();
+        let mut a = candidate(Some(4));
+        assert_eq!(a.judge(Some(&lease("box-b", 7, 0)), now), Move::Follow);
+        assert_eq!(a.judge(Some(&lease("box-a", 7, 0)), now), Move::Take);
+        assert_eq!(a.judge(Some(&lease("box-a", 7, 0)), now), Move::Take, "also where somebody else wrote meanwhile");
+        a.led = Some(9);
+        assert_eq!(a.judge(Some(&lease("box-a", 8, 0)), now), Move::Renew);
+        assert_eq!(a.judge(Some(&lease("box-b", 8, 0)), now), Move::Follow, "and given away");
     }
 
     #[test]

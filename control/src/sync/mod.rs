@@ -16,7 +16,9 @@ mod controller;
 mod driver;
 mod events;
 mod feed;
+mod heard;
 mod job;
+mod served;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -282,7 +284,7 @@ impl Loop {
         }
     }
 
-    /// When to be here again at the latest. While a burst is waited out no turn is made, so what else falls due waits
+    /// When to be here again at the latest, in the place of what was said before. While a burst is waited out no turn is made, so what else falls due waits
     /// with it: a time that has passed would bring the loop back at once, again and again.
     fn advance(&mut self, now: Instant) -> Instant {
         self.hold_back(now).unwrap_or_else(|| self.turn(now))
@@ -310,7 +312,7 @@ impl Loop {
         }
         if news.progress {
             let progress = self.progress.borrow_and_update().clone();
-            self.controller.on_progress(progress, now);
+            self.controller.on_progress(progress);
         }
         if news.health {
             let view = self.seams.health.view.borrow_and_update().clone();

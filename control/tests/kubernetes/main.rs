@@ -338,9 +338,12 @@ async fn a_stuck_dataplane_does_not_hold_a_namespace() {
 
 // --- several boxes
 
+fn lease(server: &ApiServer) -> Value {
+    server.get("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap_or_default()
+}
+
 fn holder(server: &ApiServer) -> String {
-    let lease = server.get("coordination.k8s.io/v1", "Lease", "penstock-system/penstock").unwrap_or_default();
-    lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    lease(server)["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
@@ -372,6 +375,36 @@ async fn one_leads_all_serve_and_another_takes_over_with_a_higher_term() {
     still_serves(&server, "again").await;
     assert_eq!(ingress(&server, "web"), ["203.0.113.1"], "no address moved");
     third.stop().await;
+}
+
+#[tokio::test]
+async fn the_lease_is_handed_over_by_hand_there_and_back() {
+    let server = cluster();
+    let first = Control::start(&server, "box-a").await;
+    still_serves(&server, "web").await;
+    let second = Control::start(&server, "box-b").await;
+    until("the second serves", || second.dataplane.vips() == ["203.0.113.1"]).await;
+    let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
+    for (name, to, from) in [("box-b", &second, &first), ("box-a", &first, &second)] {
+        let before = lease(&server);
+        server
+            .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
+                lease["spec"]["holderIdentity"] = json!(name);
+                // Whoever waits for it to run out waits in vain.
+                lease["spec"]["leaseDurationSeconds"] = json!(3600);
+            })
+            .unwrap();
+        until("handed over", || announces(to) && !announces(from)).await;
+        let term = |of: &Value| of["spec"]["leaseTransitions"].as_u64().unwrap() + 1;
+        let (now, before) = (lease(&server), term(&before));
+        assert_eq!(now["spec"]["holderIdentity"], name);
+        assert!(term(&now) > before);
+        let seen = format!("penstock_control_term {}", term(&now));
+        until("the former one has seen it", || from.metrics.text().contains(&seen)).await;
+    }
+    still_serves(&server, "after").await;
+    first.stop().await;
+    second.stop().await;
 }
 
 #[tokio::test]
@@ -409,21 +442,26 @@ async fn what_waits_to_be_written_is_not_written_by_a_box_that_leads_no_longer()
     still_serves(&server, "web").await;
     until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
     server.forget_requests();
-    // As many at a time as there are permits; the rest waits for them.
+    // As many at a time as there are permits; the rest waits for them. The elector is to look before the first has its
+    // answer; the client waits for six seconds.
+    let slow = Duration::from_secs(5);
     let writing = || Fault::on("patch", "services/status");
-    server.fault(writing().times(1).delay(Duration::from_secs(2)));
-    server.fault(writing().delay(Duration::from_secs(2)));
+    server.fault(writing().times(1).delay(slow));
+    server.fault(writing().delay(slow));
     for i in 0..100 {
         server.put(&service(&format!("s{i}"))).unwrap();
     }
     until("the first is on its way", || server.faults_are_used_up()).await;
+    let first = Instant::now();
     server
         .edit("coordination.k8s.io/v1", "Lease", "penstock-system/penstock", |lease| {
             lease["spec"]["holderIdentity"] = json!("box-z");
             lease["spec"]["leaseDurationSeconds"] = json!(3600);
         })
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(4500)).await;
+    until("it leads no longer", || control.metrics.text().contains("penstock_control_leader 0")).await;
+    // The first have their answers then, and who waited their permits.
+    tokio::time::sleep(slow.saturating_sub(first.elapsed()) + Duration::from_secs(1)).await;
     let written = server.count("patch", "services/status");
     assert!((1..=32).contains(&written), "{written} patches");
     control.stop().await;
@@ -460,7 +498,7 @@ async fn a_leader_whose_dataplane_is_gone_makes_room_for_a_box_that_serves() {
     let second = start("box-b").await;
     until("the second serves", || second.dataplane.vips().len() == 2).await;
     let announces = |control: &Control| control.dataplane.last().services[0].announce == Some(Announce::L2);
-    assert!(announces(&first) && !announces(&second));
+    until("the first leads", || announces(&first) && !announces(&second)).await;
     first.dataplane.absent.store(true, Ordering::SeqCst);
     until("the second leads", || holder() == "box-b" && announces(&second)).await;
     still_serves(&server, "after").await;
@@ -526,11 +564,18 @@ async fn one_edit_reaches_the_dataplane_fast() {
     let control = Control::start(&server, "box-a").await;
     still_serves(&server, "web").await;
     until("rest", || condition(&server, "web", "Provisioning") == "False Done").await;
-    let began = Instant::now();
-    server.edit(V1, "Service", "default/web", |s| s["spec"]["ports"][0]["port"] = json!(81)).unwrap();
-    until("the edit", || control.dataplane.last().services[0].port == 81).await;
-    println!("an edit took {:?}", began.elapsed());
-    // On a machine at rest: 15 ms. What waits for the next look at everything takes longer.
-    assert!(began.elapsed() < Duration::from_secs(5));
+    let mut took = Vec::new();
+    for port in 81..=83 {
+        // What follows from the one before, a look a second later at the latest, would have it noticed.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        let began = Instant::now();
+        server.edit(V1, "Service", "default/web", |s| s["spec"]["ports"][0]["port"] = json!(port)).unwrap();
+        until("the edit", || control.dataplane.last().services[0].port == port).await;
+        took.push(began.elapsed());
+    }
+    // On a machine at rest: 15 ms. What is not noticed by itself waits for the next look at everything, 5 s: but for the
+    // first, which may come just before one.
+    println!("edits took {took:?}");
+    assert!(took[1..].iter().any(|took| *took < Duration::from_secs(1)), "{took:?}");
     control.stop().await;
 }

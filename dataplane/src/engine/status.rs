@@ -131,8 +131,9 @@ fn services(shared: &Shared, query: &StatusQuery) -> (Vec<ServiceStatus>, u64) {
         verdicts.entry(verdict.address).or_default().push(verdict);
     }
     let reason = |address: IpAddr, port: u16| {
-        let of = verdicts.get(&address).into_iter().flatten().find(|b| b.port.is_none_or(|own| own == port));
-        of.map(|backend| backend.reason.clone()).unwrap_or_default()
+        // As the tables do: the port's own before the node's.
+        let said = verdicts.get(&address).into_iter().flatten().filter(|b| b.port.is_none_or(|own| own == port));
+        said.max_by_key(|b| b.port).map(|backend| backend.reason.clone()).unwrap_or_default()
     };
     let reachable = |address: &IpAddr| hops.targets.get(address).is_some_and(Option::is_some);
     // Many services share a set.

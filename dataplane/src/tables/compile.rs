@@ -402,10 +402,11 @@ impl HealthIndex {
         index
     }
 
-    /// The worst of what the owner wants and the checks found.
+    /// The worse of what the owner wants and the checks found. A port's own check knows more of it than the node's: a
+    /// node without the one may serve the other.
     fn state(&self, address: IpAddr, port: u16, wanted: BackendState) -> BackendState {
-        let found = [self.by_address.get(&address), self.by_port.get(&(address, port))];
-        found.into_iter().flatten().copied().fold(wanted, worse)
+        let found = self.by_port.get(&(address, port)).or_else(|| self.by_address.get(&address));
+        found.map_or(wanted, |&found| worse(wanted, found))
     }
 }
 
@@ -488,5 +489,41 @@ impl<'a> Resolved<'a> {
             wanted.push(own);
         }
         (backends, wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_configs::desired::BackendHealth;
+
+    use super::*;
+
+    #[test]
+    fn a_ports_own_result_comes_before_its_nodes_and_what_the_owner_wants_is_never_bettered() {
+        use BackendState::{Active, Down, Draining};
+        let address = IpAddr::from([10, 0, 0, 1]);
+        for (node, port, wanted, want) in [
+            (None, None, Active, Active),
+            (Some(Down), None, Active, Down),
+            (None, Some(Down), Active, Down),
+            (Some(Down), Some(Active), Active, Active),
+            (Some(Draining), Some(Active), Active, Active),
+            (Some(Active), Some(Down), Active, Down),
+            (Some(Down), Some(Draining), Active, Draining),
+            (Some(Down), Some(Active), Draining, Draining),
+            (Some(Active), Some(Active), Down, Down),
+            (Some(Draining), None, Down, Down),
+        ] {
+            let said = |port, state: Option<_>| {
+                state.map(|state| BackendHealth { address, port, state, reason: String::new() })
+            };
+            let health = Health { backends: said(None, node).into_iter().chain(said(Some(80), port)).collect() };
+            let index = HealthIndex::new(&health);
+            let what = format!("{node:?} {port:?} {wanted:?}");
+            assert_eq!(index.state(address, 80, wanted), want, "{what}");
+            // Of another port only the node's check says anything.
+            let other = node.map_or(wanted, |node| worse(wanted, node));
+            assert_eq!(index.state(address, 81, wanted), other, "{what}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The Index itself: what counts as a change, and at what size.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 #[test]
@@ -41,14 +43,12 @@ fn services_that_concern_nobody_are_not_kept() {
     assert!(world.index.services.is_empty());
 }
 
-#[test]
-fn five_thousand_services_on_five_hundred_nodes_translate_in_a_blink() {
-    let names: Vec<String> = (0..500).map(|i| format!("node-{i}")).collect();
+fn world_of(services: usize, nodes: usize) -> World {
     let mut world = World::new("");
-    for (i, name) in names.iter().enumerate() {
-        world.node(name, json!({}), json!({}), &[&format!("10.1.{}.{}", i / 250, i % 250 + 1)]);
+    for i in 0..nodes {
+        world.node(&format!("node-{i}"), json!({}), json!({}), &[&format!("10.1.{}.{}", i / 250, i % 250 + 1)]);
     }
-    for i in 0..5000 {
+    for i in 0..services {
         let name: Arc<str> = format!("s{i}").into();
         let mut service = web();
         service["metadata"]["name"] = json!(&*name);
@@ -57,14 +57,31 @@ fn five_thousand_services_on_five_hundred_nodes_translate_in_a_blink() {
         let address = format!("198.18.{}.{}", i / 250, i % 250);
         world.record(&address, &[(&name, &format!("u{i}"))]);
     }
-    let start = std::time::Instant::now();
-    let translation = world.translate();
-    let took = start.elapsed();
-    println!("translated in {took:?}");
+    world
+}
+
+#[test]
+fn ten_times_the_services_and_nodes_take_ten_times_as_long_to_translate() {
+    let (few, many) = (world_of(500, 50), world_of(5000, 500));
+    let translation = many.translate();
     assert_eq!((translation.desired.services.len(), translation.desired.sets.len()), (5000, 1));
     assert_eq!(translation.targets.len(), 500);
-    // A hundred times what it takes where nothing else goes on: a quadratic step would take minutes.
-    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    let time = |world: &World| {
+        let start = Instant::now();
+        world.translate();
+        start.elapsed()
+    };
+    // The quickest of a few tries: on a machine that does something else meanwhile both may take longer.
+    let (mut small, mut large) = (Duration::MAX, Duration::MAX);
+    for _ in 0..10 {
+        (small, large) = (small.min(time(&few)), large.min(time(&many)));
+        // Where each looks at every other, a hundred times.
+        if large < 30 * small {
+            println!("{small:?} and {large:?}");
+            return;
+        }
+    }
+    panic!("{small:?} and {large:?}");
 }
 
 /// An update of what is dirty gives what a whole translation gives, over a random history.

@@ -228,8 +228,13 @@ impl Translation {
 }
 
 fn is_edit(before: &[Service], now: &[Service]) -> bool {
-    let same = |a: &Service, b: &Service| a == b || *a == Service { announce: a.announce, ..b.clone() };
-    before.len() != now.len() || !before.iter().zip(now).all(|(before, now)| same(before, now))
+    before.len() != now.len() || !before.iter().zip(now).all(|(before, now)| is_same(before, now))
+}
+
+/// Served alike, whoever announces.
+#[must_use]
+pub fn is_same(a: &Service, b: &Service) -> bool {
+    a == b || *a == Service { announce: a.announce, ..b.clone() }
 }
 
 /// Claims in our records that no plan stands for.

@@ -24,7 +24,7 @@ fn what_the_dataplane_refuses_by_name_does_not_keep_the_rest_waiting() {
     sim.put(&service("early"));
     sim.settle();
     assert!(sim.controller.version > parcel.version);
-    sim.controller.on_progress(refused, sim.now);
+    sim.controller.on_progress(refused);
     sim.acks = true;
     sim.settle();
     assert_eq!((sim.ingress("early").len(), sim.ingress("good").len()), (1, 1));
@@ -32,6 +32,61 @@ fn what_the_dataplane_refuses_by_name_does_not_keep_the_rest_waiting() {
     // The cause may be gone later.
     sim.after(61);
     assert_eq!(sim.ingress("poor").len(), 1);
+}
+
+#[test]
+fn what_was_mended_before_the_refusal_came_is_not_left_out() {
+    for translated in [true, false] {
+        let mut sim = Sim::new();
+        sim.acks = false;
+        for name in ["deleted", "mended"] {
+            sim.put(&service(name));
+        }
+        sim.settle();
+        let parcel = sim.waiting.clone().unwrap();
+        let fault = |path: &str| Fault { path: path.into(), problem: "cannot be".into() };
+        let faults = vec![fault("service[0].vip"), fault("service[1].port"), fault("node[0].addresses")];
+        let refused = Progress { refused: Some((parcel.desired.clone(), Arc::new(faults))), ..Progress::default() };
+        sim.edit("mended", |s| s["spec"]["ports"][0]["port"] = json!(81));
+        sim.delete("deleted");
+        let node = json!({"metadata": {"name": "a", "resourceVersion": "9"}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "10.0.0.9"}]}});
+        let config = sim.controller.kubernetes.clone();
+        sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+        if translated {
+            sim.settle();
+        }
+        sim.controller.on_progress(refused);
+        sim.settle();
+        assert_eq!(sim.controller.quarantine, Default::default(), "translated before: {translated}");
+        assert_eq!(sim.waiting.as_ref().unwrap().desired.nodes.len(), 2);
+        sim.acks = true;
+        sim.settle();
+        assert_eq!(sim.ingress("mended").len(), 1);
+    }
+}
+
+#[test]
+fn who_is_left_out_is_tried_again_whoever_else_is_refused_meanwhile() {
+    let mut sim = Sim::new();
+    sim.acks = false;
+    sim.put(&service("a"));
+    sim.put(&service("b"));
+    sim.settle();
+    let refuse = |sim: &mut Sim, name: &str| {
+        let content = sim.waiting.as_ref().unwrap().desired.clone();
+        let position = content.services.iter().position(|s| s.name.starts_with(name)).unwrap();
+        let fault = Fault { path: format!("service[{position}].vip"), problem: "cannot be".into() };
+        let refused = Some((content, Arc::new(vec![fault])));
+        sim.controller.on_progress(Progress { refused, ..Progress::default() });
+        sim.settle();
+    };
+    refuse(&mut sim, "default/a:");
+    sim.after(50);
+    refuse(&mut sim, "default/b:");
+    sim.acks = true;
+    sim.after(11);
+    assert_eq!((sim.ingress("a").len(), sim.ingress("b").len()), (1, 1));
 }
 
 #[test]
@@ -44,7 +99,7 @@ fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
     let fault =
         Fault { path: "node[0] \"a\".addresses[0]".into(), problem: "10.0.0.97 is the box's own address".into() };
     let refused = Progress { refused: Some((parcel.desired.clone(), Arc::new(vec![fault]))), ..Progress::default() };
-    sim.controller.on_progress(refused.clone(), sim.now);
+    sim.controller.on_progress(refused.clone());
     sim.settle();
     let names = |sim: &Sim| -> Vec<String> {
         sim.waiting.as_ref().unwrap().desired.nodes.iter().map(|n| n.name.clone()).collect()
@@ -54,7 +109,7 @@ fn a_node_that_is_the_box_itself_is_left_out_when_the_dataplane_says_so() {
     assert!(why.nodes[0].reason.contains("own address"), "{why:?}");
     // Tried again later; the refusal that is known is no new one, whatever else is told.
     sim.after(61);
-    sim.controller.on_progress(Progress { trouble: Some("busy".into()), ..refused }, sim.now);
+    sim.controller.on_progress(Progress { trouble: Some("busy".into()), ..refused });
     sim.settle();
     assert_eq!(names(&sim), ["a", "b"]);
 }
@@ -187,7 +242,7 @@ fn a_restart_of_control_does_not_cut_a_drain_short() {
     // A new process sees the labels, and not since when.
     sim.restart();
     let left = Arc::new(["b".to_owned(), "gone".to_owned()].into());
-    sim.controller.on_progress(Progress { recalled: Some(left), ..Progress::default() }, sim.now);
+    sim.controller.on_progress(Progress { recalled: Some(left), ..Progress::default() });
     let before = sim.snapshots;
     let sent = sim.turn();
     assert_eq!((sim.snapshots, sim.waiting.as_ref().map(|p| p.recalls)), (before + 1, Some(true)));
@@ -233,4 +288,31 @@ fn why_says_of_a_panic_only_where_it_is() {
         let why = sim.controller.why(&ServiceKey::new("default", "web"), sim.now);
         assert_eq!(why.nodes[0].reason.contains("stays in service all the same"), held, "{group}: {why:?}");
     }
+}
+
+#[test]
+fn why_says_of_a_node_what_its_nearest_check_says() {
+    let mut sim = Sim::new();
+    let mut local = service("local");
+    local["spec"]["externalTrafficPolicy"] = json!("Local");
+    local["spec"]["healthCheckNodePort"] = json!(32_000);
+    sim.put(&local);
+    sim.put(&service("web"));
+    let slice = json!({"metadata": {"namespace": "default", "name": "x", "labels": {"kubernetes.io/service-name": "local"}},
+        "addressType": "IPv4", "endpoints": [
+            {"addresses": ["10.1.0.1"], "nodeName": "a", "conditions": {"ready": true}},
+            {"addresses": ["10.1.0.2"], "nodeName": "b", "conditions": {"ready": true}}]});
+    sim.feed(index::on_slice(Event::Apply(serde_json::from_value(slice).unwrap())));
+    sim.settle();
+    let state = |id: &str| match id.starts_with("node/") || id.contains("/b/") {
+        true => TargetState { state: BackendState::Down, settled: true, reason: "refused".into() },
+        false => TargetState { state: BackendState::Active, settled: true, reason: String::new() },
+    };
+    let targets = sim.controller.translation.targets.iter().map(|t| (t.id.clone(), state(&t.id))).collect();
+    sim.controller.on_health(Arc::new(HealthView { checking: true, targets, ..HealthView::default() }), sim.now);
+    let out = |name: &str| -> Vec<String> {
+        let why = sim.controller.why(&ServiceKey::new("default", name), sim.now);
+        why.nodes.into_iter().map(|node| node.node).collect()
+    };
+    assert_eq!((out("web"), out("local")), (vec!["a".into(), "b".into()], vec!["b".to_owned()]));
 }

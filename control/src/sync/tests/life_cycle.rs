@@ -59,6 +59,7 @@ fn an_edit_is_done_when_the_dataplane_serves_it() {
     sim.after(3);
     assert_eq!(sim.condition("web", "Provisioning"), pending);
     assert_eq!(ip_mode(&sim).as_deref(), Some("Proxy"), "the box sends no other packets yet");
+    assert!(sim.why("web").contains("is served as it was before its last change"), "{}", sim.why("web"));
     assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
     sim.acks = true;
     sim.settle();
@@ -272,6 +273,23 @@ fn an_exposed_node_port_service_shows_its_vip_in_an_annotation() {
     assert!(sim.ingress("web").is_empty());
     assert!(sim.log.contains(&"web finalizer penstock.dev/cleanup".to_owned()));
     assert!(sim.events().contains(&"EnsuredLoadBalancer"));
+    // What is served is shown all the time: through an edit the box has not acknowledged, and through a restart.
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+    sim.acks = false;
+    sim.log.clear();
+    sim.edit("web", |s| s["spec"]["ports"][0]["port"] = json!(81));
+    sim.settle();
+    sim.after(3);
+    assert_eq!(annotation(&sim), "203.0.113.1");
+    assert_eq!(sim.condition("web", "Provisioning"), ("True".into(), "AwaitingDataplane".into()));
+    assert_eq!(sim.condition("web", "Serving"), ("True".into(), "Serving".into()));
+    sim.restart();
+    sim.settle();
+    sim.after(3);
+    assert!(!sim.log.iter().any(|line| line.contains("annotate")), "{:?}", sim.log);
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
     sim.edit("web", |s| s["metadata"]["annotations"]["penstock.dev/expose"] = json!("false"));
     sim.settle();
     assert_eq!(annotation(&sim), Value::Null);

@@ -189,7 +189,7 @@ impl Sim {
             generation: parcel.version,
             ..Progress::default()
         };
-        self.controller.on_progress(progress, self.now);
+        self.controller.on_progress(progress);
         true
     }
 
