@@ -284,8 +284,9 @@ impl Loop {
         }
     }
 
-    /// When to be here again at the latest, in the place of what was said before. While a burst is waited out no turn is made, so what else falls due waits
-    /// with it: a time that has passed would bring the loop back at once, again and again.
+    /// When to be here again at the latest, in the place of what was said before. While a burst is waited out no turn is
+    /// made, so what else falls due waits with it: a time that has passed would bring the loop back at once, again and
+    /// again.
     fn advance(&mut self, now: Instant) -> Instant {
         self.hold_back(now).unwrap_or_else(|| self.turn(now))
     }
