@@ -77,15 +77,8 @@ mod tests {
     #[test]
     fn what_the_generator_lost_is_not_the_peers() {
         let of = |missed| {
-            let sent = Sent {
-                packets: 1_000,
-                seconds: 1.0,
-                behind: false,
-                latest_us: 0.0,
-                pauses: 0,
-                paused_us: 0.0,
-                missed,
-            };
+            let sent =
+                Sent { packets: 1_000, seconds: 1.0, behind: false, latest_us: 0.0, pauses: 0, paused_us: 0.0, missed };
             lost(&(sent, Outcome { sent: 1_000, lost: 10, ..Outcome::default() }))
         };
         assert_eq!([of(0), of(8), of(11)], [0.01, 0.002, 0.0]);
