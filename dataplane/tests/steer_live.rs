@@ -172,13 +172,35 @@ fn privileged_a_foreign_program_is_left_alone() {
             let error = Steer::open(net.run_dir(), &[net.interface(ours)]).err().expect("refused");
             let text = error.to_string();
             assert!(matches!(error, SteerError::Foreign { .. }), "{text}");
-            assert!(text.contains("box0") && text.contains("penstock_steer"), "{text}");
+            assert!(
+                text.contains("box0") && text.contains("`penstock_steer`") && text.contains("no pin here"),
+                "{text}"
+            );
         }
         assert!(net.link().contains("xdp"));
         assert!(no_pins(net.run_dir()), "a refusal leaves nothing");
         foreign.detach().unwrap();
     }
     Steer::open(net.run_dir(), &[net.interface(XdpMode::Auto)]).unwrap().detach().unwrap();
+}
+
+/// As where one process stops or detaches, and another starts at once.
+#[test]
+fn privileged_a_program_of_ours_on_its_way_out_is_waited_for() {
+    if !privileged("privileged_a_program_of_ours_on_its_way_out_is_waited_for") {
+        return;
+    }
+    let net = Net::new("leaving");
+    let others = tempfile::tempdir().unwrap();
+    let leaving = Steer::open(others.path(), &[net.interface(XdpMode::Native)]).unwrap();
+    let detaching = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        leaving.detach().unwrap();
+    });
+    let steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
+    detaching.join().unwrap();
+    assert!(net.link().contains("xdp"));
+    steer.detach().unwrap();
 }
 
 #[test]

@@ -59,7 +59,8 @@ impl Pktgen {
     }
 
     fn run(&self, case: &str, pps: &str, environment: &[(&str, &str)]) -> ExitStatus {
-        let arguments = [case, "eth9", "02:00:00:00:00:01", "0", "0", pps];
+        // Long enough that it starts before it stops.
+        let arguments = [case, "eth9", "02:00:00:00:00:01", "0.3", "0", pps];
         self.script(&arguments, environment).status().expect("bash")
     }
 

@@ -168,6 +168,26 @@ pub struct SocketCounters {
     pub rx_oversize: u64,
 }
 
+impl SocketCounters {
+    /// Packets dropped because the worker did not come round in time: no room in the receive ring, or no frame to receive into.
+    #[must_use]
+    pub fn overrun(&self) -> u64 {
+        self.rx_ring_full + self.starved()
+    }
+
+    /// Packets the kernel dropped for another reason: larger than a frame.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.rx_dropped - self.starved()
+    }
+
+    /// In copy mode the kernel takes a frame from the fill ring for a packet at hand: none there is a packet lost, counted
+    /// among the drops and again as the ring's emptiness. A card takes frames beforehand, and its tries are no packets.
+    fn starved(&self) -> u64 {
+        if self.zero_copy { 0 } else { self.fill_ring_empty.min(self.rx_dropped) }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PortCounters {
@@ -195,4 +215,20 @@ pub struct Latency {
 pub struct Reason {
     pub name: String,
     pub help: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_packet_has_one_reason() {
+        let copied =
+            SocketCounters { rx_dropped: 12, fill_ring_empty: 10, rx_ring_full: 1, ..SocketCounters::default() };
+        assert_eq!((copied.overrun(), copied.refused()), (11, 2));
+        let by_card = SocketCounters { zero_copy: true, ..copied.clone() };
+        assert_eq!((by_card.overrun(), by_card.refused()), (1, 12));
+        // Read while they move.
+        assert_eq!(SocketCounters { rx_dropped: 9, ..copied }.refused(), 0);
+    }
 }

@@ -216,13 +216,23 @@ fn sockets(counters: &Counters, screen: &Screen) -> String {
 /// In the order of the kernel's `xdp_statistics`, then our own.
 fn troubles(socket: &SocketCounters) -> [(u64, &'static str); 6] {
     [
-        (socket.rx_dropped, "dropped by the kernel: larger than a frame (workers.frame_size), or no memory"),
+        (
+            socket.refused(),
+            "dropped by the kernel: larger than a frame (workers.frame_size), or than the frames that were free",
+        ),
         (
             socket.rx_invalid_descriptors + socket.tx_invalid_descriptors + socket.bad_descriptors,
             "invalid descriptors: a bug, please report",
         ),
-        (socket.rx_ring_full, "dropped because the worker was too slow: more workers or queues, or workers.ring_size"),
-        (socket.fill_ring_empty, "times no frame was free for the kernel: workers.frames"),
+        (
+            socket.overrun(),
+            "dropped because the worker was too slow: more workers or queues, or workers.ring_size; workers.frames where few \
+             frames are free",
+        ),
+        (
+            if socket.zero_copy { socket.fill_ring_empty } else { 0 },
+            "times the card found no free frame: of harm only where it drops packets too (ethtool -S)",
+        ),
         (
             socket.rx_oversize,
             "dropped, larger than any MTU here: merged on the way; ethtool -K IF lro off rx-gro-hw off",
@@ -250,4 +260,26 @@ pub(super) async fn explain(dataplane: &Dataplane, screen: &Screen, arguments: &
     let seen = dataplane.counters().await?.total.drops.get(&reason.name).copied().unwrap_or(0);
     let seen = format!("{} packets since the start", grouped(seen));
     screen.print(&format!("{}\n{seen}\n", screen.wrap(&format!("{}: ", reason.name), &reason.help)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel counts what a worker in copy mode did not fetch in time.
+    #[test]
+    fn a_slow_worker_is_not_told_to_have_larger_frames() {
+        let socket = SocketCounters { rx_dropped: 7, fill_ring_empty: 7, ..SocketCounters::default() };
+        let said: Vec<_> = troubles(&socket).into_iter().filter(|(count, _)| *count > 0).collect();
+        assert!(
+            matches!(said[..], [(7, why)] if why.starts_with("dropped because the worker was too slow")),
+            "{said:?}"
+        );
+        let socket = SocketCounters { rx_dropped: 7, ..SocketCounters::default() };
+        let said: Vec<_> = troubles(&socket).into_iter().filter(|(count, _)| *count > 0).collect();
+        assert!(matches!(said[..], [(7, why)] if why.contains("workers.frame_size")), "{said:?}");
+        let socket = SocketCounters { fill_ring_empty: 7, zero_copy: true, ..SocketCounters::default() };
+        let said: Vec<_> = troubles(&socket).into_iter().filter(|(count, _)| *count > 0).collect();
+        assert!(matches!(said[..], [(7, why)] if why.contains("the card")), "{said:?}");
+    }
 }

@@ -106,11 +106,11 @@ impl Program {
             let warning = generic_warning(interface, mode, "an earlier start fell back to it");
             return Ok(Outcome { mode, adopted: true, pending, warning });
         }
-        // Asked again: removing a pin may just have detached our own, or will in a moment: the kernel lets go of a
-        // link in a work queue.
+        // Asked again: removing a pin, here or by another process just before, may have detached our own, or will in a moment:
+        // the kernel lets go of a link in a work queue.
         let since = Instant::now();
         while let Some(foreign) = query::by_index(interface.ifindex)?.attached {
-            if !unpinned || since.elapsed() > LETTING_GO {
+            if !unpinned && !is_ours(foreign) || since.elapsed() > LETTING_GO {
                 return Err(foreign_error(&interface.name, foreign));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -258,12 +258,21 @@ fn attach_error(error: &ProgramError, interface: &Interface, mode: AttachMode) -
     SteerError::Attach { name: interface.name.clone(), mode: mode.name(), reason: describe(error), remedy }
 }
 
+fn name_of(attached: Attached) -> Option<String> {
+    let program = loaded_programs().flatten().find(|program| program.id() == attached.program)?;
+    program.name_as_str().map(str::to_owned)
+}
+
+fn is_ours(attached: Attached) -> bool {
+    name_of(attached).is_some_and(|name| name.starts_with("penstock_"))
+}
+
 fn foreign_error(name: &str, foreign: Attached) -> SteerError {
-    let program = loaded_programs()
-        .flatten()
-        .find(|program| program.id() == foreign.program)
-        .and_then(|program| program.name_as_str().map(|name| format!("`{name}` (id {})", foreign.program)))
-        .unwrap_or_else(|| format!("with id {}", foreign.program));
+    let unpinned = if is_ours(foreign) { ", one of Penstock's with no pin here" } else { "" };
+    let program = match name_of(foreign) {
+        Some(name) => format!("`{name}` (id {}{unpinned})", foreign.program),
+        None => format!("with id {}", foreign.program),
+    };
     let mode = foreign.mode.map_or("another", AttachMode::name).to_owned();
     SteerError::Foreign { name: name.to_owned(), program, mode }
 }

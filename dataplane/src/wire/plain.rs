@@ -149,7 +149,7 @@ mod tests {
         let ours = F::headers::<PROTOCOL>(frame);
         match parse(frame) {
             Ok(Parsed::Ip(packet)) => assert_eq!(Packet { tcp_flags: ours.tcp_flags, ..packet }, ours),
-            other => assert_eq!(other, Err(crate::verdict::DropReason::PortZero)),
+            other => assert_eq!((PROTOCOL, other), (PROTO_TCP, Err(crate::verdict::DropReason::PortZero))),
         }
     }
 
@@ -166,6 +166,11 @@ mod tests {
             let mut changed = datagram(false, 64, b"data");
             changed[at] ^= bit;
             assert_eq!(is_plain(&changed), (false, false), "byte {at}, bit {bit:#x}");
+        }
+        for (v6, port) in [(false, 34), (false, 36), (true, 54), (true, 56)] {
+            let mut changed = datagram(v6, 64, b"data");
+            changed[port..port + 2].fill(0);
+            assert_eq!(is_plain(&changed), (false, false), "a port of zero");
         }
     }
 

@@ -8,7 +8,12 @@ use crate::plot::{self, Bar, Group, Labels};
 type Chart = (&'static str, &'static str, &'static str, &'static [(&'static str, Metric)]);
 
 const CHARTS: &[Chart] = &[
-    ("compare-packets", "Packets per second, UDP, 64 bytes", "packets/s", &[("packets/s", Metric::Pps)]),
+    (
+        "compare-packets",
+        "Packets per second, UDP, 64 bytes; of AF_XDP senders two good boxes show the sender's limit",
+        "packets/s",
+        &[("AF_XDP senders", Metric::Pps), ("live frames", Metric::LivePps)],
+    ),
     ("compare-connections", "New connections per second, HTTP", "connections/s", &[("connections/s", Metric::Conn)]),
     (
         "compare-connection-time",
@@ -24,8 +29,14 @@ const CHARTS: &[Chart] = &[
     ),
     (
         "compare-latency",
-        "Latency at a half and nine tenths of each one's own maximum, p99 of each thousand packets",
-        "microseconds, median, without the generator's own pauses",
+        "Latency at a half and nine tenths of each one's own maximum, p99",
+        "microseconds, without the generator's own pauses",
+        &[("at 50 %", Metric::HalfP99), ("at 90 %", Metric::NinetyP99)],
+    ),
+    (
+        "compare-latency-steady",
+        "The same within most thousands of packets: rare stalls, a box's own too, are not in it",
+        "microseconds, median of the thousands' p99, without the generator's own pauses",
         &[("at 50 %", Metric::HalfSteadyP99), ("at 90 %", Metric::NinetySteadyP99)],
     ),
     ("compare-memory", "Memory per flow", "bytes", &[("grown", Metric::FlowBytes), ("all told", Metric::FlowAllTold)]),

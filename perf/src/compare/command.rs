@@ -115,8 +115,7 @@ fn choose(names: &[String]) -> Result<Vec<&'static dyn Peer>> {
     Ok(all.into_iter().filter(|peer| names.iter().any(|name| name == peer.name())).collect())
 }
 
-/// Round after round, peer after peer; each round begins with another one: what a peer leaves behind for a while
-/// (connection tracking, freed in the background) shall not always meet the same. A failure costs its own figure, and is said.
+/// Round after round, peer after peer, in an order of the round's own. A failure costs its own figure, and is said.
 fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case], effort: &Effort, rounds: usize) {
     let started = Instant::now();
     let here: Vec<_> = chosen.iter().filter(|peer| peer.missing().is_none()).collect();
@@ -125,10 +124,8 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
     let mut done = 0;
     for round in 1..=rounds {
         for case in cases {
-            let mut order: Vec<_> = fit(*case).collect();
-            let first = (round - 1) % order.len().max(1);
-            order.rotate_left(first);
-            for peer in order {
+            let peers: Vec<_> = fit(*case).collect();
+            for peer in order(round, peers.len()).map(|place| peers[place]) {
                 done += 1;
                 let outcome = case.measure(**peer, effort);
                 let said = match &outcome {
@@ -138,6 +135,64 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
                 let elapsed = started.elapsed().as_secs();
                 eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<9} {said}", peer.name());
                 report.add(round, peer.name(), outcome);
+            }
+        }
+    }
+}
+
+/// The order of a round, the first of which is 1: what a peer leaves behind for a while (connection tracking, freed in the
+/// background) shall not always meet the same. A Latin square balanced for what comes before (Williams 1949): over as many
+/// rounds as there are of them, twice as many if their number is odd, each comes behind each other one equally often.
+fn order(round: usize, count: usize) -> impl Iterator<Item = usize> {
+    // An odd number's square is balanced only together with its mirror image.
+    let (row, mirrored) =
+        if count.is_multiple_of(2) { (round - 1, false) } else { ((round - 1) / 2, round.is_multiple_of(2)) };
+    (0..count).map(move |place| {
+        let place = if mirrored { count - 1 - place } else { place };
+        // 0, 1, -1, 2, -2 and so on.
+        let step = if place.is_multiple_of(2) { count - place / 2 } else { place.div_ceil(2) };
+        (row + step) % count
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::order;
+
+    #[test]
+    fn each_comes_behind_each_other_equally_often() {
+        for count in 1..=12 {
+            let (all, often) = if count % 2 == 0 { (count, 1) } else { (2 * count, 2) };
+            let mut behind: BTreeMap<_, usize> = BTreeMap::new();
+            for round in 1..=all {
+                let order: Vec<_> = order(round, count).collect();
+                assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), count, "{order:?}");
+                order.windows(2).for_each(|pair| *behind.entry((pair[0], pair[1])).or_default() += 1);
+            }
+            assert_eq!(behind.len(), count * (count - 1), "{count} peers");
+            assert!(behind.values().all(|times| *times == often), "{behind:?}");
+        }
+        assert_eq!(order(1, 0).count(), 0);
+    }
+
+    /// Also in the few rounds that are run, of eight peers never the same, of seven hardly.
+    #[test]
+    fn nobody_follows_the_same_one_in_every_round() {
+        for (count, rounds) in [(8, 5), (7, 5), (8, 3), (3, 3), (2, 2)] {
+            for peer in 0..count {
+                let before = (1..=rounds).map(|round| {
+                    let order: Vec<_> = order(round, count).collect();
+                    order
+                        .iter()
+                        .position(|one| *one == peer)
+                        .and_then(|place| order.get(place.wrapping_sub(1)))
+                        .copied()
+                });
+                let before: Vec<_> = before.collect();
+                let different = before.iter().collect::<BTreeSet<_>>().len();
+                assert!(different >= if count % 2 == 0 { rounds } else { 2 }, "{peer} of {count} behind {before:?}");
             }
         }
     }

@@ -33,8 +33,8 @@ pub struct Run {
     pub duration: Duration,
 }
 
-/// A sender at work.
-pub struct Sending(JoinHandle<std::io::Result<Result<Books>>>);
+/// A sender at work; until it is waited for, which its drop does as well: it would send into the next measurement.
+pub struct Sending(Option<JoinHandle<std::io::Result<Result<Books>>>>);
 
 /// Of each run, in their order.
 pub type Books = Vec<(Sent, Outcome)>;
@@ -85,7 +85,7 @@ fn begin(stage: &Stage, send: impl FnOnce(&dyn Fn()) -> Result<Books> + Send + '
         // Who waited for it may be gone.
         send(&|| _ = tell.send(()))
     };
-    let sending = Sending(stage.lab.clients[0].ns.thread("generator", work)?);
+    let sending = Sending(Some(stage.lab.clients[0].ns.thread("generator", work)?));
     match told.recv() {
         Ok(()) => Ok(sending),
         Err(_) => bail!("the generator ended before it began: {:?}", sending.finish().err()),
@@ -114,17 +114,40 @@ fn client_of(flow: u32) -> IpAddr {
 }
 
 impl Sending {
-    /// Whether it has ended, by itself or by a failure.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.0.is_finished()
-    }
-
     /// Waits for the end.
     ///
     /// # Errors
     /// It could not send.
-    pub fn finish(self) -> Result<Books> {
-        self.0.join().ok().context("the generator panicked")??
+    pub fn finish(mut self) -> Result<Books> {
+        self.0.take().and_then(|thread| thread.join().ok()).context("the generator panicked")??
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // Its time is bounded; what it failed with, `finish` tells.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn nobody_sends_into_the_next_measurement() {
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
+        drop(Sending(Some(std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            end.store(true, Ordering::Relaxed);
+            Ok(Ok(Books::new()))
+        }))));
+        assert!(ended.load(Ordering::Relaxed));
     }
 }

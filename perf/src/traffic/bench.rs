@@ -90,8 +90,7 @@ impl Bench {
         config.timeouts.udp_one_way = 300;
         config.workers.poll = PollMode::Busy;
         for extra in 1..=flows / FLOWS_PER_SNAT {
-            let last = 200 + u8::try_from(extra).context("more flows than the lab has SNAT addresses for")?;
-            let address = plan::NODE_NET.host(last);
+            let address = plan::NODE_NET.host(snat_host(extra)?);
             for address in [address.v4.into(), address.v6.into()] {
                 config.snat.push(SnatAddress { address, ports: [1024, 65535], shared: false });
             }
@@ -140,19 +139,20 @@ impl Bench {
     pub fn open_flows(&self, transport: Transport, spec: &Spec) -> Result<()> {
         // Each flow has its turn.
         let spec = Spec { popularity: Popularity::Uniform, mix: Mix::fixed(64), ..spec.clone() };
-        let mut shut = 0;
+        let mut shut: Vec<u32> = (0..spec.flows).collect();
         for rate in OPENING {
             if transport != Transport::Udp {
                 self.open_at(rate, Transport::Syn, &Spec { side: NodeSide::Answer, ..spec.clone() })?;
             }
-            shut = self.open_at(rate, transport, &spec)?.outcome.silent_flows;
+            silent_again(&mut shut, &self.open_at(rate, transport, &spec)?.outcome.silent);
             // A datagram opens its flow whenever it comes; a connection whose SYN was lost loses all that follows.
-            if transport == Transport::Udp || shut == 0 {
+            if transport == Transport::Udp || shut.is_empty() {
                 return Ok(());
             }
         }
         bail!(
-            "{shut} of {} flows do not open: nothing of them comes through, not even at {} a second",
+            "{} of {} flows do not open: nothing of them comes through, not even at {} a second",
+            shut.len(),
             spec.flows,
             OPENING[2]
         )
@@ -165,6 +165,18 @@ impl Bench {
     }
 }
 
+/// A flow of which anything ever came is open: of the few packets each has in a pass any may be lost, in a pause of the lab's.
+fn silent_again(shut: &mut Vec<u32>, silent: &[u32]) {
+    shut.retain(|flow| silent.binary_search(flow).is_ok());
+}
+
+/// The host part of one more SNAT address.
+fn snat_host(extra: u32) -> Result<u8> {
+    // 255 is the broadcast address.
+    let host = u8::try_from(200 + extra).ok().filter(|host| *host < 255);
+    host.with_context(|| format!("the lab has SNAT addresses for fewer than {} flows", 55 * FLOWS_PER_SNAT))
+}
+
 /// The link-layer address in a line of `ip -br link`.
 pub(crate) fn mac(line: &str) -> Result<[u8; 6]> {
     let word = line.split_whitespace().find(|word| word.len() == 17 && word.matches(':').count() == 5);
@@ -174,4 +186,28 @@ pub(crate) fn mac(line: &str) -> Result<[u8; 6]> {
         *byte = u8::from_str_radix(text, 16)?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_heard_once_is_open() {
+        let mut shut = (0..5).collect();
+        for (silent, left) in [(vec![0, 1, 4], vec![0, 1, 4]), (vec![1, 2, 3, 4], vec![1, 4]), (vec![0, 2, 3], vec![])]
+        {
+            silent_again(&mut shut, &silent);
+            assert_eq!(shut, left);
+        }
+    }
+
+    #[test]
+    fn no_flow_has_an_address_of_somebody_elses() {
+        assert_eq!([1, 54].map(|extra| snat_host(extra).ok()), [Some(201), Some(254)]);
+        for extra in [55, 56, 57, 256, 100_000] {
+            let error = snat_host(extra).expect_err("none is left");
+            assert!(error.to_string().contains("fewer than 2200000 flows"), "{error}");
+        }
+    }
 }

@@ -61,8 +61,8 @@ impl Books {
             lost.push((name.clone(), count - old));
         }
         let (sockets, old) = (socket_losses(&self.counters), socket_losses(&before.counters));
-        lost.push(("socket's ring full".into(), sockets.0 - old.0));
-        lost.push(("socket out of frames".into(), sockets.1 - old.1));
+        lost.push(("socket's rings full".into(), sockets.0 - old.0));
+        lost.push(("larger than a frame".into(), sockets.1 - old.1));
         lost.push(("policed".into(), self.counters.steer.policed - before.counters.steer.policed));
         let old = &before.counters.total;
         let drops = self.counters.total.drops.iter().filter(|(name, _)| !NEIGHBORS.contains(&name.as_str()));
@@ -84,10 +84,10 @@ fn dropped(ledger: &Ledger, name: &str) -> u64 {
     ledger.drops.get(name).copied().unwrap_or_default()
 }
 
-/// Ring full, and no frame: the kernel counts an empty fill ring among both its drops and its own counter.
+/// What the worker did not fetch in time, and what the kernel dropped besides.
 fn socket_losses(counters: &Counters) -> (u64, u64) {
     let sockets = counters.workers.iter().flat_map(|worker| &worker.sockets);
-    sockets.fold((0, 0), |(full, frames), socket| (full + socket.rx_ring_full, frames + socket.rx_dropped))
+    sockets.fold((0, 0), |(full, other), socket| (full + socket.overrun(), other + socket.refused()))
 }
 
 /// Packets a veth could not hand to its other end.
@@ -122,7 +122,7 @@ mod tests {
         let books = |counters| Books { counters, wires: vec![("wire full, client to box".into(), 0)] };
         let before = books(counters(&[("no_backend", 5)], 2));
         let after = books(counters(&[("no_backend", 7), ("neighbor_ignored", 1), ("reply_probe", 3)], 6));
-        assert_eq!(after.since(&before), [("socket's ring full".into(), 4), ("no_backend".into(), 2)]);
+        assert_eq!(after.since(&before), [("socket's rings full".into(), 4), ("no_backend".into(), 2)]);
     }
 
     #[test]

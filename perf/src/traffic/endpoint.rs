@@ -8,7 +8,7 @@ use aya::maps::XskMap;
 use aya::programs::{Xdp, XdpMode};
 use penstock_configs::file::HugePages;
 use penstock_dataplane::io::xsk::{UmemConfig, Want, WorkerUmem, XskConfig, XskPort, open_worker};
-use penstock_dataplane::io::{Burst, Frame, FramePool, Port};
+use penstock_dataplane::io::{Burst, Frame, FramePool, Port, PortStats};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/load.bpf.o"));
 
@@ -104,10 +104,22 @@ impl Endpoint {
     /// Packets the kernel had no room for in the rings of this end: loss that is not the box's.
     #[must_use]
     pub fn missed(&self) -> u64 {
-        let of = |port: &XskPort| {
-            let stats = port.stats();
-            stats.rx_dropped + stats.rx_ring_full + stats.rx_fill_empty
-        };
-        self.ports.iter().map(of).sum()
+        self.ports.iter().map(|port| missed(&port.stats())).sum()
+    }
+}
+
+/// Where the fill ring is empty in copy mode, one packet moves two counters: it is dropped, and that ring was empty.
+fn missed(stats: &PortStats) -> u64 {
+    stats.rx_dropped + stats.rx_ring_full
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_packet_is_one() {
+        let stats = PortStats { rx_dropped: 400, rx_fill_empty: 400, rx_ring_full: 3, ..PortStats::default() };
+        assert_eq!(missed(&stats), 403);
     }
 }

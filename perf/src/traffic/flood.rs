@@ -32,12 +32,13 @@ pub struct Flood {
     pub queues: u16,
 }
 
-/// A flood under way.
+/// A flood under way, which ends with this.
 #[derive(Debug)]
 pub struct Flooding {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
-    thread: JoinHandle<std::io::Result<Result<()>>>,
+    /// Until it is waited for.
+    thread: Option<JoinHandle<std::io::Result<Result<()>>>>,
 }
 
 impl Flood {
@@ -58,7 +59,7 @@ impl Flood {
                 self.run(&mut end, dst, src, &until, &count);
             })
         })?;
-        let flooding = Flooding { stop, sent, thread };
+        let flooding = Flooding { stop, sent, thread: Some(thread) };
         match is_ready.recv() {
             Ok(()) => Ok(flooding),
             Err(_) => {
@@ -105,10 +106,21 @@ impl Flooding {
     ///
     /// # Errors
     /// What the sender failed with.
-    pub fn finish(self) -> Result<u64> {
+    pub fn finish(mut self) -> Result<u64> {
+        self.end().context("the flood's thread panicked")???;
+        Ok(self.sent())
+    }
+
+    fn end(&mut self) -> Option<std::io::Result<Result<()>>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().ok().context("the flood's thread panicked")???;
-        Ok(self.sent.load(Ordering::Relaxed))
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Flooding {
+    fn drop(&mut self) {
+        // Who wanted to know has called `finish`.
+        let _ = self.end();
     }
 }
 
@@ -167,6 +179,21 @@ mod tests {
     use penstock_dataplane::pipeline::testkit;
 
     use super::*;
+
+    #[test]
+    fn a_flood_ends_with_its_owner() {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (until, count) = (Arc::clone(&stop), Arc::clone(&sent));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            count.store(1, Ordering::Relaxed);
+            Ok(Ok(()))
+        });
+        drop(Flooding { stop, sent: Arc::clone(&sent), thread: Some(thread) });
+        assert_eq!(sent.load(Ordering::Relaxed), 1, "it has ended");
+    }
 
     #[test]
     fn packets_are_what_kernels_take() {

@@ -67,9 +67,9 @@ pub struct Outcome {
     pub lost: u64,
     pub duplicates: u64,
     pub reordered: u64,
-    /// Flows of which nothing arrived; where sockets take the packets.
+    /// Flows of which nothing arrived, in order; where sockets take the packets.
     #[serde(skip)]
-    pub silent_flows: usize,
+    pub silent: Vec<u32>,
     /// Of all packets, from when each was due.
     pub latency_us: Percentiles,
     /// The same without packets that the lab's own pauses touched (see [`pauses`](super::pauses)); zeros if none is left.
@@ -215,7 +215,7 @@ impl Track {
             lost: sent.saturating_sub(self.received),
             duplicates: self.duplicates,
             reordered: self.reordered,
-            silent_flows: self.flows.iter().filter(|last| **last == 0).count(),
+            silent: (0..).zip(&self.flows).filter(|(_, last)| **last == 0).map(|(flow, _)| flow).collect(),
             steady_p99_us: self.steady.p99_us(),
             ..Outcome::of(&self.calm, &self.touched)
         }
@@ -244,7 +244,7 @@ mod tests {
         let outcome = track.close(8);
         assert_eq!((outcome.received, outcome.lost, outcome.duplicates), (6, 2, 1));
         assert_eq!(outcome.reordered, 1, "4 behind 5 of one flow; 2 behind 3 is of another");
-        assert_eq!(outcome.silent_flows, 2, "nothing of flows 2 and 3");
+        assert_eq!(outcome.silent, [2, 3]);
     }
 
     #[test]

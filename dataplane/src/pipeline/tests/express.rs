@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::State;
+use crate::pipeline::Stage;
 use crate::pipeline::side::Sided;
 use crate::pipeline::testkit::{BACK, FRONT};
 use crate::tables::Tabled;
@@ -193,6 +194,9 @@ fn sent<F: Sided + Tabled + Plain, const PROTOCOL: u8>(rig: &mut Rig, from: Port
     let mut frame = rig.pool.take_with(packet).unwrap();
     let bytes = rig.pool.memory().bytes_mut(&mut frame);
     assert!(F::is_plain_part::<PROTOCOL>(bytes, bytes.len()));
+    if PROTOCOL == PROTO_UDP {
+        assert!(matches!(rig.pipeline.begin(bytes, bytes.len()).0, Stage::Datagram(_)), "a burst would not take it so");
+    }
     let side = F::side_mut(&mut rig.pipeline);
     let hash = side.begin(bytes, &F::headers::<PROTOCOL>(bytes));
     let entry = side.flows.prefetch_record(hash).unwrap();

@@ -30,23 +30,23 @@ pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
     let paced = generator::start(stage, vec![at(0.5), at(0.9)])?.finish()?;
     let [half, ninety] = &paced[..] else { anyhow::bail!("two runs were asked for") };
     answered("half", half)?;
-    let lost = |outcome: &Outcome| outcome.lost as f64 / (outcome.sent as f64).max(1.0);
     let mut sample = Sample::from([
         (Metric::LatencyMax, most),
         (Metric::HalfAllP99, half.1.latency_us.p99),
         (Metric::HalfLeftOut, half.1.disturbed),
         (Metric::NinetyLeftOut, ninety.1.disturbed),
-        (Metric::HalfLost, lost(&half.1)),
-        (Metric::NinetyLost, lost(&ninety.1)),
+        (Metric::HalfLost, lost(half)),
+        (Metric::NinetyLost, lost(ninety)),
     ]);
-    for ((_, outcome), [p50, p99, steady]) in [
+    for (run, [p50, p99, steady]) in [
         (half, [Metric::HalfP50, Metric::HalfP99, Metric::HalfSteadyP99]),
         (ninety, [Metric::NinetyP50, Metric::NinetyP99, Metric::NinetySteadyP99]),
     ] {
+        let outcome = &run.1;
         if outcome.decides() {
             sample.insert(p50, outcome.undisturbed_us.p50);
         }
-        if outcome.decides() && lost(outcome) < MOST_LOST {
+        if outcome.decides() && lost(run) < MOST_LOST {
             sample.insert(p99, outcome.undisturbed_us.p99);
             sample.insert(steady, outcome.steady_p99_us);
         }
@@ -63,4 +63,24 @@ fn answered(what: &str, (sent, outcome): &(Sent, Outcome)) -> Result<()> {
         outcome.sent
     );
     Ok(())
+}
+
+/// The share the peer lost: not what the generator's own rings had no room for.
+fn lost((sent, outcome): &(Sent, Outcome)) -> f64 {
+    outcome.lost.saturating_sub(sent.missed) as f64 / (outcome.sent as f64).max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_generator_lost_is_not_the_peers() {
+        let of = |missed| {
+            let sent =
+                Sent { packets: 1_000, seconds: 1.0, behind: false, latest_us: 0.0, pauses: 0, paused_us: 0.0, missed };
+            lost(&(sent, Outcome { sent: 1_000, lost: 10, ..Outcome::default() }))
+        };
+        assert_eq!([of(0), of(8), of(11)], [0.01, 0.002, 0.0]);
+    }
 }

@@ -103,14 +103,14 @@ pub enum Metric {
     HalfSteadyP99,
     /// Of all packets.
     HalfAllP99,
-    /// The share of packets left out, and of those unanswered.
+    /// The share of packets left out, and of those unanswered for which the generator had room.
     HalfLeftOut,
     HalfLost,
     NinetyP50,
     NinetyP99,
     NinetySteadyP99,
     NinetyLeftOut,
-    /// Of the packets at nine tenths, the share unanswered.
+    /// The same at nine tenths.
     NinetyLost,
     /// Bytes the box's memory grew by, per flow.
     FlowBytes,

@@ -56,13 +56,16 @@ fn count(stage: &Stage, effort: &Effort, start: impl FnOnce(Duration) -> Result<
     let clock = LabClock::new(&stage.lab)?;
     let sink = Sink::attach(&outlet.ns, outlet.interface, outlet.address, Sinking::Drop)?;
     stage.open_flows(effort.flows)?;
-    let sending = start(WARM_UP + effort.duration + SLACK)?;
+    let whole = WARM_UP + effort.duration + SLACK;
+    let sending = start(whole)?;
+    let began = Instant::now();
     std::thread::sleep(WARM_UP);
     let from = Reading::take(&sink, &clock)?;
     std::thread::sleep(effort.duration);
-    ensure!(!sending.is_over(), "the generator ended early: {:?}", sending.finish().err());
     let to = Reading::take(&sink, &clock)?;
+    let in_time = began.elapsed() < whole;
     let sent = sending.finish()?;
+    ensure!(in_time, "who counts had no core while packets were sent: the machine is busy");
     let arrived = to.arrived.since(from.arrived);
     ensure!(arrived.right > 0, "no packet arrived at {}", outlet.address);
     ensure!(
