@@ -84,27 +84,39 @@ impl Pipeline {
 }
 
 impl Pipeline {
-    /// Asks for the services of a burst's flows that are not of this snapshot.
+    /// Asks for what flows of a burst that are not of this snapshot will be looked up by: their services, then what those
+    /// lead to.
     #[cold]
     pub(super) fn foresee_renewals(&self, stages: &[Stage], likely: &[Option<Entry>]) {
+        let mut services = ArrayVec::<(&Service, u16), BURST>::new();
         for (stage, entry) in stages.iter().zip(likely) {
-            let Some(entry) = entry else { continue };
-            match stage {
-                Stage::Plain6 => self.foresee_renewal::<V6>(*entry),
-                Stage::Datagram(packet) | Stage::Transit(packet) if packet.v6 => self.foresee_renewal::<V6>(*entry),
-                Stage::Plain4 | Stage::Datagram(_) | Stage::Transit(_) => self.foresee_renewal::<V4>(*entry),
-                _ => {}
+            let Some(entry) = *entry else { continue };
+            let renewed = match stage {
+                Stage::Plain6 => self.renewed::<V6>(entry),
+                Stage::Datagram(packet) | Stage::Transit(packet) if packet.v6 => self.renewed::<V6>(entry),
+                Stage::Plain4 | Stage::Datagram(_) | Stage::Transit(_) => self.renewed::<V4>(entry),
+                _ => None,
+            };
+            if let Some((service, node_slot)) = renewed {
+                prefetch_all(service);
+                services.push((service, node_slot));
+            }
+        }
+        for (service, node_slot) in services {
+            if let Some((_, backend)) = service.set.likely(node_slot) {
+                prefetch_all(backend);
+            }
+            if let Some(hop) = self.view.node_hops.get(usize::from(node_slot)) {
+                prefetch_all(hop);
             }
         }
     }
 
-    fn foresee_renewal<F: Sided>(&self, entry: Entry) {
+    /// The service, and the node's slot, of a flow that is to be looked up anew.
+    fn renewed<F: Sided>(&self, entry: Entry) -> Option<(&Service, u16)> {
         let record = F::side(self).flows.record(entry.record);
-        if record.epoch != self.epoch
-            && let Some(service) = self.view.tables.service(record.service)
-        {
-            prefetch_all(&**service);
-        }
+        let service = self.view.tables.service(record.service).filter(|_| record.epoch != self.epoch)?;
+        Some((service, record.node_slot))
     }
 }
 

@@ -120,7 +120,8 @@ pub(super) fn revalidate<F: Tabled>(
         return REVOKED;
     }
     record.service = service.slot;
-    let place = service.set.place(F::to_ip(record.node), record.node_port, service.target_port);
+    let node = F::to_ip(record.node);
+    let place = service.set.place_from(record.node_slot, node, record.node_port, service.target_port);
     let backend = place.and_then(|place| service.set.backends.get(usize::from(place)));
     let standing = judge(word, service, backend, as_new);
     // Where a RST to the node goes; none, if the node may be gone too.

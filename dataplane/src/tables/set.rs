@@ -54,6 +54,8 @@ pub struct BackendSet {
     by_address: FxHashMap<(IpAddr, u16), u16>,
     /// Places by address, then by place.
     by_node: Box<[u16]>,
+    /// Where the only backend on a node likely is, by the last bits of the node's slot.
+    likely: Box<[u16]>,
 }
 
 impl BackendSet {
@@ -66,7 +68,29 @@ impl BackendSet {
         let maglev = if kind == Kind::Maglev { maglev(&backends, &shares, maglev_max) } else { MaglevTable::none() };
         let mut by_node: Box<[u16]> = (0..backends.len() as u16).collect();
         by_node.sort_by_key(|at| backends[usize::from(*at)].address);
-        Self { maglev, plan, backends, by_address, by_node }
+        let likely = likely(&backends, &by_node);
+        Self { maglev, plan, backends, by_address, by_node, likely }
+    }
+
+    /// The backend that a flow to this node most likely goes to: a guess, in fewer lines of memory than a look-up.
+    #[inline]
+    #[must_use]
+    pub fn likely(&self, node_slot: u16) -> Option<(u16, &Backend)> {
+        let place = *self.likely.get(usize::from(node_slot) & self.likely.len().wrapping_sub(1))?;
+        Some((place, self.backends.get(usize::from(place))?))
+    }
+
+    /// See [`Self::place`], of a flow whose node was in this slot.
+    #[must_use]
+    pub fn place_from(&self, node_slot: u16, address: IpAddr, port: u16, target_port: u16) -> Option<u16> {
+        let is_its = |backend: &Backend| {
+            let own_port = if backend.port == 0 { target_port } else { backend.port };
+            backend.address == address && own_port == port
+        };
+        match self.likely(node_slot) {
+            Some((place, backend)) if is_its(backend) => Some(place),
+            _ => self.place(address, port, target_port),
+        }
     }
 
     /// The backend a new flow goes to.
@@ -115,6 +139,20 @@ impl BackendSet {
     }
 }
 
+/// See [`BackendSet::likely`]. Of several backends on a node the port decides, and there is none; of two nodes in one
+/// place the later one's.
+fn likely(backends: &[Backend], by_node: &[u16]) -> Box<[u16]> {
+    let address = |at: &u16| backends[usize::from(*at)].address;
+    let mut likely = vec![u16::MAX; backends.len().next_power_of_two()];
+    let last = likely.len() - 1;
+    for of_node in by_node.chunk_by(|a, b| address(a) == address(b)) {
+        if let [only] = of_node {
+            likely[usize::from(backends[usize::from(*only)].node_slot) & last] = *only;
+        }
+    }
+    likely.into()
+}
+
 /// What each backend weighs now. In tenths only while one of them starts slowly, so that weights as they
 /// are configured make the tables they always made.
 fn shares(backends: &[Backend]) -> Vec<u32> {
@@ -132,4 +170,35 @@ fn maglev(backends: &[Backend], shares: &[u32], max: u32) -> MaglevTable {
     // The size follows the set as configured, not its health: a flap must not resize the table.
     let units = maglev::weight_units(backends.iter().map(|backend| u32::from(backend.weight)));
     MaglevTable::build(&weights, maglev::size_for(units.max(SMALLEST_UNITS), max))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guess_changes_no_answer() {
+        let backend = |(host, port, node_slot): (u8, u16, u16)| Backend {
+            address: IpAddr::from([10, 0, 0, host]),
+            port,
+            weight: 1,
+            state: BackendState::Active,
+            checked: BackendState::Active,
+            unwanted: false,
+            ramp: WHOLE,
+            node_slot,
+        };
+        // One by the service's port, one by its own, a node with both, and one whose slot ends like another's.
+        let backends = [(1, 0, 0), (2, 8080, 1), (3, 0, 2), (3, 8080, 2), (4, 0, 9)].map(backend).to_vec();
+        let set = BackendSet::build(backends, Kind::Maglev, 251);
+        for (slot, host, port) in (0..20)
+            .chain([u16::MAX])
+            .flat_map(|slot| (0..6).flat_map(move |host| [0, 443, 8080].map(|p| (slot, host, p))))
+        {
+            let address = IpAddr::from([10, 0, 0, host]);
+            assert_eq!(set.place_from(slot, address, port, 443), set.place(address, port, 443), "{slot} {host} {port}");
+        }
+        assert_eq!([0, 9].map(|slot| set.likely(slot).map(|(place, _)| place)), [Some(0), Some(4)]);
+        assert!(set.likely(2).is_none(), "the port decides");
+    }
 }
