@@ -45,7 +45,7 @@ const VISITED_SOON: u32 = 16;
 pub const MOST_EFFORT: u32 = 256;
 
 /// And behind a nap, after which neither flows nor code are in any cache: twice as much from one time to the next.
-pub const FIRST_EFFORT: u32 = 32;
+pub const FIRST_EFFORT: u32 = 64;
 
 /// What became of a record that the sweep came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,11 +28,11 @@ fn count(rig: &Rig, wanted: impl Fn(u16, u32) -> bool) -> u32 {
 /// costs.
 #[track_caller]
 fn goes_on_a_few_at_a_time(rig: &mut Rig, swept: Swept, left: impl Fn(&Rig) -> u32) {
-    let most = [0, 1, 2, 3, 3].map(|doubled| (FIRST_EFFORT << doubled) / swept.effort());
-    assert_eq!(most[4], MOST_EFFORT / swept.effort());
+    let most = [0, 1, 2, 2].map(|doubled| (FIRST_EFFORT << doubled) / swept.effort());
+    assert_eq!(most[3], MOST_EFFORT / swept.effort());
     let mut before = left(rig);
     assert_eq!(before, 2 * FLOWS);
-    let mut worst = [0; 5];
+    let mut worst = [0; 4];
     for _ in 0..4 * before / most.iter().sum::<u32>() + 1 {
         rig.wait(1);
         for worst in &mut worst {
