@@ -125,6 +125,8 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline_bench::measure;
+    use crate::privilege;
     use perf_event::events::Software;
 
     /// The processor's own counters are had by few virtual machines; the kernel's are read the same way.
@@ -146,7 +148,16 @@ mod tests {
 
     #[test]
     fn privileged_a_core_that_spins_is_interrupted_by_its_timer() {
-        let mut interrupts = Interrupts::of_core(rustix::thread::sched_getcpu()).unwrap();
+        const NAME: &str = "privileged_a_core_that_spins_is_interrupted_by_its_timer";
+        if !privilege::require(NAME) {
+            return;
+        }
+        if !Path::new(TRACE_POINTS).is_dir() {
+            println!("SKIPPED: {NAME}: no trace points in {TRACE_POINTS}");
+            return;
+        }
+        let core = measure::pin(None).unwrap();
+        let mut interrupts = Interrupts::of_core(core).unwrap();
         let start = std::time::Instant::now();
         let before = interrupts.read().unwrap();
         while interrupts.read().unwrap() == before {
