@@ -81,9 +81,7 @@ impl Pipeline {
         // A burst has no more packets than there is room for.
         let _ = side.foresight.foreseen.try_push(Foreseen { tuple, service: service.slot, place, port });
     }
-}
 
-impl Pipeline {
     /// Asks for what flows of a burst that are not of this snapshot will be looked up by: their services, then what those
     /// lead to.
     #[cold]
