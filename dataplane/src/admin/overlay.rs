@@ -71,20 +71,34 @@ fn nearest(target: &str, owners: &Snapshots) -> Option<String> {
     (best.0 >= NEAR).then(|| best.1.to_owned())
 }
 
-/// What several checkers say, as one: of two verdicts on the same the worse.
+/// What several checkers say, as one: of two verdicts on the same the worse. To a verdict on one port of a node a checker
+/// that speaks of the node alone has its say too.
 #[must_use]
 pub fn merged<'a>(sources: impl ExactSizeIterator<Item = &'a Health>) -> Health {
-    if sources.len() == 1 {
-        return sources.into_iter().next().cloned().unwrap_or_default();
+    let sources: Vec<&Health> = sources.collect();
+    if let [only] = *sources {
+        return only.clone();
     }
     let mut known: BTreeMap<(IpAddr, Option<u16>), BackendHealth> = BTreeMap::new();
-    for verdict in sources.flat_map(|health| &health.backends) {
-        let entry = known.entry((verdict.address, verdict.port)).or_insert_with(|| verdict.clone());
-        if worse(entry.state, verdict.state) != entry.state {
-            entry.clone_from(verdict);
+    for verdict in sources.iter().flat_map(|health| &health.backends) {
+        worsen(known.entry((verdict.address, verdict.port)).or_insert_with(|| verdict.clone()), verdict);
+    }
+    for health in sources {
+        let own: BTreeSet<_> = health.backends.iter().map(|verdict| (verdict.address, verdict.port)).collect();
+        for verdict in health.backends.iter().filter(|verdict| verdict.port.is_none()) {
+            let ports = known.range_mut((verdict.address, Some(0))..=(verdict.address, Some(u16::MAX)));
+            ports.filter(|(place, _)| !own.contains(place)).for_each(|(_, known)| worsen(known, verdict));
         }
     }
     Health { backends: known.into_values().collect() }
+}
+
+/// The worse of two verdicts, with its reason.
+fn worsen(known: &mut BackendHealth, verdict: &BackendHealth) {
+    if worse(known.state, verdict.state) != known.state {
+        known.state = verdict.state;
+        known.reason.clone_from(&verdict.reason);
+    }
 }
 
 /// Health as the engine gets it. An entry for one port of a drained address is made worse too, so
@@ -142,6 +156,31 @@ mod tests {
         assert_eq!(merged([&two, &one].into_iter()).backends, both);
         assert_eq!(merged([&two].into_iter()), two);
         assert_eq!(merged([].into_iter()), Health::default());
+    }
+
+    #[test]
+    fn who_speaks_of_a_node_alone_speaks_of_each_of_its_ports() {
+        use BackendState::{Active, Down};
+        let control = Health {
+            backends: vec![entry("10.0.0.1", None, Down, "8080: refused"), entry("10.0.0.1", Some(80), Active, "")],
+        };
+        let person = Health { backends: vec![entry("10.0.0.1", None, Down, "its disk fails")] };
+        let port = |health: &Health| {
+            let of_port = health.backends.iter().find(|verdict| verdict.port == Some(80)).cloned();
+            of_port.expect("a verdict on the port")
+        };
+        assert_eq!(port(&merged([&control].into_iter())).state, Active, "of one checker its own word on a port holds");
+        for both in [[&control, &person], [&person, &control]] {
+            assert_eq!(port(&merged(both.into_iter())), entry("10.0.0.1", Some(80), Down, "its disk fails"));
+        }
+        let other =
+            Health { backends: vec![entry("10.0.0.1", Some(80), Active, ""), entry("10.0.0.2", None, Down, "")] };
+        assert_eq!(port(&merged([&other, &control].into_iter())).state, Active);
+        assert_eq!(
+            port(&merged([&other, &person].into_iter())).state,
+            Down,
+            "nobody takes a node's word back by a port"
+        );
     }
 
     fn ip(text: &str) -> IpAddr {

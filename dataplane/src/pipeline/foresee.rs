@@ -1,19 +1,15 @@
-//! What packets that go the long way will wait for, asked for while the burst's other headers are read. Of an opening
-//! it is the line of the index that shows whether a SNAT port is free towards a node: in no cache, and waiting for it
-//! was half the time an opening took. Of a known flow under a new snapshot it is its service, whose lines another core
-//! wrote a moment ago: waited for one after the other, by most packets of a turn, they held it up for 50 us.
+//! What openings will wait for, asked for while the burst's other headers are read: the line of the index that shows
+//! whether a SNAT port is free towards a node. It is in no cache, and waiting for it was half the time an opening took.
 //!
-//! Nothing is decided here. Of openings, what follows from tables and tuple alone, service and backend, is kept for the
-//! opening, later in the same burst; the port is a guess, and one that proves wrong costs a load.
+//! Nothing is decided here. What follows from tables and tuple alone, service and backend, is kept for the opening,
+//! later in the same burst; the port is a guess, and one that proves wrong costs a load.
 
+use super::Pipeline;
 use super::side::{Parts, Side, Sided, node_addr};
-use super::{Pipeline, Stage};
-use crate::flow::Entry;
 use crate::io::BURST;
 use crate::nat::{Guess, Towards};
-use crate::sys::prefetch_all;
 use crate::tables::{Service, Tabled};
-use crate::wire::{Family, Packet, Tuple, V4, V6};
+use crate::wire::{Family, Packet, Tuple};
 use arrayvec::ArrayVec;
 use penstock_configs::desired::{Mode, Scheduler};
 
@@ -80,41 +76,6 @@ impl Pipeline {
         let port = side.ports.foresee(&side.flows, &family.snats, &family.snat_of_groups, &towards, is_home);
         // A burst has no more packets than there is room for.
         let _ = side.foresight.foreseen.try_push(Foreseen { tuple, service: service.slot, place, port });
-    }
-
-    /// Asks for what flows of a burst that are not of this snapshot will be looked up by: their services, then what those
-    /// lead to.
-    #[cold]
-    pub(super) fn foresee_renewals(&self, stages: &[Stage], likely: &[Option<Entry>]) {
-        let mut services = ArrayVec::<(&Service, u16), BURST>::new();
-        for (stage, entry) in stages.iter().zip(likely) {
-            let Some(entry) = *entry else { continue };
-            let renewed = match stage {
-                Stage::Plain6 => self.renewed::<V6>(entry),
-                Stage::Datagram(packet) | Stage::Transit(packet) if packet.v6 => self.renewed::<V6>(entry),
-                Stage::Plain4 | Stage::Datagram(_) | Stage::Transit(_) => self.renewed::<V4>(entry),
-                _ => None,
-            };
-            if let Some((service, node_slot)) = renewed {
-                prefetch_all(service);
-                services.push((service, node_slot));
-            }
-        }
-        for (service, node_slot) in services {
-            if let Some((_, backend)) = service.set.likely(node_slot) {
-                prefetch_all(backend);
-            }
-            if let Some(hop) = self.view.node_hops.get(usize::from(node_slot)) {
-                prefetch_all(hop);
-            }
-        }
-    }
-
-    /// The service, and the node's slot, of a flow that is to be looked up anew.
-    fn renewed<F: Sided>(&self, entry: Entry) -> Option<(&Service, u16)> {
-        let record = F::side(self).flows.record(entry.record);
-        let service = self.view.tables.service(record.service).filter(|_| record.epoch != self.epoch)?;
-        Some((service, record.node_slot))
     }
 }
 

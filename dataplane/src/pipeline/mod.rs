@@ -18,6 +18,7 @@ mod local;
 mod open;
 mod pick;
 mod refuse;
+mod renew;
 mod reply_check;
 mod revalidate;
 mod sctp;
@@ -166,7 +167,7 @@ impl Pipeline {
             likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
         }
         if std::mem::take(&mut self.renews) {
-            self.foresee_renewals(&stages[..count], &likely[..count]);
+            self.renew(&stages[..count], &likely[..count]);
         }
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {
             let verdict = match *stage {

@@ -32,14 +32,18 @@ pub enum Counted {
     HitUdp4Copy,
     New4,
     New4Copy,
+    Renewed4,
+    Renewed4Copy,
 }
 
 /// Name in the baseline, the run that settles, the run that only copies.
-const PAIRS: [(&str, Counted, Counted); 4] = [
+const PAIRS: [(&str, Counted, Counted); 5] = [
     ("hit_nat4", Counted::Hit4, Counted::Hit4Copy),
     ("hit_nat6", Counted::Hit6, Counted::Hit6Copy),
     ("hit_udp_nat4", Counted::HitUdp4, Counted::HitUdp4Copy),
     ("new_nat4", Counted::New4, Counted::New4Copy),
+    // The first packet of each flow under new tables.
+    ("renewed_nat4", Counted::Renewed4, Counted::Renewed4Copy),
 ];
 
 /// The cases counted, in the order of their names.
@@ -53,14 +57,19 @@ pub fn run_counted(counted: Counted, packets: usize) -> anyhow::Result<()> {
     let v6 = matches!(counted, Counted::Hit6 | Counted::Hit6Copy);
     let is_udp = matches!(counted, Counted::HitUdp4 | Counted::HitUdp4Copy);
     let protocol = if is_udp { Protocol::Udp } else { Protocol::Tcp };
-    let mut world = World::build(Plan { v6, protocol, mode: Mode::Nat, flows: 1000, services: 100 }, None)?;
+    let renewed = matches!(counted, Counted::Renewed4 | Counted::Renewed4Copy);
+    let flows = if renewed { packets as u32 } else { 1000 };
+    let mut world = World::build(Plan { v6, protocol, mode: Mode::Nat, flows, services: 100 }, None)?;
+    if renewed {
+        world.publish()?;
+    }
     let blocks = packets / BLOCK;
     match counted {
-        Counted::Hit4 | Counted::Hit6 | Counted::HitUdp4 => {
+        Counted::Hit4 | Counted::Hit6 | Counted::HitUdp4 | Counted::Renewed4 => {
             let mut hits = Hits::of(&mut world, Way::Both);
             run(blocks, &mut world, &mut hits)
         }
-        Counted::Hit4Copy | Counted::Hit6Copy | Counted::HitUdp4Copy => {
+        Counted::Hit4Copy | Counted::Hit6Copy | Counted::HitUdp4Copy | Counted::Renewed4Copy => {
             let mut hits = Hits::of(&mut world, Way::Both);
             run(blocks, &mut Nothing, &mut hits)
         }

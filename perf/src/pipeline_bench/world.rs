@@ -47,6 +47,7 @@ pub struct Plan {
 /// A pipeline with its established flows.
 pub struct World {
     pub plan: Plan,
+    compiler: Compiler,
     pub pipeline: Pipeline,
     pub stats: Arc<WorkerStats>,
     pub now: Now,
@@ -74,12 +75,23 @@ impl World {
         };
         let stats = Arc::new(WorkerStats::new(2, plan.services as usize));
         let mut pipeline = Pipeline::new(&config, store(config.shape(), flow_file)?, Arc::clone(&stats))?;
-        pipeline.adopt(Arc::new(view(plan)?));
-        let mut world =
-            Self { plan, pipeline, stats, now: Now::from_secs(1000), forward: Vec::new(), reverse: Vec::new() };
+        let mut compiler = Compiler::default();
+        pipeline.adopt(Arc::new(view(plan, &mut compiler)?));
+        let (forward, reverse) = (Vec::new(), Vec::new());
+        let mut world = Self { plan, compiler, pipeline, stats, now: Now::from_secs(1000), forward, reverse };
         world.establish()?;
         world.shuffle();
         Ok(world)
+    }
+
+    /// The same tables, compiled and published once more: every flow's next packet looks it up anew.
+    ///
+    /// # Errors
+    /// The tables were refused.
+    pub fn publish(&mut self) -> anyhow::Result<()> {
+        let view = view(self.plan, &mut self.compiler)?;
+        self.pipeline.adopt(Arc::new(view));
+        Ok(())
     }
 
     /// Where the n-th client's packets come from and go to.
@@ -169,8 +181,8 @@ impl World {
     }
 }
 
-fn view(plan: Plan) -> anyhow::Result<View> {
-    let tables = tables(plan)?;
+fn view(plan: Plan, compiler: &mut Compiler) -> anyhow::Result<View> {
+    let tables = tables(plan, compiler)?;
     let hop = |address: &IpAddr| {
         let known = (0..NODES).any(|n| packets::node(plan.v6, n) == *address);
         known.then_some(Hop::new(NODE_PORT, NODE_MAC, BOX_MACS[1], MTU))
@@ -189,7 +201,7 @@ fn view(plan: Plan) -> anyhow::Result<View> {
     })
 }
 
-fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
+fn tables(plan: Plan, compiler: &mut Compiler) -> anyhow::Result<Arc<Tables>> {
     let backend = |n| Backend { address: Some(packets::node(plan.v6, n)), weight: 1, ..Backend::default() };
     let set = BackendSet { name: "nodes".into(), backends: (0..NODES).map(backend).collect() };
     let service = |n| Service {
@@ -222,7 +234,7 @@ fn tables(plan: Plan) -> anyhow::Result<Arc<Tables>> {
         deny: &Arc::default(),
         now: Now::default(),
     };
-    Compiler::default().compile(&inputs).context("the benchmark's own tables")
+    compiler.compile(&inputs).context("the benchmark's own tables")
 }
 
 fn store(shape: Shape, flow_file: Option<&Path>) -> anyhow::Result<Store> {

@@ -15,6 +15,7 @@ mod modes;
 mod motion;
 mod nat;
 mod refuse;
+mod renew;
 mod sctp;
 mod simulation;
 mod stick;
