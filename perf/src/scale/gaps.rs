@@ -32,10 +32,48 @@ pub struct Pace {
     received: u64,
     /// Due at this packet's time and later, not yet sent.
     unsent_from: u64,
-    latency: Arc<Mutex<Histogram<u64>>>,
+    latency: Arc<Mutex<Latencies>>,
 }
 
 /// Latencies of paced packets, nanoseconds.
+pub struct Latencies {
+    pub all: Histogram<u64>,
+    /// The worst of those due in each [`SLOT_NS`], from this one on.
+    first: u64,
+    slots: Vec<u64>,
+}
+
+const SLOT_NS: u64 = 250_000;
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self { all: histogram(), first: 0, slots: Vec::new() }
+    }
+}
+
+impl Latencies {
+    pub fn add(&mut self, due: u64, latency: u64) {
+        self.all.saturating_record(latency);
+        let slot = due / SLOT_NS;
+        if self.slots.is_empty() {
+            self.first = slot;
+        }
+        // Ports are paced each for itself: one may be a little behind the other.
+        let at = slot.saturating_sub(self.first) as usize;
+        if at >= self.slots.len() {
+            self.slots.resize(at + 1, 0);
+        }
+        self.slots[at] = self.slots[at].max(latency);
+    }
+
+    /// The worst of the packets due from one time to another, to a slot; `None`: the run had not begun, or was over.
+    pub fn worst_due(&self, from: u64, to: u64) -> Option<u64> {
+        let at = |time: u64| (time / SLOT_NS).checked_sub(self.first).map(|at| at as usize);
+        self.slots.get(at(from)?..=at(to)?)?.iter().max().copied()
+    }
+}
+
+/// Of nanoseconds.
 pub fn histogram() -> Histogram<u64> {
     // Three digits up to ten seconds: a valid pair of arguments.
     Histogram::new_with_bounds(1, 10_000_000_000, 3).expect("bounds of an HdrHistogram")
@@ -48,7 +86,7 @@ impl Feed {
     }
 
     /// Packets a second; `latency` takes up how long after they were due they were sent.
-    pub fn paced(self, per_second: f64, latency: Arc<Mutex<Histogram<u64>>>) -> Self {
+    pub fn paced(self, per_second: f64, latency: Arc<Mutex<Latencies>>) -> Self {
         let pace = Pace { interval_ns: 1e9 / per_second, start: None, received: 0, unsent_from: 0, latency };
         Self { pace: Some(pace), ..self }
     }
@@ -78,7 +116,7 @@ impl Pace {
         let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
         for packet in self.unsent_from..self.received {
             let due = start + (packet as f64 * self.interval_ns) as u64;
-            latency.saturating_record(now.saturating_sub(due).max(1));
+            latency.add(due, now.saturating_sub(due).max(1));
         }
         self.unsent_from = self.received;
     }

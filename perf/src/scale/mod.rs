@@ -13,6 +13,7 @@ mod expiry;
 mod gaps;
 mod maglev;
 mod memory;
+mod reload;
 mod report;
 mod rig;
 mod snapshot;
@@ -77,7 +78,7 @@ impl Experiment {
         match self {
             Self::Workers => workers::run(quick),
             Self::Snapshot => snapshot::publication(quick),
-            Self::Reload => snapshot::reloading(quick),
+            Self::Reload => reload::run(quick),
             Self::Maglev => maglev::run(quick),
             Self::Table => table::run(quick),
             Self::Expiry => expiry::run(quick),

@@ -2,7 +2,7 @@
 //! for when it comes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -14,7 +14,7 @@ use penstock_dataplane::publish::Mailbox;
 use penstock_dataplane::stats::WorkerStats;
 
 use super::events;
-use super::gaps::{self, Feed, Gaps, Watch, histogram};
+use super::gaps::{self, Feed, Gaps, Latencies, Watch};
 use super::report::{Figure, Section};
 use super::rig::{self, Cost, Member, Site, Turning};
 use super::turns;
@@ -28,7 +28,7 @@ const MEBI: f64 = 1024.0 * 1024.0;
 /// What no packet may wait longer than for a publication, expiry or a timer.
 pub const PAUSE_US: f64 = 50.0;
 
-fn sizes(quick: bool) -> (u32, u32) {
+pub fn sizes(quick: bool) -> (u32, u32) {
     if quick { (SERVICES / 100, NODES / 100) } else { (SERVICES, NODES) }
 }
 
@@ -83,7 +83,7 @@ pub fn loaded(
     site: &mut Site,
     flows: u32,
     fed: u32,
-    pace: Option<(f64, &Arc<Mutex<Histogram<u64>>>)>,
+    pace: Option<(f64, &Arc<Mutex<Latencies>>)>,
 ) -> anyhow::Result<Turning<Feed>> {
     let room = Capacity { established: flows, embryonic: 1 << 14 };
     let mut member = Member::new(site, room, 0, 1)?;
@@ -177,7 +177,7 @@ impl Publisher {
 
 /// Pins this thread, the worker's, to the last core. Returns the first, for what is not the worker: threads this one
 /// starts are born to its core, and see no other.
-fn pin_worker() -> anyhow::Result<CoreId> {
+pub fn pin_worker() -> anyhow::Result<CoreId> {
     let cores = core_affinity::get_core_ids().context("the kernel does not say which cores there are")?;
     let first = *cores.first().context("no cores")?;
     measure::pin(None)?;
@@ -268,78 +268,9 @@ pub fn add_pauses(section: &mut Section, events: &str, quiet: &[Gaps], with: &[G
 }
 
 /// Percentiles of several runs taken together, microseconds, as far as there are values to tell them by.
-fn curve<'a>(name: &str, runs: impl Iterator<Item = &'a Histogram<u64>>) -> Curve {
+pub fn curve<'a>(name: &str, runs: impl Iterator<Item = &'a Histogram<u64>>) -> Curve {
     let all = events::all(runs);
     let quantiles = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 0.99995, 0.99999];
     let told = quantiles.into_iter().filter(|quantile| (1.0 - quantile) * all.len() as f64 >= 1.0);
     Curve { name: name.into(), points: told.map(|q| (q, all.value_at_quantile(q) as f64 / 1e3)).collect() }
-}
-
-/// Packets of paced flows while a snapshot comes every second.
-pub fn reloading(quick: bool) -> anyhow::Result<Section> {
-    let (services, nodes) = sizes(quick);
-    let (flows, rate) = if quick { (10_000, 100_000.0) } else { (100_000, 1_000_000.0) };
-    let mut section = Section::new(
-        "reload",
-        format!("latency at {rate} packets/s with a snapshot of {services} services x {nodes} nodes every second"),
-    );
-    let mut site = Site::new(false, services, nodes);
-    let latency = Arc::new(Mutex::new(histogram()));
-    let mut turning = loaded(&mut site, flows, flows, Some((rate, &latency)))?;
-    let apart = pin_worker()?;
-    gaps::insist();
-    let (rounds, seconds) = if quick { (1, 0.5) } else { (5, 3.0) };
-    let take = || std::mem::replace(&mut *latency.lock().unwrap_or_else(PoisonError::into_inner), histogram());
-    gaps::warm_up(&mut turning, Duration::from_secs_f64(0.2))?;
-    take();
-    let (mut quiet, mut busy) = (Vec::new(), Vec::new());
-    for round in 1..=rounds {
-        eprintln!("  round {round} of {rounds}: without and with a snapshot a second");
-        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds))?;
-        quiet.push(take());
-        let (mailbox, stats) = (Arc::clone(&turning.mailbox), Arc::clone(&turning.stats));
-        let every = Duration::from_secs_f64(if quick { 0.2 } else { 1.0 });
-        let publisher = Publisher::start(site, mailbox, stats, every, apart)?;
-        // What fell due while the thread came to life is not a reload's.
-        gaps::warm_up(&mut turning, Duration::from_millis(50))?;
-        take();
-        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds))?;
-        busy.push(take());
-        site = publisher.stop()?.0;
-        gaps::warm_up(&mut turning, Duration::from_secs_f64(seconds / 2.0))?;
-        take();
-    }
-    turning.ensure_no_drops()?;
-    add_latencies(&mut section, &quiet, &busy);
-    section.note("From when a packet was due to when the turn that sent it was over, over ports in memory.");
-    Ok(section)
-}
-
-fn add_latencies(section: &mut Section, quiet: &[Histogram<u64>], busy: &[Histogram<u64>]) {
-    for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
-        let at = |run: &Histogram<u64>| run.value_at_quantile(quantile) as f64 / 1e3;
-        let without = measure::Spread::of(&quiet.iter().map(at).collect::<Vec<_>>());
-        let with: Vec<f64> = busy.iter().map(at).collect();
-        section.add(Figure::of_runs(format!("{name}, reloading every second"), &with, "us").beside(format!(
-            "without: {} ({}..{})",
-            super::report::short(without.median),
-            super::report::short(without.lowest),
-            super::report::short(without.highest)
-        )));
-        let added: Vec<f64> = busy.iter().zip(quiet).map(|(with, without)| at(with) - at(without)).collect();
-        section.add(
-            Figure::of_runs(format!("{name}, added by reloading"), &added, "us")
-                .at_most(PAUSE_US)
-                .beside("each run against the one without before it"),
-        );
-    }
-    let labels = Labels {
-        title: "Latency while reloading every second".into(),
-        subtitle: section.title.clone(),
-        values: "microseconds, from when a packet was due".into(),
-        along: String::new(),
-    };
-    let curves = [curve("no reload", quiet.iter()), curve("a reload every second", busy.iter())];
-    let limit = Limit { name: "50 us".into(), value: PAUSE_US };
-    section.charts.push(("scale-reload-latency".into(), plot::latency(&labels, &curves, &[limit])));
 }

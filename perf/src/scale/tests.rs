@@ -4,7 +4,7 @@ use std::time::Duration;
 use penstock_dataplane::flow::Capacity;
 use penstock_dataplane::io::{Burst, Port};
 
-use super::gaps::{Feed, histogram};
+use super::gaps::{Feed, Latencies};
 use super::report::{Figure, Report, Section};
 use super::rig::{self, Member, Site};
 use crate::pipeline_bench::packets::{TcpFlags, from_client};
@@ -111,8 +111,20 @@ fn a_feed_never_runs_dry_and_loses_no_frame() {
 }
 
 #[test]
+fn the_worst_of_a_stretch_is_of_packets_due_in_it() {
+    let mut latencies = Latencies::default();
+    for (due, latency) in [(1_000_000, 5), (1_100_000, 9), (1_260_000, 7), (2_600_000, 3), (990_000, 11)] {
+        latencies.add(due, latency);
+    }
+    let worst = |from, to| latencies.worst_due(from, to);
+    assert_eq!(worst(1_000_000, 1_200_000), Some(11), "one of the other port, a little behind the first");
+    assert_eq!([worst(1_250_000, 2_400_000), worst(2_500_000, 2_600_000)], [Some(7), Some(3)]);
+    assert_eq!([worst(900_000, 1_000_000), worst(2_600_000, 2_800_000)], [None, None], "the run's ends");
+}
+
+#[test]
 fn a_paced_feed_counts_from_when_a_packet_was_due() {
-    let latency = Arc::new(Mutex::new(histogram()));
+    let latency = Arc::new(Mutex::new(Latencies::default()));
     let mut pool = rig::pool();
     let mut feed = feed().paced(10_000.0, Arc::clone(&latency));
     let mut burst = Burst::new();
@@ -123,9 +135,9 @@ fn a_paced_feed_counts_from_when_a_packet_was_due() {
     feed.tx_burst(&mut pool, &mut burst);
     feed.service(&mut pool);
     let seen = latency.lock().unwrap();
-    assert_eq!(seen.len(), due as u64);
-    assert!(seen.max() >= 2_900_000, "the first waited for the whole sleep: {}", seen.max());
+    assert_eq!(seen.all.len(), due as u64);
+    assert!(seen.all.max() >= 2_900_000, "the first waited for the whole sleep: {}", seen.all.max());
     drop(seen);
     feed.service(&mut pool);
-    assert_eq!(latency.lock().unwrap().len(), due as u64, "none is counted twice");
+    assert_eq!(latency.lock().unwrap().all.len(), due as u64, "none is counted twice");
 }
