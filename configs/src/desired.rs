@@ -312,7 +312,8 @@ impl Scheduler {
     }
 }
 
-/// What becomes of the TCP connections of a backend that is down. UDP flows always go to another one.
+/// What becomes of the connections of a backend that is down: of TCP, and of SCTP as far as they are kept or forgotten. UDP
+/// flows always go to another one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDown {

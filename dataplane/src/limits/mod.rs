@@ -71,10 +71,15 @@ impl From<&ServiceLimits> for Limits {
     }
 }
 
-/// Whether a flow in this state counts against limits: closed ones, of which only the port rests, do not.
+/// Whether a flow counts against limits: closed ones, of which only the port rests, do not.
 #[must_use]
-pub fn counts(state: State) -> bool {
-    !matches!(state, State::TimeWait | State::Reset | State::Expired | State::SctpClosed)
+pub fn counts(word: Word) -> bool {
+    match word.state {
+        State::TimeWait | State::Reset | State::Expired | State::SctpClosed => false,
+        // Of a node that answers by itself neither FIN nor SHUTDOWN ACK is seen: closed by its client, it never comes to rest.
+        State::FinWait | State::SctpShutdown => !word.flags.has(Flags::DSR),
+        _ => true,
+    }
 }
 
 #[derive(Debug, Default)]
@@ -271,7 +276,7 @@ impl Limiter {
         }
         // It has a place among the sources even if it does not count now: it may be opened again.
         let entry = Entry { service: service.slot, source: hash.map_or(0, |hash| sources.place(hash)) };
-        if counts(word.state) {
+        if counts(word) {
             self.share.limits.change(entry, 1);
         }
         self.entries[at as usize] = [entry.service, entry.source];
@@ -288,7 +293,7 @@ impl Limiter {
     /// The record goes.
     #[inline]
     pub fn leave(&self, at: u32, word: Word) {
-        if word.flags.has(Flags::LIMITED) && counts(word.state) {
+        if word.flags.has(Flags::LIMITED) && counts(word) {
             self.share.limits.change(self.entry(at), LESS);
         }
     }
@@ -300,7 +305,7 @@ impl Limiter {
         if !from.flags.has(Flags::LIMITED) {
             return to;
         }
-        match (counts(from.state), counts(to.state)) {
+        match (counts(from), counts(to)) {
             (true, false) => self.share.limits.change(self.entry(at), LESS),
             (false, true) => self.share.limits.change(self.entry(at), 1),
             _ => {}

@@ -83,7 +83,8 @@ pub struct Pipeline {
     view: Arc<View>,
     /// Of the view's tables.
     epoch: u16,
-    /// The last burst had flows of an earlier epoch, or none has come since it changed: likely the next has too.
+    /// The last burst with packets of flows had some of an earlier epoch, or none has come since it changed: likely the
+    /// next has too.
     renews: bool,
     v4: Side<V4>,
     v6: Side<V6>,
@@ -166,7 +167,7 @@ impl Pipeline {
         for behind in count.saturating_sub(AHEAD)..count {
             likely[behind] = self.look_ahead(memory, &frames[behind], &stages[behind], hashes[behind], handed);
         }
-        if std::mem::take(&mut self.renews) {
+        if self.renews {
             self.renew(&stages[..count], &likely[..count]);
         }
         for (((frame, stage), hash), likely) in frames.iter_mut().zip(&stages).zip(hashes).zip(likely) {

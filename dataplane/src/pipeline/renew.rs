@@ -23,6 +23,7 @@ impl Pipeline {
     #[cold]
     pub(super) fn renew(&mut self, stages: &[Stage], likely: &[Option<Entry>]) {
         let mut bygone = ArrayVec::<(u32, bool), BURST>::new();
+        let mut any = false;
         for (stage, entry) in stages.iter().zip(likely) {
             let Some(Entry { record, .. }) = *entry else { continue };
             let v6 = match stage {
@@ -31,6 +32,7 @@ impl Pipeline {
                 Stage::Datagram(packet) | Stage::Transit(packet) => packet.v6,
                 _ => continue,
             };
+            any = true;
             if if v6 { self.ask_for_service::<V6>(record) } else { self.ask_for_service::<V4>(record) } {
                 bygone.push((record, v6));
             }
@@ -39,7 +41,7 @@ impl Pipeline {
             if v6 { self.ask_for_backend::<V6>(record) } else { self.ask_for_backend::<V4>(record) }
         }
         // There may be more in the next burst.
-        self.renews |= !bygone.is_empty();
+        self.renews = !any || !bygone.is_empty();
         for (record, v6) in bygone {
             if v6 { self.renew_flow::<V6>(record) } else { self.renew_flow::<V4>(record) }
         }

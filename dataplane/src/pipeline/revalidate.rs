@@ -3,11 +3,11 @@
 //!
 //! A flow whose backend takes no new ones any more:
 //!
-//! | backend | TCP, `keep` | TCP, `reset` | TCP, `rehome` | UDP |
-//! | --- | --- | --- | --- | --- |
-//! | draining, or of weight 0 | goes on | goes on | goes on | goes on |
-//! | down by its checks | goes on | RST to both ends | RST to who sends next | another backend |
-//! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend |
+//! | backend | TCP, `keep` | TCP, `reset` | TCP, `rehome` | UDP | SCTP, `keep` | SCTP, else |
+//! | --- | --- | --- | --- | --- | --- | --- |
+//! | draining, or of weight 0 | goes on | goes on | goes on | goes on | goes on | goes on |
+//! | down by its checks | goes on | RST to both ends | RST to who sends next | another backend | goes on | forgotten |
+//! | down by its owner, or removed | RST to both ends | RST to both ends | RST to who sends next | another backend | forgotten | forgotten |
 //!
 //! A connection that has not been answered yet is forgotten, and so is a closed one where others get a
 //! RST: the client's next SYN finds another backend. Of one that is half-open who sends next gets a RST.
@@ -21,9 +21,9 @@ use super::access;
 use super::side::{Parts, Sided, is_denied};
 use crate::clock::Now;
 use crate::flow::{Flags, Record, State, Word};
-use crate::tables::{Backend, Service, Tabled, Tables};
+use crate::tables::{Backend, Service, Snat, Tabled, Tables};
 use crate::verdict::DropReason;
-use crate::wire::{PROTO_TCP, TCP_ACK, TCP_SYN};
+use crate::wire::{PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_SYN};
 
 /// In place of a node's slot, when the backend is no longer one: no next hop is ever known.
 pub(super) const NO_NODE: u16 = u16::MAX;
@@ -110,7 +110,11 @@ pub(super) fn revalidate<F: Tabled>(
     let keeps_client = word.flags.has(Flags::DNAT);
     let snat = F::tables(tables).snats.get(usize::from(record.snat));
     let of_mode = word.flags.0 & Flags::MODE.0 == Flags::of_mode(service.mode).0;
-    if !of_mode || !keeps_client && snat.is_none_or(|snat| snat.retired) {
+    // What comes to a port of a shared address that is no longer ours is the kernel's.
+    let is_gone = |snat: &Snat<F::Addr>| {
+        snat.retired || snat.shared && !(snat.first_port..=snat.last_port).contains(&record.snat_port)
+    };
+    if !of_mode || !keeps_client && snat.is_none_or(is_gone) {
         return REVOKED;
     }
     if is_denied::<F>(tables, record.client) {
@@ -144,13 +148,21 @@ fn judge(word: Word, service: &Service, backend: Option<&Backend>, as_new: bool)
         Some(backend) if backend.state != BackendState::Down => return Standing::Valid,
         _ => {}
     }
-    // A SYN without an answer may as well go elsewhere.
-    let is_answered = word.state != State::SynSent || word.flags.has(Flags::ANSWERED);
-    if word.protocol != PROTO_TCP || !is_answered {
+    // A SYN without an answer, or an INIT, may as well go elsewhere.
+    let is_answered = match word.state {
+        State::SynSent => word.flags.has(Flags::ANSWERED),
+        State::SctpInit => false,
+        _ => true,
+    };
+    if word.protocol == PROTO_UDP || !is_answered {
         return Standing::Revoked;
     }
     if service.on_down == OnDown::Keep && backend.is_some_and(|backend| !backend.unwanted) {
         return Standing::Valid;
+    }
+    if word.protocol != PROTO_TCP {
+        // Nobody here can write an ABORT that its ends would believe: the tags are theirs.
+        return Standing::Revoked;
     }
     // In `dsr` the numbers a RST to the node would need are not known.
     let tell_who_goes_on = service.on_down == OnDown::Rehome || word.flags.has(Flags::DSR);

@@ -46,7 +46,12 @@ pub struct Load {
 /// IPVS's `tcp_state_active_table`: half-open ones are active, closing ones are not. UDP always is.
 #[must_use]
 pub fn is_active(state: State) -> bool {
-    matches!(state, State::SynSent | State::Established | State::UdpOneWay | State::UdpStream)
+    match state {
+        State::SynSent | State::Established | State::UdpOneWay | State::UdpStream => true,
+        State::SctpInit | State::SctpEstablished => true,
+        State::FinWait | State::TimeWait | State::Reset | State::Expired => false,
+        State::SctpShutdown | State::SctpClosed => false,
+    }
 }
 
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use penstock_configs::desired::{BackendState, OnDown, Protocol};
 use proptest::prelude::*;
 
-use super::share::{OLDEST_NS, Others, ROUND_NS};
+use super::share::{OLDEST_NS, Others, ROUND_NS, is_active};
 use super::*;
 use crate::flow::{Flags, State, Word};
 use crate::pipeline::testkit::SCHEDULERS;
@@ -565,4 +565,21 @@ fn dh_spreads_vips_over_those_that_weigh_anything() {
         taken[usize::from(Bench::new(1).pick(&service).expect("one"))] += 1;
     }
     assert!(taken[0] > 150 && taken[1] == 0 && taken[2] > 150, "{taken:?}");
+}
+
+#[test]
+fn flows_that_begin_and_live_are_active_and_closing_ones_are_not() {
+    let of = |states: &[State]| states.iter().map(|state| is_active(*state)).collect::<Vec<_>>();
+    let live = [
+        State::SynSent,
+        State::Established,
+        State::UdpOneWay,
+        State::UdpStream,
+        State::SctpInit,
+        State::SctpEstablished,
+    ];
+    assert_eq!(of(&live), [true; 6]);
+    let closing =
+        [State::FinWait, State::TimeWait, State::Reset, State::Expired, State::SctpShutdown, State::SctpClosed];
+    assert_eq!(of(&closing), [false; 6]);
 }

@@ -143,7 +143,14 @@ fn ipv6(frame: &[u8], whole: usize, l3: usize) -> Result<Parsed, DropReason> {
         let len = match next {
             0 | 43 | 60 => (usize::from(byte_before(frame, at + 1, end)?) + 1) * 8,
             51 => (usize::from(byte_before(frame, at + 1, end)?) + 2) * 4,
-            44 => return fragment_header(frame, l3, at, end),
+            44 => {
+                byte_before(frame, at + 7, end)?;
+                // An "atomic" fragment (RFC 6946) is a whole packet: other headers may follow.
+                if be16(frame, at + 2) & 0xfff9 != 0 {
+                    return transport(frame, l3, at + 8, end, true, byte_before(frame, at, end)?, true);
+                }
+                8
+            }
             _ => return transport(frame, l3, at, end, true, next, false),
         };
         if at + len > end {
@@ -162,15 +169,6 @@ fn ipv6(frame: &[u8], whole: usize, l3: usize) -> Result<Parsed, DropReason> {
         at += len;
     }
     Err(DropReason::BadExtensionHeaders)
-}
-
-fn fragment_header(frame: &[u8], l3: usize, at: usize, end: usize) -> Result<Parsed, DropReason> {
-    if at + 8 > end {
-        return Err(DropReason::BadExtensionHeaders);
-    }
-    // An "atomic" fragment (RFC 6946) is a whole packet.
-    let fragment = be16(frame, at + 2) & 0xfff9 != 0;
-    transport(frame, l3, at + 8, end, true, byte_before(frame, at, end)?, fragment)
 }
 
 fn byte_before(frame: &[u8], at: usize, end: usize) -> Result<u8, DropReason> {

@@ -71,6 +71,9 @@ fn shapes() -> Vec<(&'static str, bool, Shape)> {
         ("destination options", true, |frame| extended(marked(frame), &[(60, [0, 1, 4, 0, 0, 0, 0])])),
         ("routing, none left", true, |frame| extended(marked(frame), &[(43, [0, 0, 0, 0, 0, 0, 0])])),
         ("atomic fragment", true, |frame| extended(marked(frame), &[(44, [0, 0, 0, 1, 2, 3, 4])])),
+        ("atomic fragment, then options", true, |frame| {
+            extended(marked(frame), &[(44, [0, 0, 0, 1, 2, 3, 4]), (60, [0, 1, 4, 0, 0, 0, 0])])
+        }),
         ("three of them", true, |frame| {
             let (hop, destination) = ([0, 1, 4, 0, 0, 0, 0], [0, 1, 4, 9, 9, 9, 9]);
             extended(marked(frame), &[(0, hop), (43, [0; 7]), (60, destination)])

@@ -249,6 +249,26 @@ fn a_shared_snat_address_gives_back_what_is_the_kernels() {
 }
 
 #[test]
+fn a_port_that_is_the_kernels_again_keeps_no_flow() {
+    let mut plan = plan();
+    plan.snat(SNAT, [40_000, 40_003]).shared = true;
+    plan.snat.remove(0);
+    let mut rig = Rig::new(plan);
+    let conns: Vec<_> = (1..5).map(|n| Conn::open(&mut rig, &format!("198.51.100.{n}:5000"), TO_WEB)).collect();
+    rig.change(|plan| plan.snat[1].ports = [40_002, 40_003]);
+    let stays = |conn: &&Conn| conn.at_node.src.port() >= 40_002;
+    assert_eq!(conns.iter().filter(stays).count(), 2);
+    for conn in &conns {
+        if stays(&conn) {
+            drop(conn.to_node(&mut rig, TCP_ACK))
+        } else {
+            conn.out(&mut rig, TCP_ACK).dropped(DropReason::FlowRevoked)
+        }
+    }
+    rig.check();
+}
+
+#[test]
 fn packets_for_nobody_go_back_to_the_kernel_unchanged() {
     let mut rig = rig();
     for packet in [

@@ -144,3 +144,16 @@ fn those_that_stand_are_renewed_and_no_other() {
     }
     assert!(renewed > 5 && left > 2, "{renewed} renewed, {left} left");
 }
+
+/// A burst without packets of flows says nothing of the next.
+#[test]
+fn a_packet_of_no_flow_is_no_sign_that_all_are_renewed() {
+    let (mut rig, flows) = opened();
+    rig.apply();
+    rig.front(&Pkt::syn("198.51.100.200:1", "203.0.113.10:81").bytes());
+    assert!(rig.pipeline.renews);
+    rig.burst(FRONT, &[&flows[2].1], false);
+    assert!(rig.pipeline.renews, "it was of the snapshot before");
+    rig.burst(FRONT, &[&flows[2].1], false);
+    assert!(!rig.pipeline.renews, "it is of this one");
+}

@@ -1,6 +1,6 @@
 //! SCTP through the box: every packet's CRC32c is recomputed on its way out.
 
-use penstock_configs::desired::{Mode, NoBackend, OnIdle};
+use penstock_configs::desired::{BackendState, Mode, NoBackend, OnDown, OnIdle};
 
 use super::fragments::{every, join, pass, sent, split};
 use super::*;
@@ -131,6 +131,31 @@ fn an_association_lives_and_ends_in_both_families_and_modes() {
             assert_eq!(states(&rig), [State::SctpClosed]);
             rig.check();
         }
+    }
+}
+
+#[test]
+fn an_association_outlives_a_check_that_failed_if_it_may() {
+    for (on_down, goes_on) in [(OnDown::Keep, true), (OnDown::Reset, false)] {
+        let mut plan = sctp_plan();
+        plan.service(SIG).on_down = on_down;
+        // Where all are down the checks are not believed.
+        plan.service(SIG).backends.push(Plan::backend("10.0.0.12:32905"));
+        let mut rig = Rig::new(plan);
+        let association = Association::open(&mut rig, CLIENT, TO_SIG);
+        let node = association.at_node.dst.ip().to_string();
+        rig.change(|plan| plan.health(&node, BackendState::Down));
+        rig.sweep();
+        if goes_on {
+            association.request(&mut rig, NODE_TAG, &data(9));
+            association.reply(&mut rig, CLIENT_TAG, &data(9));
+        } else {
+            rig.front(&association.pkt(NODE_TAG, &data(9)).bytes()).dropped(DropReason::OutOfState);
+        }
+        rig.change(|plan| plan.service(SIG).backends.clear());
+        rig.front(&association.pkt(NODE_TAG, &data(9)).bytes());
+        assert!(states(&rig).is_empty(), "its owner took the backend away");
+        rig.check();
     }
 }
 
