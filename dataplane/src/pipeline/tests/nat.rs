@@ -260,9 +260,9 @@ fn a_port_that_is_the_kernels_again_keeps_no_flow() {
     assert_eq!(conns.iter().filter(stays).count(), 2);
     for conn in &conns {
         if stays(&conn) {
-            drop(conn.to_node(&mut rig, TCP_ACK))
+            conn.to_node(&mut rig, TCP_ACK);
         } else {
-            conn.out(&mut rig, TCP_ACK).dropped(DropReason::FlowRevoked)
+            conn.out(&mut rig, TCP_ACK).dropped(DropReason::FlowRevoked);
         }
     }
     rig.check();

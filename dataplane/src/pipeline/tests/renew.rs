@@ -51,8 +51,15 @@ fn change(plan: &mut Plan, number: usize) {
     }
 }
 
-/// A box, its clients' packets to it, and those of the nodes they went to.
-fn opened() -> (Rig, Vec<(Vec<u8>, Vec<u8>, Option<Seen>)>) {
+/// A client's first packet and its next; of TCP also what its node saw.
+struct Flow {
+    opening: Vec<u8>,
+    data: Vec<u8>,
+    there: Option<Seen>,
+}
+
+/// A box with flows.
+fn opened() -> (Rig, Vec<Flow>) {
     let mut rig = Rig::with(start(), &PipelineConfig { icmp_per_second: 1_000_000_000, ..testkit::config(0, 1) });
     let mut flows = Vec::new();
     for n in 0..32 {
@@ -72,7 +79,8 @@ fn opened() -> (Rig, Vec<(Vec<u8>, Vec<u8>, Option<Seen>)>) {
             rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
             rig.front(&data.bytes()).to_node();
         }
-        flows.push((opening.bytes(), data.bytes(), (vip != TO_DNS).then_some(there)));
+        let there = (vip != TO_DNS).then_some(there);
+        flows.push(Flow { opening: opening.bytes(), data: data.bytes(), there });
     }
     (rig, flows)
 }
@@ -96,7 +104,7 @@ fn same(rounds: &[(usize, Vec<(usize, u8)>)]) {
         let web = together.plan.services.iter().find(|service| service.name == WEB);
         let counts = web.is_some_and(|web| web.scheduler == Scheduler::Lc || web.limits.is_some());
         let bytes_of = |(flow, kind): &(usize, u8)| {
-            let (opening, data, there) = &flows[*flow];
+            let Flow { opening, data, there } = &flows[*flow];
             match (kind, there) {
                 (0, _) if !counts => (FRONT, opening.clone()),
                 (1, Some(there)) => (testkit::BACK, Pkt::answer(there, TCP_ACK).bytes()),
@@ -152,8 +160,8 @@ fn a_packet_of_no_flow_is_no_sign_that_all_are_renewed() {
     rig.apply();
     rig.front(&Pkt::syn("198.51.100.200:1", "203.0.113.10:81").bytes());
     assert!(rig.pipeline.renews);
-    rig.burst(FRONT, &[&flows[2].1], false);
+    rig.burst(FRONT, &[&flows[2].data], false);
     assert!(rig.pipeline.renews, "it was of the snapshot before");
-    rig.burst(FRONT, &[&flows[2].1], false);
+    rig.burst(FRONT, &[&flows[2].data], false);
     assert!(!rig.pipeline.renews, "it is of this one");
 }
