@@ -92,6 +92,8 @@ const REFUSED: &str = "has a route that refuses it (unreachable, blackhole or pr
 
 pub struct Mirror {
     ports: Vec<String>,
+    /// As in the config file, where a bond stands for its members.
+    configured: Vec<String>,
     events: Events,
     requests: Requests,
     view: KernelView,
@@ -117,6 +119,7 @@ impl Mirror {
     pub fn open(ports: &[String]) -> Result<Self, NetlinkError> {
         let mut mirror = Self {
             ports: ports.to_vec(),
+            configured: Vec::new(),
             // Listening first: what changes while the tables are read is then not missed.
             events: Events::open()?,
             requests: Requests::open()?,
@@ -137,6 +140,25 @@ impl Mirror {
         mirror.lookup(|_| true);
         mirror.publish();
         Ok(mirror)
+    }
+
+    /// How many ports there are: those without a [`Link`] now, too.
+    #[must_use]
+    pub fn port_count(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Knows what the ports were configured as.
+    #[must_use]
+    pub fn configured_as(self, configured: Vec<String>) -> Self {
+        Self { configured, ..self }
+    }
+
+    /// Members that came to a configured bond later than the ports were found, each behind its bond. One on standby
+    /// counts: it will take over.
+    #[must_use]
+    pub fn unserved_members(&self) -> Vec<(String, String)> {
+        self.view.unserved_members(&self.configured, &self.ports)
     }
 
     /// Readable when [`Self::on_readable`] has work.
@@ -519,6 +541,14 @@ fn read_route(answers: &[RouteNetlinkMessage]) -> Result<Route, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The workers' port behind the last is the TAP's, whatever the kernel says of the others now.
+    #[test]
+    fn a_port_that_is_missing_has_its_number() {
+        let mirror = Mirror::open(&["no-such-port".to_owned(), "lo".to_owned()]).expect("rtnetlink");
+        let links: Vec<u8> = mirror.hops().links.iter().map(|link| link.port.0).collect();
+        assert_eq!((links, mirror.port_count()), (vec![1], 2));
+    }
 
     /// Reads only, in whatever network namespace the test runs in.
     #[test]
