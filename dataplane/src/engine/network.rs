@@ -113,8 +113,9 @@ impl Network {
     }
 
     /// An earlier process answered for the addresses, most likely: so do we from the first moment, while we probe
-    /// whether another host has one by now.
+    /// whether another host has one by now. Ways it used are taken for good likewise.
     pub fn resume(&mut self) {
+        self.ways.resume();
         let ports = 0..self.ports;
         let held: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
