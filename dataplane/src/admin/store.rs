@@ -85,6 +85,13 @@ impl Store {
         write(&self.owner_path(owner), desired)
     }
 
+    /// The term an owner's document was written under; `None`: it has none. One that cannot be read has no term.
+    #[must_use]
+    pub fn owner_term(&self, owner: &str) -> Option<Option<u64>> {
+        let path = self.owner_path(owner);
+        path.exists().then(|| read(&path).ok().and_then(|desired: Desired| desired.term))
+    }
+
     /// # Errors
     /// The file that could not be removed.
     pub fn remove_owner(&self, owner: &str) -> Result<(), StoreError> {
