@@ -83,8 +83,8 @@ pub struct BoxConfig {
     /// What `deny_file` held when this was read.
     #[serde(skip)]
     pub deny_feed: Arc<Vec<IpNet>>,
-    /// Packets per second to one VIP that belong to no established flow; what is beyond is dropped before it reaches a
-    /// worker. 0: all come through.
+    /// Packets per second to one VIP that belong to no established flow, as fragments and datagrams that are never
+    /// answered do not; what is beyond is dropped before it reaches a worker. 0: all come through.
     pub new_per_vip: u32,
 }
 

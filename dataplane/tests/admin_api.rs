@@ -314,7 +314,7 @@ fn a_stored_snapshot_this_build_can_not_serve_does_not_stop_the_others() {
     let server = ApiServer::start();
     call(&server, "PUT", "/v1/desired/a", &snapshot(3, "203.0.113.1"));
     call(&server, "PUT", "/v1/desired/b", &snapshot(4, "203.0.113.2"));
-    let mut other = snapshot(4, "203.0.113.2");
+    let mut other = with_term(snapshot(4, "203.0.113.2"), 9);
     other["service"][0]["name"] = json!("uncompilable");
     let desired = serde_json::from_value(other).expect("the schema");
     let directory = server.stop();
@@ -325,6 +325,14 @@ fn a_stored_snapshot_this_build_can_not_serve_does_not_stop_the_others() {
     let (_, status) = get(&server, "/v1/status");
     assert!(status["owners"][1]["refused"].as_str().is_some_and(|why| why.contains("can not be compiled")), "{status}");
     assert!(server.state_dir().join("owners/b.json").exists(), "kept for a build that can");
+    // Until somebody says that it is over.
+    assert_eq!(call(&server, "DELETE", "/v1/desired/b?term=8", &Value::Null).0, 409, "an old leader does not");
+    assert_eq!(call(&server, "DELETE", "/v1/desired/b", &Value::Null).0, 200);
+    assert!(!server.state_dir().join("owners/b.json").exists());
+    assert_eq!(server.engine.published().owners.keys().collect::<Vec<_>>(), ["a"]);
+    let (_, status) = get(&server, "/v1/status");
+    assert_eq!(status["owners"].as_array().map(Vec::len), Some(1), "{status}");
+    assert_eq!(call(&server, "DELETE", "/v1/desired/b", &Value::Null).0, 404, "it is gone");
 }
 
 #[test]

@@ -4,8 +4,11 @@
 #[path = "support/memory_engine.rs"]
 mod memory_engine;
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use penstock_configs::source;
 use penstock_configs::status::StatusQuery;
 use penstock_configs::validate::BoxContext;
 use penstock_dataplane::admin::{AdminHandle, Refusal};
+use rustix::process::{Pid, Signal, kill_process};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -290,4 +294,47 @@ fn a_disk_that_hangs_does_not_hold_health_back() {
         health.join().expect("no panic");
     });
     assert_eq!(engine.published().health.backends.len(), 1);
+}
+
+#[test]
+fn a_reload_asked_for_during_the_start_does_not_end_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("penstock.toml");
+    assert!(Command::new("mkfifo").arg(&path).status().expect("coreutils").success());
+    let mut child = Command::new(env!("CARGO_BIN_EXE_penstock-dataplane"))
+        .arg("--config")
+        .arg(&path)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the dataplane");
+    let pid = Pid::from_child(&child);
+    let deadline = Instant::now() + DEADLINE;
+    let mut wait = |what: &str| {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!("{what}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        child.try_wait().expect("a child")
+    };
+    // It cannot be opened for writing before the child reads it.
+    let mut file = loop {
+        match File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&path) {
+            Ok(file) => break file,
+            Err(_) => assert_eq!(wait("it reads its file"), None),
+        }
+    };
+    let bad = "version = 99\n";
+    let beside = directory.path().join("bad.toml");
+    std::fs::write(&beside, bad).expect("written");
+    std::fs::rename(&beside, &path).expect("put in its place, for it is read again to tell what is at fault");
+    kill_process(pid, Signal::HUP).expect("a process");
+    file.write_all(bad.as_bytes()).expect("the child reads");
+    drop(file);
+    let ended = loop {
+        if let Some(ended) = wait("it ends by its file") {
+            break ended;
+        }
+    };
+    assert_eq!(ended.code(), Some(2), "{ended}");
 }

@@ -279,9 +279,10 @@ fn privileged_unused_vips_are_unreachable() {
     let Some(lab) = Lab::new("own") else { return };
     lab.inside("box", || {
         lab.ip("box", "route add default via 10.70.0.2");
-        let mut routes = OwnRoutes::open().unwrap();
+        let (mut routes, mut now) = (OwnRoutes::open().unwrap(), Instant::now());
         let ranges = ["203.0.113.0/28", "10.71.0.0/24", "2001:db8:7::/64"].map(|range| range.parse().unwrap());
-        routes.set_unreachable(&ranges).unwrap();
+        routes.want(&ranges, None, now);
+        routes.poll(now);
         let refused = lab.try_ip("box", "route get 203.0.113.5").unwrap_err();
         assert!(refused.contains("unreachable") || refused.contains("No route to host"), "{refused}");
         lab.try_ip("box", "-6 route get 2001:db8:7::5").unwrap_err();
@@ -293,14 +294,48 @@ fn privileged_unused_vips_are_unreachable() {
         lab.ip("box", "link set pnbtap2 up");
         let facts = HostFacts::read().unwrap();
         let tap = facts.interfaces.iter().find(|interface| interface.name == "pnbtap").unwrap().ifindex;
-        routes.set_local_vips(tap, &[address("203.0.113.5"), address("2001:db8:7::5")]).unwrap();
-        assert!(lab.ip("box", "route get 203.0.113.5").contains("dev pnbtap"));
-        assert!(lab.ip("box", "-6 route get 2001:db8:7::5").contains("dev pnbtap"));
+        let vips = [address("203.0.113.5"), address("2001:db8:7::5")];
+        routes.want(&ranges, Some((tap, &vips)), now);
+        routes.poll(now);
+        let is_there = |text: &str| lab.ip("box", text).contains("dev pnbtap");
+        assert!(is_there("route get 203.0.113.5") && is_there("-6 route get 2001:db8:7::5"));
+
+        // Taken away by somebody who knows of no foreign routes, or by its link: the mirror hears, and it is put back.
+        let mut mirror = Mirror::open(&both_ports()).unwrap();
+        let mut lost = |lab: &Lab, how: &[&str]| {
+            how.iter().for_each(|how| drop(lab.ip("box", how)));
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while !mirror.take_own_lost() {
+                assert!(Instant::now() < deadline, "{how:?}");
+                mirror.on_readable();
+            }
+        };
+        for how in [
+            &["route del unreachable 203.0.113.0/28"][..],
+            &["-6 route del 2001:db8:7::5 dev pnbtap"],
+            &["link set pnbtap down", "link set pnbtap up"],
+        ] {
+            let before = lab.ip("box", "route show proto 112") + &lab.ip("box", "-6 route show proto 112");
+            lost(&lab, how);
+            routes.poll(now);
+            routes.doubt(now);
+            now += Duration::from_secs(2);
+            routes.poll(now);
+            let after = lab.ip("box", "route show proto 112") + &lab.ip("box", "-6 route show proto 112");
+            assert_eq!((after, routes.notices().len()), (before, 1), "{how:?}");
+        }
+        // Without a word as well, after a while.
+        lab.ip("box", "route flush proto 112");
+        routes.poll(now + Duration::from_secs(29));
+        assert!(!is_there("route get 203.0.113.5"));
+        routes.poll(now + Duration::from_secs(30));
+        assert!(is_there("route get 203.0.113.5"));
 
         // Killed: the next run finds its routes by their mark, keeps the wanted, removes the rest.
         drop(routes);
         let mut routes = OwnRoutes::open().unwrap();
-        routes.set_unreachable(&ranges[..1]).unwrap();
+        routes.want(&ranges[..1], None, now);
+        routes.poll(now);
         let left = lab.ip("box", "route show proto 112");
         assert_eq!(left.lines().count(), 1, "{left}");
         assert!(left.contains("unreachable 203.0.113.0/28"), "{left}");
@@ -330,10 +365,9 @@ fn privileged_detach_removes_routes_and_neighbours_unless_a_dataplane_runs() {
         (routes, lab.ip("box", "neigh show").matches("managed").count())
     };
     lab.inside("box", || {
-        OwnRoutes::open()
-            .unwrap()
-            .set_unreachable(&["203.0.113.0/28", "2001:db8:7::/64"].map(|range| range.parse().unwrap()))
-            .unwrap();
+        let (mut routes, now) = (OwnRoutes::open().unwrap(), Instant::now());
+        routes.want(&["203.0.113.0/28", "2001:db8:7::/64"].map(|range| range.parse().unwrap()), None, now);
+        routes.poll(now);
         Mirror::open(&both_ports()).unwrap().want(&[address("10.70.0.2"), address("10.71.0.2")]);
     });
     lab.ip("box", "route add 198.51.100.0/24 via 10.70.0.2");

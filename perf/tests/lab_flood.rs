@@ -111,6 +111,8 @@ fn privileged_flood_beyond_the_quota_ends_in_the_program() {
         let before = counters(&rig);
         let (began, flooding) = (Instant::now(), flood(kind, rig.vip(v6), None).start(&rig.lab, 1).expect("a flood"));
         let report = sessions.finish().expect("sessions");
+        let notices = rig.dataplane.status().expect("a status").notices;
+        assert!(notices.iter().any(|notice| notice.contains("beyond box.new_per_vip")), "{notices:?}");
         let (sent, seconds) = (flooding.finish().expect("a flood"), began.elapsed().as_secs_f64());
         let after = counters(&rig);
         assert!(report.failures.is_empty(), "{kind:?} v6 {v6}: {report:?}");

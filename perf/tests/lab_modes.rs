@@ -133,6 +133,12 @@ fn privileged_dnat_waits_until_replies_come_back() {
         assert!(seen.contains(&rig.lab.clients[0].addr.ip(v6).to_string()), "{seen}: the node should see the client");
     }
 
+    // What was proved is believed over a restart: nobody is refused until it is proved again.
+    rig.dataplane.kill().expect("a process to kill");
+    rig.dataplane.start_again().expect("a second start");
+    traffic(&rig, rig.client(), false, 200);
+    backends(&rig, "web", all_passed);
+
     // A node that sends its replies elsewhere takes no flows of a service that is new to it.
     let node = rig.lab.nodes[1].clone();
     rig.reconfigure(|config| config.services.retain(|service| service.protocol == Protocol::Tcp)).expect("a reload");

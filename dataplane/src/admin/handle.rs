@@ -309,14 +309,17 @@ impl AdminHandle {
         if owner == FILE_OWNER {
             return Err(Refusal::FileOwner);
         }
-        self.change(Some(Document::Owner(owner.to_owned())), || self.remove(owner, term))
+        // What was left out at the start lies on the disk still, for a start that it goes with.
+        let stored = if self.desired(owner).is_none() { self.0.store.owner_term(owner) } else { None };
+        self.change(Some(Document::Owner(owner.to_owned())), || self.remove(owner, term, stored))
     }
 
-    /// The caller holds the writer's lock.
-    fn remove(&self, owner: &str, term: Option<u64>) -> Result<Published, Refusal> {
+    /// The caller holds the writer's lock. `stored`: the term on disk of an owner that was not served.
+    fn remove(&self, owner: &str, term: Option<u64>, stored: Option<Option<u64>>) -> Result<Published, Refusal> {
         let mut snapshots = self.read(|state| state.owners.snapshots());
-        let Some(removed) = snapshots.remove(owner) else { return Err(Refusal::UnknownOwner(owner.into())) };
-        if let (Some(offered), Some(held)) = (term, removed.term)
+        let removed = snapshots.remove(owner).map(|removed| removed.term).or(stored);
+        let Some(removed) = removed else { return Err(Refusal::UnknownOwner(owner.into())) };
+        if let (Some(offered), Some(held)) = (term, removed)
             && offered < held
         {
             return Err(Refusal::StaleTerm { owner: owner.into(), offered, held });

@@ -2,8 +2,8 @@
 //! nobody to tell it anything serves at once.
 //!
 //! Each document is a file of its own, replaced whole (written beside, synced, renamed, directory
-//! synced), so that a crash at any instant leaves the old one or the new one. What can not be
-//! read is set aside, never deleted, and never stops the others.
+//! synced), so that a crash at any instant leaves the old one or the new one. What is corrupt
+//! is set aside, never deleted, and never stops the others.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -83,6 +83,13 @@ impl Store {
     /// The file that could not be written; the one before it is intact.
     pub fn save_owner(&self, owner: &str, desired: &Desired) -> Result<(), StoreError> {
         write(&self.owner_path(owner), desired)
+    }
+
+    /// The term an owner's document was written under; `None`: it has none. One that cannot be read has no term.
+    #[must_use]
+    pub fn owner_term(&self, owner: &str) -> Option<Option<u64>> {
+        let path = self.owner_path(owner);
+        path.exists().then(|| read(&path).ok().and_then(|desired: Desired| desired.term))
     }
 
     /// # Errors
@@ -175,8 +182,9 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Unreadable> {
-    let text = fs::read_to_string(path)?;
-    let envelope: Envelope = serde_json::from_str(&text)?;
+    // As bytes: what is no UTF-8 is another document's fault than what cannot be read now.
+    let bytes = fs::read(path)?;
+    let envelope: Envelope = serde_json::from_slice(&bytes)?;
     if envelope.format != FORMAT {
         return Err(Unreadable::Format { found: envelope.format });
     }
@@ -191,7 +199,12 @@ fn checksum(text: &str) -> String {
     format!("{:08x}", crc32fast::hash(text.as_bytes()))
 }
 
+/// What is said of a document that was not restored. Only a corrupt one is moved: one that a disk, or this build,
+/// cannot read is good for the next start.
 fn set_aside(path: &Path, why: &Unreadable) -> String {
+    if matches!(why, Unreadable::Io(_) | Unreadable::Format { .. }) {
+        return format!("{}: {why}; left for a start that can read it", path.display());
+    }
     let mut bad = path.as_os_str().to_owned();
     bad.push(".bad");
     match fs::rename(path, &bad) {
@@ -274,6 +287,22 @@ mod tests {
         let restored = store.load();
         assert!(restored.owners.is_empty());
         assert!(restored.notices[0].contains("format 2"), "{:?}", restored.notices);
+        assert!(store.owner_path("a").exists(), "the build that wrote it reads it again");
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_now_stays_where_it_is() {
+        let (_directory, store) = store();
+        for path in [store.owner_path("a"), store.drains_path()] {
+            // Reading a directory is an error to root as well.
+            fs::create_dir_all(&path).expect("a directory");
+            let notices = store.load().notices;
+            assert!(notices.len() == 1 && notices[0].contains("left for a start"), "{notices:?}");
+            assert!(path.exists(), "{}", path.display());
+            fs::remove_dir(path).expect("removed");
+        }
+        fs::write(store.owner_path("a"), [0xff; 8]).expect("written");
+        assert!(store.load().notices[0].contains("set aside"), "no UTF-8 is no document");
     }
 
     #[test]

@@ -14,13 +14,14 @@ use penstock_configs::validate::{BoxContext, HostFacts, port_list};
 use penstock_dataplane::admin::{self, AdminHandle, Engine};
 use penstock_dataplane::engine::{self, Dataplane};
 use penstock_dataplane::neighbor::host;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 
 /// The packet path of the box: AF_XDP workers between clients and nodes.
 ///
 /// Needs CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON, CAP_IPC_LOCK and CAP_SYS_ADMIN (to mount its bpffs), or root.
-/// SIGHUP, or a change of the file, reloads it; a bad file leaves what runs alone and says why.
+/// SIGHUP reloads the file, and so does a change of it that is a second old; a bad file leaves what runs alone and says why.
 #[derive(Parser)]
 #[command(
     version,
@@ -126,6 +127,14 @@ fn detach(run_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // A reload that is asked for during the start waits for its end: systemd takes us for started right away.
+    let hangup = {
+        let _inside = runtime.enter();
+        signal(SignalKind::hangup())?
+    };
+    // Before it is read: what is saved during the start is news.
+    let seen = look(&args.config);
     let host = host_facts()?;
     let config = match source::load_for(&args.config, Some(&host)) {
         Ok(config) => config,
@@ -143,8 +152,9 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let served = runtime.block_on(serve(args, &config, &admin, &dataplane));
+    let socket = config.the_box.run_dir.join("dataplane.sock");
+    let file = Watched::new(&args.config, seen, config);
+    let served = runtime.block_on(serve(socket, file, hangup, &admin, &dataplane));
     // Requests under way hold blocking threads; a stop does not wait for them.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let stopped = dataplane.stop(args.keep);
@@ -163,18 +173,23 @@ fn faults_of(path: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// Serves the API and follows the file until a signal says stop.
-async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
-    let socket = config.the_box.run_dir.join("dataplane.sock");
+async fn serve(
+    socket: PathBuf,
+    mut file: Watched,
+    mut hangup: Signal,
+    admin: &AdminHandle,
+    dataplane: &Dataplane,
+) -> anyhow::Result<()> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let shutdown = async move {
         let _ = stopped.await;
     };
     let api = tokio::spawn(admin::serve(admin.clone(), socket.clone(), shutdown));
-    let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
-    let mut file = Watched::new(&args.config, config.clone());
+    // A reload may take longer than that; two looks at the file are a second apart all the same.
+    every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut keeping: Option<JoinHandle<()>> = None;
     tracing::info!(api = %socket.display(), "serving");
     loop {
@@ -202,35 +217,43 @@ async fn serve(args: &Args, config: &ConfigFile, admin: &AdminHandle, dataplane:
     Ok(())
 }
 
-/// When each was changed last, and how long it is.
-type Seen = [Option<(SystemTime, u64)>; 2];
+/// When it was changed last, and how long it is.
+type Look = Option<(SystemTime, u64)>;
+/// Of the config file, and of the deny list it names.
+type Seen = [Look; 2];
 
 /// The config file, and what it looked like when it was read last.
 struct Watched {
     path: PathBuf,
     seen: Seen,
+    /// What it looked like a moment ago.
+    last: Seen,
     started_with: ConfigFile,
     running: ConfigFile,
 }
 
 impl Watched {
-    fn new(path: &Path, running: ConfigFile) -> Self {
-        Self { path: path.into(), seen: Self::look(path, &running), started_with: running.clone(), running }
+    /// `seen`: before the file was read. The deny list is read once more, since nobody knew then where to look.
+    fn new(path: &Path, seen: Look, running: ConfigFile) -> Self {
+        let seen = [seen, None];
+        Self { path: path.into(), seen, last: seen, started_with: running.clone(), running }
     }
 
-    fn has_changed(&self) -> bool {
-        let now = Self::look(&self.path, &self.running);
-        now[0].is_some() && now != self.seen
+    /// Whether it is another than was read, and no longer being written: the half of a file, or of a deny list, may
+    /// well be a good one, and the services behind the cut would lose their flows.
+    fn has_changed(&mut self) -> bool {
+        let now = self.look();
+        let is_still = std::mem::replace(&mut self.last, now) == now;
+        is_still && now[0].is_some() && now != self.seen
     }
 
-    /// The file, and the deny list it names.
-    fn look(path: &Path, running: &ConfigFile) -> Seen {
-        [look(path), look(&running.the_box.deny_file)]
+    fn look(&self) -> Seen {
+        [look(&self.path), look(&self.running.the_box.deny_file)]
     }
 
     /// Reads the file and serves what it says; a bad one changes nothing.
     async fn reload(&mut self, admin: &AdminHandle) {
-        self.seen = Self::look(&self.path, &self.running);
+        self.seen = self.look();
         let (path, said, admin) = (self.path.clone(), admin, admin.clone());
         let work = tokio::task::spawn_blocking(move || reload(&path, &admin));
         match work.await {
@@ -240,9 +263,10 @@ impl Watched {
                 };
                 let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
                 said.file_notices(notices);
+                if config.the_box.deny_file != self.running.the_box.deny_file {
+                    self.seen[1] = None;
+                }
                 self.running = config;
-                // It may name another deny list now.
-                self.seen[1] = look(&self.running.the_box.deny_file);
             }
             Ok(Err(why)) => {
                 said.file_notices(vec![format!("{}: refused, what ran before goes on:\n{why}", self.path.display())]);
@@ -281,7 +305,7 @@ fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
     changes.into_iter().filter_map(|(changed, key)| changed.then_some(key)).collect()
 }
 
-fn look(path: &Path) -> Option<(SystemTime, u64)> {
+fn look(path: &Path) -> Look {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
@@ -308,12 +332,59 @@ fn cores() -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    const FILE: &str = "version = 1\n[[port]]\ninterface = \"eth0\"\n";
+
+    #[test]
+    fn a_file_is_read_when_it_has_been_still() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, deny) = (directory.path().join("lb.toml"), directory.path().join("deny.txt"));
+        let text = format!("{FILE}[box]\nname = \"b\"\ndeny_file = {deny:?}\n");
+        for file in [&path, &deny] {
+            std::fs::write(file, "").expect("written");
+        }
+        let before = look(&path);
+        let config = source::parse(&text, "lb.toml").expect("a good file");
+        let write = |path: &Path| {
+            let mut file = std::fs::File::options().append(true).open(path).expect("the file");
+            file.write_all(b"# and more\n").expect("written");
+        };
+        // Saved between its reading and the end of the start.
+        write(&path);
+        let mut file = Watched::new(&path, before, config);
+        assert_eq!([(); 2].map(|()| file.has_changed()), [false, true], "news, and then still");
+        file.seen = file.look();
+        assert_eq!([(); 2].map(|()| file.has_changed()), [false, false], "read");
+        for written in [&path, &deny] {
+            for _ in 0..3 {
+                write(written);
+                assert!(!file.has_changed(), "{} grows", written.display());
+            }
+            assert!(file.has_changed(), "{} is whole", written.display());
+            file.seen = file.look();
+        }
+    }
+
+    #[test]
+    fn a_deny_list_is_read_once_more_after_the_start() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, deny) = (directory.path().join("lb.toml"), directory.path().join("deny.txt"));
+        let text = format!("{FILE}[box]\nname = \"b\"\ndeny_file = {deny:?}\n");
+        std::fs::write(&path, &text).expect("written");
+        std::fs::write(&deny, "192.0.2.0/24\n").expect("written");
+        let mut file = Watched::new(&path, look(&path), source::load(&path).expect("a good file"));
+        assert_eq!([(); 2].map(|()| file.has_changed()), [false, true]);
+        std::fs::write(&path, FILE).expect("written");
+        let mut file = Watched::new(&path, look(&path), source::load(&path).expect("a good file"));
+        assert_eq!([(); 2].map(|()| file.has_changed()), [false, false], "there is none");
+    }
 
     #[test]
     fn what_takes_a_restart_is_named_and_nothing_else() {
-        let text = "version = 1\n[[port]]\ninterface = \"eth0\"\n";
-        let file = |more: &str| source::parse(&format!("{text}{more}"), "lb.toml").expect("a good file");
+        let file = |more: &str| source::parse(&format!("{FILE}{more}"), "lb.toml").expect("a good file");
         let old = file("");
         let named = |more: &str| needs_restart(&old, &file(more));
         assert!(named("").is_empty());

@@ -96,26 +96,22 @@ impl Network {
         self.wanted = announced(tables);
         self.mss_clamps.clone_from(&live.mss_clamps);
         self.vlan_tags = live.vlan_tags;
-        self.ways.want(tables, &live.reply_probe, Instant::now());
+        let now = Instant::now();
+        self.ways.want(tables, &live.reply_probe, now);
         let ports = 0..self.ports;
         let claims: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
         self.announcements.set(&claims);
         self.update_claims();
-        if let Err(error) = self.routes.set_unreachable(&live.vip_ranges) {
-            tracing::warn!(%error, "unreachable routes for box.vip_ranges could not be set");
-        }
-        if let Some(tap) = &self.tap {
-            let vips = vips(tables);
-            if let Err(error) = self.routes.set_local_vips(tap.index, &vips) {
-                tracing::warn!(%error, "the box itself cannot reach its VIPs: routes could not be set");
-            }
-        }
+        let vips = vips(tables);
+        let local = self.tap.as_ref().map(|tap| (tap.index, &*vips));
+        self.routes.want(&live.vip_ranges, local, now);
     }
 
     /// An earlier process answered for the addresses, most likely: so do we from the first moment, while we probe
-    /// whether another host has one by now.
+    /// whether another host has one by now. Ways it used are taken for good likewise.
     pub fn resume(&mut self) {
+        self.ways.resume();
         let ports = 0..self.ports;
         let held: Vec<(PortId, IpAddr)> =
             ports.flat_map(|port| self.wanted.iter().map(move |address| (PortId(port as u8), *address))).collect();
@@ -136,6 +132,10 @@ impl Network {
             }
             self.announcements.set_vlans(&self.mirror.hops().vlans);
         }
+        if self.mirror.take_own_lost() {
+            self.routes.doubt(now);
+        }
+        self.routes.poll(now);
         hops | self.update_claims()
     }
 

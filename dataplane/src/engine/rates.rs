@@ -16,6 +16,7 @@ pub struct Rates {
     pub port_tx: Vec<f64>,
     /// By service slot.
     pub new_flows: Vec<f64>,
+    policed: f64,
 }
 
 pub struct Sample {
@@ -27,6 +28,8 @@ pub struct Sample {
     port_rx: Vec<u64>,
     port_tx: Vec<u64>,
     new_flows: Vec<u64>,
+    /// Dropped by the XDP program; `None`: it could not be asked.
+    policed: Option<u64>,
 }
 
 impl Sample {
@@ -48,6 +51,7 @@ impl Sample {
             new_flows: (0..services)
                 .map(|slot| stats().filter_map(|s| s.services.get(slot)).map(|s| s.new_flows.get()).sum())
                 .collect(),
+            policed: shared.network().steer.counters().ok().map(|counters| counters.policed),
         }
     }
 }
@@ -72,10 +76,52 @@ impl Rates {
             self.port_rx = per_second(&new.port_rx, &old.port_rx);
             self.port_tx = per_second(&new.port_tx, &old.port_tx);
             self.new_flows = per_second(&new.new_flows, &old.new_flows);
+            let policed = new.policed.zip(old.policed).map_or(0, |(new, old)| new.saturating_sub(old));
+            self.policed = policed as f64 / seconds;
             let turns = per_second(&new.worker_turns, &old.worker_turns);
             let busy = per_second(&new.worker_busy, &old.worker_busy);
             self.worker_busy = busy.iter().zip(&turns).map(|(busy, turns)| busy / turns.max(1.0)).collect();
         }
         self.last = Some(new);
+    }
+
+    /// Said while it lasts: what is dropped so shows nowhere else but in the counters.
+    pub fn policing_notice(&self) -> Option<String> {
+        (self.policed > 0.0).then(|| {
+            format!(
+                "{:.0} packets a second beyond box.new_per_vip are dropped: a flood, or it is too small; fragments, and \
+                 datagrams that are never answered, count as new flows do",
+                self.policed.ceil()
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policing_is_noticed_while_it_drops() {
+        let (mut rates, now) = (Rates::default(), Instant::now());
+        let mut after = |seconds: u64, policed: Option<u64>| {
+            rates.add(Sample {
+                at: now + Duration::from_secs(seconds),
+                worker_rx: Vec::new(),
+                worker_handoff: Vec::new(),
+                worker_turns: Vec::new(),
+                worker_busy: Vec::new(),
+                port_rx: Vec::new(),
+                port_tx: Vec::new(),
+                new_flows: Vec::new(),
+                policed,
+            });
+            rates.policing_notice()
+        };
+        assert_eq!(after(0, Some(5_000)), None, "of an earlier process");
+        assert!(after(2, Some(5_400)).is_some_and(|notice| notice.starts_with("200 packets a second")));
+        assert_eq!(after(3, Some(5_400)), None, "it is over");
+        assert_eq!([after(4, None), after(5, Some(6_000))], [None, None], "nobody knows");
+        assert!(after(6, Some(6_001)).is_some());
     }
 }

@@ -129,8 +129,7 @@ impl Dataplane {
                     live: Live::from(configured),
                     owners: Default::default(),
                     health: Default::default(),
-                    // Nothing is proved yet.
-                    ways: Ways { replies: Some(Default::default()), ..Ways::default() },
+                    ways: Ways::at_start(recovered),
                 },
                 tables: Arc::new(Tables::default()),
                 tenures: Arc::default(),

@@ -22,6 +22,7 @@ pub fn status(shared: &Shared, query: &StatusQuery) -> Status {
     let mut notices = shared.notices().clone();
     notices.extend(network.notices());
     drop(network);
+    notices.extend(shared.rates().policing_notice());
     let (services, services_total) = services(shared, query);
     let (tables, denied) = {
         let published = shared.published();

@@ -63,13 +63,18 @@ impl WayWatch {
                 Mode::Dnat | Mode::Nat => {}
             }
         }
-        self.checks.set_probes(probes);
+        self.checks.set_probes(probes, now);
         self.checks.want(&sources, now);
         self.told.retain(|source, _| sources.contains(source));
         for source in sources {
             self.told.entry(source).or_insert(Standing::Unchecked);
         }
         self.changed = true;
+    }
+
+    /// An earlier process served what is wanted now.
+    pub fn resume(&mut self) {
+        self.checks.believe();
     }
 
     /// A worker heard an answer.
@@ -153,6 +158,7 @@ impl WayWatch {
             Standing::Unchecked if self.checks.probe(source.0.is_ipv6()).is_none() => {
                 ("unchecked", "box.reply_probe has no address of its family to ask from".into())
             }
+            Standing::Unchecked if self.checks.is_proved(source) => ("unchecked", String::new()),
             Standing::Unchecked => ("unchecked", format!("asked whether it answers {} through this box", probe())),
             Standing::Failed => ("failed", format!("does not answer {} through this box", probe())),
         })

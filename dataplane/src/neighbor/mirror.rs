@@ -17,7 +17,9 @@ use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourExtFlags, Nei
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia};
 
 use super::netlink::{Event, Events, NetlinkError, Requests, family_of};
-use super::view::{Change, KernelView, NeighborEntry, NeighborKey, PROTOCOL, Vlan, VlanTags, route_address};
+use super::view::{
+    Change, KernelView, NeighborEntry, NeighborKey, PROTOCOL, Vlan, VlanTags, removes_own_route, route_address,
+};
 use super::{Mac, format_mac};
 use crate::verdict::PortId;
 
@@ -108,6 +110,8 @@ pub struct Mirror {
     lookup_all: bool,
     /// Events were lost, and the tables could not be read since.
     stale: bool,
+    /// A route of ours was removed, or may have been.
+    own_lost: bool,
     last_lookup: Option<Instant>,
     resyncs: u64,
     hops: Arc<Hops>,
@@ -131,6 +135,7 @@ impl Mirror {
             started: false,
             lookup_all: true,
             stale: false,
+            own_lost: false,
             last_lookup: None,
             resyncs: 0,
             hops: Arc::default(),
@@ -181,10 +186,13 @@ impl Mirror {
     pub fn on_readable(&mut self) -> bool {
         let (mut links, mut neighbors, mut all) = (false, false, false);
         let mut prefixes: HashSet<IpNet> = HashSet::new();
-        let Self { events, view, needed, .. } = self;
+        let Self { events, view, needed, own_lost, .. } = self;
         let drained = events.drain(|event| {
             let change = match event {
-                Event::Message(message) => view.apply(&message),
+                Event::Message(message) => {
+                    *own_lost |= removes_own_route(&message);
+                    view.apply(&message)
+                }
                 Event::Unknown => Change::AllRoutes,
             };
             match change {
@@ -200,6 +208,7 @@ impl Mirror {
             }
         });
         self.lookup_all |= all;
+        self.own_lost |= links;
         if !drained.unwrap_or(false) {
             return self.resync();
         }
@@ -215,6 +224,7 @@ impl Mirror {
     /// Reads every table anew: events were lost.
     pub fn resync(&mut self) -> bool {
         self.resyncs += 1;
+        self.own_lost = true;
         if let Err(error) = self.read_tables() {
             if !std::mem::replace(&mut self.stale, true) {
                 tracing::warn!(%error, "the kernel's tables cannot be read; trying again");
@@ -243,6 +253,11 @@ impl Mirror {
         }
         self.poke(now);
         changed
+    }
+
+    /// Whether routes of ours may have gone since this was asked last.
+    pub fn take_own_lost(&mut self) -> bool {
+        std::mem::take(&mut self.own_lost)
     }
 
     #[must_use]

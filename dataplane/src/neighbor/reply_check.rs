@@ -56,6 +56,8 @@ pub struct ProbeAnswer {
 #[derive(Debug, Clone, Copy)]
 struct Check {
     standing: Standing,
+    /// Before it passes or fails: it is taken to pass, as another process or another probe has found it to.
+    believed: bool,
     /// Questions put in this round.
     asked: usize,
     /// Rounds in a row that failed.
@@ -77,13 +79,22 @@ pub struct ReplyChecks {
 }
 
 impl ReplyChecks {
-    /// The addresses questions come from; where they change, everything is asked again.
-    pub fn set_probes(&mut self, probes: &[IpAddr]) {
-        if self.probes != probes {
-            self.probes = probes.to_vec();
-            self.checks.clear();
-            self.wanted.clear();
+    /// The addresses questions come from; where they change, everything is asked again, and what was proved is
+    /// believed until it fails.
+    pub fn set_probes(&mut self, probes: &[IpAddr], now: Instant) {
+        if self.probes == probes {
+            return;
         }
+        for check in self.checks.values_mut() {
+            *check = Check { believed: check.is_proved(), ..Check::due(now) };
+        }
+        self.probes = probes.to_vec();
+    }
+
+    /// An earlier process served all that is wanted now: to refuse its clients until each node has answered again
+    /// would make an outage of every restart.
+    pub fn believe(&mut self) {
+        self.checks.values_mut().for_each(|check| check.believed = true);
     }
 
     /// The backends to check, replacing the former ones; what is known of those that stay is kept.
@@ -99,8 +110,7 @@ impl ReplyChecks {
         let asked: BTreeSet<Source> = self.wanted.values().copied().collect();
         self.checks.retain(|source, _| asked.contains(source));
         for source in asked {
-            let fresh = Check { standing: Standing::Unchecked, asked: 0, failures: 0, due: now, port: 0 };
-            self.checks.entry(source).or_insert(fresh);
+            self.checks.entry(source).or_insert(Check::due(now));
         }
     }
 
@@ -150,11 +160,17 @@ impl ReplyChecks {
         Some(self.checks.get(asked).map_or(Standing::Unchecked, |check| check.standing))
     }
 
-    /// For the tables: what was proved of all that are to be.
+    /// For the tables: what was proved of all that are to be, or is believed.
     #[must_use]
     pub fn proved(&self) -> HashMap<Source, bool> {
-        let passed = |source: &Source| self.standing(source) == Some(Standing::Passed);
-        self.wanted.keys().map(|source| (*source, passed(source))).collect()
+        self.wanted.keys().map(|source| (*source, self.is_proved(source))).collect()
+    }
+
+    /// What cannot be asked is never proved, whatever it was before.
+    #[must_use]
+    pub fn is_proved(&self, source: &Source) -> bool {
+        let check = self.wanted.get(source).and_then(|asked| self.checks.get(asked));
+        check.is_some_and(Check::is_proved) && self.probe(source.0.is_ipv6()).is_some()
     }
 
     /// The address a family's nodes are asked from.
@@ -165,6 +181,18 @@ impl ReplyChecks {
 }
 
 impl Check {
+    fn due(now: Instant) -> Self {
+        Self { standing: Standing::Unchecked, believed: false, asked: 0, failures: 0, due: now, port: 0 }
+    }
+
+    fn is_proved(&self) -> bool {
+        match self.standing {
+            Standing::Passed => true,
+            Standing::Unchecked => self.believed,
+            Standing::Failed => false,
+        }
+    }
+
     fn fail(&mut self, now: Instant) {
         self.failures += 1;
         self.asked = 0;
@@ -194,7 +222,7 @@ mod tests {
     impl World {
         fn new(sources: &[Source]) -> Self {
             let (mut checks, now) = (ReplyChecks::default(), Instant::now());
-            checks.set_probes(&["192.0.2.254".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
+            checks.set_probes(&["192.0.2.254".parse().unwrap(), "2001:db8::1".parse().unwrap()], now);
             checks.want(&sources.iter().copied().collect(), now);
             Self { checks, now }
         }
@@ -267,6 +295,45 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_process_served_is_believed_until_it_fails() {
+        let (web, api) = (source("10.0.0.11", 443, TCP), source("10.0.0.12", 443, TCP));
+        let mut world = World::new(&[web]);
+        world.checks.believe();
+        world.checks.want(&[web, api].into(), world.now);
+        assert_eq!(world.checks.proved(), [(web, true), (api, false)].into(), "what came later is asked first");
+        assert_eq!(world.checks.standing(&web), Some(Standing::Unchecked));
+        world.ask();
+        world.run(1_900);
+        assert_eq!(world.checks.proved()[&web], true, "still within its time");
+        world.run(200);
+        assert_eq!(world.checks.proved(), [(web, false), (api, false)].into());
+    }
+
+    #[test]
+    fn a_change_of_the_probe_asks_again_and_refuses_nobody_meanwhile() {
+        let (web, api) = (source("10.0.0.11", 443, TCP), source("10.0.0.12", 443, TCP));
+        let mut world = World::new(&[web, api]);
+        let [of_web, _] = world.ask()[..] else { panic!("one question each") };
+        world.answer(&of_web);
+        world.run(5_000);
+        let proved = [(web, true), (api, false)].into();
+        assert_eq!(world.checks.proved(), proved);
+        world.checks.set_probes(&["192.0.2.253".parse().unwrap()], world.now);
+        assert_eq!(world.checks.proved(), proved);
+        assert_eq!(world.answer(&of_web), None, "an answer to the former probe");
+        let [probe, _] = world.ask()[..] else { panic!("both are asked, at once") };
+        assert_eq!(probe.from.ip().to_string(), "192.0.2.253");
+        world.run(2_100);
+        assert_eq!(world.checks.proved(), [(web, false), (api, false)].into(), "one round is enough");
+        // Without a probe of its family nobody can know.
+        let probe = world.run(5_000).pop().unwrap();
+        world.answer(&probe);
+        assert_eq!(world.checks.proved().values().filter(|proved| **proved).count(), 1);
+        world.checks.set_probes(&["2001:db8::1".parse().unwrap()], world.now);
+        assert_eq!(world.checks.proved(), [(web, false), (api, false)].into());
+    }
+
+    #[test]
     fn other_protocols_are_asked_once_per_node_and_family() {
         let all = [
             source("10.0.0.11", 53, UDP),
@@ -291,7 +358,7 @@ mod tests {
         let mut world = World::new(&[source("10.0.0.11", 443, TCP)]);
         assert_eq!(world.checks.poll(world.now, |_| false), []);
         assert_eq!(world.ask().len(), 1);
-        world.checks.set_probes(&["2001:db8::1".parse().unwrap()]);
+        world.checks.set_probes(&["2001:db8::1".parse().unwrap()], world.now);
         world.checks.want(&[source("10.0.0.11", 443, TCP)].into(), world.now);
         assert_eq!(world.run(5_000), []);
     }

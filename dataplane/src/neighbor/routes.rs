@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
@@ -19,6 +20,12 @@ use super::view::{KernelView, PROTOCOL, route_address};
 /// own last resort.)
 const UNREACHABLE_METRIC: u32 = u32::MAX - 1;
 
+/// They are looked at so often without a reason: IPv4 routes may go without a word. Not more often, since the kernel
+/// walks all of a table that may hold all of the internet.
+const REGULAR: Duration = Duration::from_secs(30);
+/// So long after an error, and at most so long after news that may be of them.
+const SOON: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum OwnRoute {
     Unreachable(IpNet),
@@ -30,25 +37,47 @@ pub struct OwnRoutes {
     requests: Requests,
     unreachable: Vec<IpNet>,
     local: Vec<(IpAddr, u32)>,
+    /// When the kernel's are looked at next; `None`: nobody has said yet what there should be.
+    due: Option<Instant>,
     notices: Vec<String>,
 }
 
 impl OwnRoutes {
     /// For the calling thread's network namespace.
     pub fn open() -> Result<Self, NetlinkError> {
-        Ok(Self { requests: Requests::open()?, unreachable: Vec::new(), local: Vec::new(), notices: Vec::new() })
+        Ok(Self::by(Requests::open()?))
     }
 
-    /// `box.vip_ranges`: every address of them without a better route is unreachable.
-    pub fn set_unreachable(&mut self, ranges: &[IpNet]) -> Result<(), NetlinkError> {
-        self.unreachable = ranges.iter().map(IpNet::trunc).collect();
-        self.reconcile()
+    fn by(requests: Requests) -> Self {
+        Self { requests, unreachable: Vec::new(), local: Vec::new(), due: None, notices: Vec::new() }
     }
 
-    /// The VIPs the box's own programs reach by the link `ifindex` (the TAP), which must be up.
-    pub fn set_local_vips(&mut self, ifindex: u32, vips: &[IpAddr]) -> Result<(), NetlinkError> {
-        self.local = vips.iter().map(|vip| (*vip, ifindex)).collect();
-        self.reconcile()
+    /// `box.vip_ranges`, of which every address without a better route is unreachable; and the VIPs that the box's
+    /// own programs reach by the link `ifindex` (the TAP), which must be up. [`Self::poll`] does it.
+    pub fn want(&mut self, ranges: &[IpNet], local: Option<(u32, &[IpAddr])>, now: Instant) {
+        let unreachable: Vec<IpNet> = ranges.iter().map(IpNet::trunc).collect();
+        let local: Vec<_> = local.iter().flat_map(|(link, vips)| vips.iter().map(|vip| (*vip, *link))).collect();
+        if self.due.is_none() || (&unreachable, &local) != (&self.unreachable, &self.local) {
+            (self.unreachable, self.local, self.due) = (unreachable, local, Some(now));
+        }
+    }
+
+    /// Something happened that may have taken a route of ours away.
+    pub fn doubt(&mut self, now: Instant) {
+        self.due = self.due.map(|due| due.min(now + SOON));
+    }
+
+    /// Regular work: brings the kernel's to what is wanted, when that is due.
+    pub fn poll(&mut self, now: Instant) {
+        if self.due.is_none_or(|due| now < due) {
+            return;
+        }
+        let told = std::mem::take(&mut self.notices);
+        let pause = if self.reconcile().is_ok() { REGULAR } else { SOON };
+        self.due = Some(now + pause);
+        for notice in self.notices.iter().filter(|notice| !told.contains(notice)) {
+            tracing::warn!("{notice}");
+        }
     }
 
     /// A clean stop: every route with our mark goes. Says how many there were.
@@ -65,33 +94,35 @@ impl OwnRoutes {
         &self.notices
     }
 
+    /// Of several errors the first one is told: thousands of VIPs have one TAP.
     fn reconcile(&mut self) -> Result<(), NetlinkError> {
-        let wanted = self.wanted()?;
-        let present = self.present()?;
+        let tables = self.wanted().and_then(|wanted| Ok((wanted, self.present()?)));
+        let (wanted, present) = tables.inspect_err(|error| {
+            self.notices.push(format!("routes of box.vip_ranges and to VIPs cannot be looked after: {error}"));
+        })?;
         let mut first_error = None;
         for stale in present.difference(&wanted) {
-            let removed =
-                self.requests.ask("remove a route of ours", RouteNetlinkMessage::DelRoute(stale.message()), 0);
-            match removed {
+            let message = RouteNetlinkMessage::DelRoute(stale.message());
+            match self.requests.ask("remove a route of ours", message, 0) {
                 // Gone already, with its device.
                 Err(error) if error.refusal() == Some(libc::ESRCH) => {}
-                Err(error) => first_error = first_error.or(Some(error)),
+                Err(error) => first_error = first_error.or(Some((format!("route {stale} stays"), error))),
                 Ok(_) => {}
             }
         }
         for missing in wanted.difference(&present) {
             let message = RouteNetlinkMessage::NewRoute(missing.message());
             if let Err(error) = self.requests.ask("add a route of ours", message, NLM_F_CREATE | NLM_F_REPLACE) {
-                self.notices.push(format!("no route {missing}: {error}"));
-                first_error = first_error.or(Some(error));
+                first_error = first_error.or(Some((format!("no route {missing}"), error)));
             }
         }
-        first_error.map_or(Ok(()), Err)
+        let Some((what, error)) = first_error else { return Ok(()) };
+        self.notices.push(format!("{what}: {error}"));
+        Err(error)
     }
 
     fn wanted(&mut self) -> Result<BTreeSet<OwnRoute>, NetlinkError> {
         let connected = self.connected()?;
-        self.notices.clear();
         let mut wanted = BTreeSet::new();
         for range in &self.unreachable {
             if connected.contains(range) {
@@ -192,5 +223,40 @@ impl std::fmt::Display for OwnRoute {
             Self::Unreachable(net) => write!(f, "unreachable {net}"),
             Self::Local { address, ifindex } => write!(f, "{address} by link {ifindex}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On a socket nobody answers on, a look at the kernel's routes is a notice.
+    #[test]
+    fn the_kernel_is_asked_when_there_is_reason_to() {
+        let mut routes = OwnRoutes::by(Requests::unanswered());
+        let now = Instant::now();
+        let asks = |routes: &mut OwnRoutes, at: Duration| {
+            routes.notices.clear();
+            routes.poll(now + at);
+            !routes.notices.is_empty()
+        };
+        let at = Duration::from_secs;
+        assert!(!asks(&mut routes, at(60)), "nobody has said what there should be: an earlier process's stay");
+        let (range, vip) = ("203.0.113.0/28".parse().unwrap(), ["203.0.113.5".parse().unwrap()]);
+        routes.want(&[range], Some((7, &vip)), now);
+        assert!(asks(&mut routes, at(0)));
+        assert!(!asks(&mut routes, SOON - at(1)));
+        assert!(asks(&mut routes, SOON), "again after an error");
+        // As if it had been well.
+        routes.due = Some(now + at(100));
+        routes.want(&[range], Some((7, &vip)), now + at(1));
+        assert!(!asks(&mut routes, at(1)), "the same again: with each change of a backend's health");
+        routes.want(&[range], Some((7, &[])), now + at(1));
+        assert!(asks(&mut routes, at(1)), "a VIP less");
+        routes.due = Some(now + at(100));
+        routes.doubt(now + at(10));
+        routes.doubt(now + at(11));
+        assert!(!asks(&mut routes, at(11)));
+        assert!(asks(&mut routes, at(12)), "one may have gone");
     }
 }

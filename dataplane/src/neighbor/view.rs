@@ -298,6 +298,10 @@ fn changed_route(message: &RouteMessage) -> Change {
     }
 }
 
+pub(super) fn removes_own_route(message: &RouteNetlinkMessage) -> bool {
+    matches!(message, RouteNetlinkMessage::DelRoute(route) if route.header.protocol == PROTOCOL)
+}
+
 pub(super) fn route_address(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),

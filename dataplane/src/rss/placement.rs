@@ -71,9 +71,11 @@ impl Placement {
         }
         let stored = Stored { workers: self.workers, forward: self.forward.as_ref().map(NicHash::parts) };
         let temporary = path.with_extension("tmp");
-        std::fs::write(&temporary, serde_json::to_vec(&stored)?)?;
-        std::fs::rename(&temporary, path)?;
-        Ok(None)
+        let written = std::fs::write(&temporary, serde_json::to_vec(&stored)?);
+        written.and_then(|()| std::fs::rename(&temporary, path)).map(|()| None).map_err(|error| {
+            let remedy = "box.run_dir is to be writable, on a file system with room";
+            std::io::Error::new(error.kind(), format!("{}: {error}; {remedy}", path.display()))
+        })
     }
 
     /// The worker that owns a client's packets to a VIP whose replies come to a SNAT address.
@@ -168,6 +170,9 @@ mod tests {
 
         let mut fresh = Placement { workers: 2, forward: None, ports: vec![None] };
         assert_eq!(fresh.settle(&path, false).unwrap(), None);
+        let missing = dir.path().join("missing/placement.json");
+        let error = fresh.settle(&missing, false).unwrap_err().to_string();
+        assert!(error.contains("missing/placement.json") && error.contains("box.run_dir"), "{error}");
         let other: Vec<WorkerId> = (0..500).map(|n| fresh.owner::<V4>(&tuple(n), 2)).collect();
         assert_ne!(before, other, "without flows to keep the box follows the NIC");
     }

@@ -21,6 +21,12 @@ pub struct Ways {
 }
 
 impl Ways {
+    /// Nothing is proved yet; what an earlier process served is not in doubt for that.
+    #[must_use]
+    pub fn at_start(recovered: bool) -> Self {
+        Self { replies: (!recovered).then(HashMap::new), ..Self::default() }
+    }
+
     /// How a service may use the backend, whatever its health is.
     #[must_use]
     pub fn state(&self, service: &Service, source: Source) -> BackendState {
@@ -33,5 +39,20 @@ impl Ways {
             },
             _ => BackendState::Active,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restart_refuses_no_client_before_the_first_answer() {
+        let service =
+            serde_json::json!({"name": "web", "vip": "203.0.113.10", "port": 80, "protocol": "tcp", "mode": "dnat"});
+        let service: Service = serde_json::from_value(service).expect("a service");
+        let source = ("10.0.0.11".parse().expect("an address"), 80, 6);
+        assert_eq!(Ways::at_start(true).state(&service, source), BackendState::Active);
+        assert_eq!(Ways::at_start(false).state(&service, source), BackendState::Draining);
     }
 }
