@@ -8,6 +8,7 @@ pub mod embryo;
 mod free;
 pub mod index;
 mod invariants;
+mod reclaim;
 pub mod record;
 pub mod sctp;
 pub mod tcp;
@@ -130,6 +131,8 @@ pub struct FlowTable<F: Family> {
     /// Records beyond this one were never used.
     high_water: u32,
     sweep_at: u32,
+    /// Where the search for a closed flow that makes room goes on.
+    hand: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -165,6 +168,7 @@ impl<F: Family> FlowTable<F> {
             snats: Vec::with_capacity(MAX_SNATS),
             high_water: 0,
             sweep_at: 0,
+            hand: 0,
         })
     }
 
@@ -344,7 +348,7 @@ impl<F: Family> FlowTable<F> {
     /// Moves a flow to another state, and between the pools where the state asks for it.
     ///
     /// # Errors
-    /// `FlowTableFull`: the flow would be established and there is no room for one more.
+    /// `FlowTableFull`: the flow would be established and there is no room for one more; see [`Self::reclaim`].
     pub fn transition(&mut self, at: u32, from: Word, to: Word) -> Result<(), DropReason> {
         match (from.state.is_embryonic(), to.state.is_embryonic()) {
             (true, false) => {

@@ -249,6 +249,37 @@ fn exhaustion_is_per_backend_and_ends_when_flows_do() {
     rig.check();
 }
 
+#[test]
+fn closed_connections_make_room_for_those_that_begin() {
+    let flows = Capacity { established: 24, embryonic: 8 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.9:{}", 3000 + n), TO_WEB);
+    let living: Vec<Conn> = (0..12).map(|n| open(&mut rig, n)).collect();
+    // Four times what there is room for, all closed within tcp_time_wait.
+    for n in 100..260 {
+        open(&mut rig, n).close(&mut rig);
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic, counts.evicted), (24, 0, 0));
+    for conn in &living {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    // With living ones alone it is full after all.
+    (300..312).for_each(|n| drop(open(&mut rig, n)));
+    let there = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
+    rig.front(&Pkt::tcp(CLIENT, TO_WEB, TCP_ACK).bytes()).dropped(DropReason::FlowTableFull);
+    rig.sweep();
+    let service = &rig.pipeline.stats().services[0];
+    assert_eq!(
+        service.packets.get(),
+        12 * 5 + 160 * 6 + 12 * 3 + 2,
+        "what was forgotten early is counted all the same"
+    );
+    rig.check();
+}
+
 /// A flood has a node's ports long before it fills the pool of embryos.
 #[test]
 fn a_flood_of_openings_keeps_nobody_from_a_port() {
