@@ -307,6 +307,34 @@ fn a_flood_of_openings_keeps_nobody_from_a_port() {
     rig.check();
 }
 
+/// Long-lived flows where the search begins, a half-open one among them; most other ports are free.
+#[test]
+fn one_half_open_flow_is_not_evicted_while_ports_are_free() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2199]);
+    let mut rig = Rig::new(plan);
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.7:{}", 3000 + n), TO_WEB);
+    (0..10).for_each(|n| drop(open(&mut rig, n)));
+    let waiting = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    (10..20).for_each(|n| drop(open(&mut rig, n)));
+    for n in 21..200 {
+        let conn = open(&mut rig, n);
+        // Port 2168 is looked at first behind the nearest ones.
+        if conn.at_node.src.port() != 2168 {
+            conn.to_node(&mut rig, TCP_RST);
+        }
+    }
+    // The search has come round; what was reset has rested, and nothing has swept.
+    rig.wait(12);
+    for n in 200..210 {
+        open(&mut rig, n);
+    }
+    assert_eq!(rig.pipeline.flows_v4().counts().evicted, 0);
+    rig.back(&Pkt::answer(&waiting, TCP_SYN | TCP_ACK).bytes()).to_client();
+    rig.check();
+}
+
 #[test]
 fn each_worker_issues_ports_of_its_own_and_hands_over_what_it_does_not_own() {
     let mut rigs: Vec<Rig> = (0..4).map(|worker| Rig::with(plan(), &config(worker, 4))).collect();
