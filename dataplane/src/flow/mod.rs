@@ -31,7 +31,7 @@ use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::tables::Service;
 use crate::verdict::DropReason;
-use crate::wire::{Family, Tuple};
+use crate::wire::{Family, PROTO_UDP, Tuple};
 use embryo::EmbryoQueue;
 use free::Free;
 use index::Index;
@@ -81,6 +81,14 @@ impl Capacity {
     #[must_use]
     pub fn records(self) -> u32 {
         self.established + self.embryonic
+    }
+
+    /// How many flows may be established for this one to become so. Two packets with a forged sender make one of UDP,
+    /// and of any protocol in `dsr`, so these fill the table to three quarters; the rest is for who was seen to know the answer.
+    #[must_use]
+    fn established_of(self, to: Word) -> u32 {
+        let proves_nothing = to.protocol == PROTO_UDP || to.flags.has(Flags::DSR);
+        if proves_nothing { self.established - self.established / 4 } else { self.established }
     }
 }
 
@@ -352,7 +360,7 @@ impl<F: Family> FlowTable<F> {
     pub fn transition(&mut self, at: u32, from: Word, to: Word) -> Result<(), DropReason> {
         match (from.state.is_embryonic(), to.state.is_embryonic()) {
             (true, false) => {
-                if self.counts.established >= self.capacity.established {
+                if self.counts.established >= self.capacity.established_of(to) {
                     return Err(DropReason::FlowTableFull);
                 }
                 self.embryos.leave(at);

@@ -280,6 +280,29 @@ fn closed_connections_make_room_for_those_that_begin() {
     rig.check();
 }
 
+/// Of datagrams two are enough, and the sender may be forged.
+#[test]
+fn datagrams_go_on_without_room_and_leave_some_to_connections() {
+    let flows = Capacity { established: 40, embryonic: 64 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let ask = |n: u32| Pkt::udp(&format!("198.51.100.8:{}", 100 + n), TO_DNS).bytes();
+    for n in 0..50 {
+        let there = rig.front(&ask(n)).to_node();
+        rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        for _ in 0..3 {
+            assert_eq!(rig.front(&ask(n)).to_node().src, there.src, "another flow");
+            rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        }
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic, counts.evicted), (30, 20, 0));
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.9:{}", 3000 + n), TO_WEB);
+    let conns: Vec<Conn> = (0..10).map(|n| open(&mut rig, n)).collect();
+    (0..50).for_each(|n| drop(rig.front(&ask(n)).to_node()));
+    conns.iter().for_each(|conn| drop(conn.to_node(&mut rig, TCP_ACK)));
+    rig.check();
+}
+
 /// A flood has a node's ports long before it fills the pool of embryos.
 #[test]
 fn a_flood_of_openings_keeps_nobody_from_a_port() {
