@@ -264,9 +264,11 @@ fn all_ports() -> [u16; 2] {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Established flows per worker, IPv4.
+    /// Established flows per worker, IPv4. Closed ones count until their time is up (`tcp_time_wait` times new
+    /// connections a second), but rest shorter where this many are reached: they make room for those that begin.
+    /// UDP and mode `dsr`, where forged packets look like a client's, fill three quarters of it.
     pub flows_ipv4: u32,
-    /// Established flows per worker, IPv6.
+    /// The same of IPv6.
     pub flows_ipv6: u32,
     /// Embryonic flows per worker and family (SYN seen, no answer yet; one-way UDP).
     pub embryonic: u32,
@@ -311,7 +313,7 @@ pub struct Timeouts {
     pub tcp_established: u32,
     /// One side has sent FIN, or both, and one of them is not acknowledged yet.
     pub tcp_fin: u32,
-    /// Both ends have closed: the SNAT port rests this long.
+    /// Both ends have closed: the SNAT port rests this long, shorter where the flow table is full.
     pub tcp_time_wait: u32,
     /// A RST was believed, or the box sent one at the end of an idle connection: late packets of it are
     /// still known for what they are.
@@ -325,7 +327,7 @@ pub struct Timeouts {
     pub sctp_established: u32,
     /// One side has said SHUTDOWN.
     pub sctp_shutdown: u32,
-    /// Shut down or aborted: the SNAT port rests this long.
+    /// Shut down or aborted: the SNAT port rests this long, shorter where the flow table is full.
     pub sctp_closed: u32,
 }
 

@@ -53,6 +53,8 @@ pub struct WorkerStats {
     pub drops: [Counter; DropReason::COUNT],
     pub flows_created: Counter,
     pub flows_established: Counter,
+    /// Of these, IPv6's.
+    pub flows_established_v6: Counter,
     pub flows_embryonic: Counter,
     pub embryos_evicted: Counter,
     /// RSTs out of their receiver's window: delivered, but not believed.
@@ -170,6 +172,7 @@ impl WorkerStats {
             drops: std::array::from_fn(|_| Counter::default()),
             flows_created: Counter::default(),
             flows_established: Counter::default(),
+            flows_established_v6: Counter::default(),
             flows_embryonic: Counter::default(),
             embryos_evicted: Counter::default(),
             resets_doubted: Counter::default(),

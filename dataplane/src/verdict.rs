@@ -86,7 +86,7 @@ drop_reasons! {
     NoFlow = "no_flow": "a packet to a SNAT address that belongs to no flow",
     FlowRevoked = "flow_revoked": "the flow's service or backend is gone or down",
     FlowExpired = "flow_expired": "a packet of a connection that was idle too long and was reset (on_idle = \"reset\"); answered with a RST",
-    FlowTableFull = "flow_table_full": "the worker's flow table is full of established flows (limits.flows_*)",
+    FlowTableFull = "flow_table_full": "the worker's flow table is full, and no closed flow was found to make room (limits.flows_*)",
     SnatExhausted = "snat_exhausted": "every SNAT port towards the backend is an established flow's or resting; add `[[snat]]` addresses",
     TupleTaken = "tuple_taken": "mode dnat: the client's port is in use towards the same backend by way of another VIP",
     NoSnatAddress = "no_snat_address": "no SNAT address of the backend's family; add one under `[[snat]]`",

@@ -6,6 +6,7 @@ mod motion;
 mod network;
 mod policing;
 mod rates;
+mod room;
 mod snat;
 mod start;
 mod status;

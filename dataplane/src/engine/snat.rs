@@ -16,7 +16,7 @@ use penstock_configs::desired::Protocol;
 use penstock_configs::status::SnatStatus;
 use rustc_hash::FxHashMap;
 
-use super::{Shared, flows};
+use super::{Shared, flows, room};
 use crate::flow::State;
 use crate::nat::Partition;
 use crate::tables::compile::protocol_of;
@@ -150,7 +150,10 @@ impl Occupancy {
         flows::each_taken(shared, |worker, taken| count(&mut counts, worker, workers, &taken));
         let mut occupancy = shared.occupancy();
         occupancy.next = Some(now + LEAST_INTERVAL.max(now.elapsed() * SCAN_SHARE));
-        let newly = occupancy.add(now, &counts, &tables, workers);
+        let full = room::warnings(shared);
+        let mut newly = room::newly(&occupancy.warnings, &full);
+        newly.extend(occupancy.add(now, &counts, &tables, workers));
+        occupancy.warnings.extend(full);
         drop(occupancy);
         for warning in newly {
             tracing::warn!("{warning}");

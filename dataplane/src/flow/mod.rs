@@ -8,6 +8,7 @@ pub mod embryo;
 mod free;
 pub mod index;
 mod invariants;
+mod reclaim;
 pub mod record;
 pub mod sctp;
 pub mod tcp;
@@ -30,7 +31,7 @@ use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::tables::Service;
 use crate::verdict::DropReason;
-use crate::wire::{Family, Tuple};
+use crate::wire::{Family, PROTO_UDP, Tuple};
 use embryo::EmbryoQueue;
 use free::Free;
 use index::Index;
@@ -81,6 +82,14 @@ impl Capacity {
     pub fn records(self) -> u32 {
         self.established + self.embryonic
     }
+
+    /// How many flows may be established for this one to become so. Two packets with a forged sender make one of UDP,
+    /// and of any protocol in `dsr`, so these fill the table to three quarters; the rest is for who was seen to know the answer.
+    #[must_use]
+    fn established_of(self, to: Word) -> u32 {
+        let proves_nothing = to.protocol == PROTO_UDP || to.flags.has(Flags::DSR);
+        if proves_nothing { self.established - self.established / 4 } else { self.established }
+    }
 }
 
 /// Counts a record towards the limits its service has now.
@@ -130,6 +139,8 @@ pub struct FlowTable<F: Family> {
     /// Records beyond this one were never used.
     high_water: u32,
     sweep_at: u32,
+    /// Where the search for a closed flow that makes room goes on.
+    hand: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -165,6 +176,7 @@ impl<F: Family> FlowTable<F> {
             snats: Vec::with_capacity(MAX_SNATS),
             high_water: 0,
             sweep_at: 0,
+            hand: 0,
         })
     }
 
@@ -344,11 +356,11 @@ impl<F: Family> FlowTable<F> {
     /// Moves a flow to another state, and between the pools where the state asks for it.
     ///
     /// # Errors
-    /// `FlowTableFull`: the flow would be established and there is no room for one more.
+    /// `FlowTableFull`: the flow would be established and there is no room for one more; see [`Self::reclaim`].
     pub fn transition(&mut self, at: u32, from: Word, to: Word) -> Result<(), DropReason> {
         match (from.state.is_embryonic(), to.state.is_embryonic()) {
             (true, false) => {
-                if self.counts.established >= self.capacity.established {
+                if self.counts.established >= self.capacity.established_of(to) {
                     return Err(DropReason::FlowTableFull);
                 }
                 self.embryos.leave(at);

@@ -108,6 +108,20 @@ pub struct Word {
     pub protocol: u8,
 }
 
+impl Word {
+    /// Whether the flow only rests, for late packets to be known for what they are. (One that expired answers who
+    /// goes on all the same.)
+    #[must_use]
+    pub fn is_closed(self) -> bool {
+        match self.state {
+            State::TimeWait | State::Reset | State::SctpClosed => true,
+            // Of a node that answers by itself no FIN is seen.
+            State::FinWait | State::SctpShutdown => self.flags.has(Flags::DSR),
+            _ => false,
+        }
+    }
+}
+
 impl<A> Record<A> {
     /// What the record is; `None`: free, or a state this build does not know.
     #[inline]

@@ -145,7 +145,8 @@ fn within(number: u32, from: u32, most: u32) -> bool {
 #[must_use]
 pub fn believes_reset(word: Word, seen: Positions, reset: &Segment, direction: Direction) -> bool {
     if word.flags.has(Flags::DSR) {
-        // What the node expects it tells the client alone.
+        // What the node expects it tells the client alone, and the client's own last number is whatever the last
+        // packet in its name said: who forges a RST forges that one before it.
         return true;
     }
     let Positions { node_expects, client_expects } = seen;

@@ -148,12 +148,13 @@ impl PortAllocator {
             }
             let mut away = None;
             let mut resting = None;
+            let mut all_embryos = true;
             for attempt in 0..TRIES.min(ports.count) {
                 let place = place(self.cursors[slot], attempt, ports.count);
                 let reply = towards.reply(snat.addr, ports.at(place));
                 let hash = flows.hash(&reply);
                 match candidate(flows, &reply, hash, towards, &timed_out) {
-                    Candidate::Taken => {}
+                    Candidate::Taken => all_embryos = false,
                     Candidate::Embryo(record) => {
                         embryo = embryo.or(Some((id, reply.dst_port, record, place, hash, ports.count)));
                     }
@@ -165,7 +166,7 @@ impl PortAllocator {
                     Candidate::Free => away = away.or(Some((reply.dst_port, place, hash))),
                 }
                 // Where all rest, those near by have rested longest; where all are half-open, they are oldest.
-                let searched = resting.is_some() && attempt >= NEAR || embryo.is_some() && attempt == NEAR;
+                let searched = attempt >= NEAR && (resting.is_some() || all_embryos);
                 if away.is_some() && attempt >= HOME_TRIES || searched {
                     break;
                 }

@@ -9,7 +9,7 @@ use penstock_configs::desired::Mode;
 use crate::flow::{Flags, Word};
 use crate::tables::{FamilyTables, Hop};
 use crate::verdict::{DropReason, PortId};
-use crate::wire::Family;
+use crate::wire::{Family, PROTO_UDP};
 
 /// Whether a client's packet can get to the node, and the node's reply back by the way the mode means.
 #[inline]
@@ -36,9 +36,10 @@ pub(super) fn check_way<F: Family>(
     }
 }
 
-/// The word a flow keeps that has no room among the established ones. In `dsr` nobody but the flow's own choice
-/// of a node hangs on its record, and Maglev makes the same choice again: it goes on as an embryo.
+/// The word a flow keeps that has no room among the established ones: it goes on as an embryo, which is forgotten
+/// sooner, after `tcp_syn` or `udp_one_way` without a packet, or when it is the oldest and others need its room. A
+/// datagram opens another flow then; a connection in `dsr` has ended, since none but a SYN opens one.
 #[cold]
 pub(super) fn without_room(word: Word) -> Option<Word> {
-    word.flags.has(Flags::DSR).then_some(word)
+    (word.flags.has(Flags::DSR) || word.protocol == PROTO_UDP).then_some(word)
 }

@@ -48,7 +48,7 @@ use farewell::Farewells;
 use hops::{LastHops, Neighbor};
 use revalidate::Standing;
 use segment::follow;
-use side::{Side, Sided};
+use side::{Parts, Side, Sided};
 
 pub use fragments::Released;
 pub use side::PipelineConfig;
@@ -418,10 +418,10 @@ impl Pipeline {
         if u32::from(packet.end - packet.l3) > hop.mtu {
             return Err(DropReason::TooBig);
         }
-        let side = F::side_mut(self);
+        let Parts { side, stats, .. } = F::parts(self);
         let (word, next) = match packet.transport {
-            Transport::Sctp => sctp::follow(side, bytes, packet, entry)?,
-            _ => follow(side, bytes, packet, entry)?,
+            Transport::Sctp => sctp::follow(side, stats, bytes, packet, entry)?,
+            _ => follow(side, stats, bytes, packet, entry)?,
         };
         if word.state != next.state {
             access::mark::<F>(&self.view, F::side(self), entry.record, next);

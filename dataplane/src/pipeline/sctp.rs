@@ -13,6 +13,7 @@ use crate::clock::Now;
 use crate::flow::{Direction, Entry, State, Word};
 use crate::fragment::{self, Fate, Piece};
 use crate::io::{Frame, PacketMemory};
+use crate::stats::WorkerStats;
 use crate::tables::Tabled;
 use crate::verdict::{DropReason, PortId, Verdict};
 use crate::wire::sctp::{INIT, INIT_ACK};
@@ -22,6 +23,7 @@ use crate::wire::{self, Family, Packet, Parsed, Tuple};
 /// it says of other addresses.
 pub(super) fn follow<F: Family>(
     side: &mut Side<F>,
+    stats: &WorkerStats,
     bytes: &mut [u8],
     packet: &Packet,
     entry: Entry,
@@ -36,7 +38,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record_mut(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let next = crate::flow::sctp::advance(record, word, &chunks, entry.direction);
-    Ok((word, commit(side, entry, word, next)?))
+    Ok((word, commit(side, stats, entry, word, next)?))
 }
 
 impl Pipeline {

@@ -3,7 +3,9 @@
 use super::Pipeline;
 use super::dsr::without_room;
 use super::side::{Side, Sided};
+use super::upkeep::collect;
 use crate::flow::{Direction, Entry, Segment, State, Word, tcp};
+use crate::stats::WorkerStats;
 use crate::tables::{Hop, Tabled};
 use crate::verdict::DropReason;
 use crate::wire::{self, Family, Packet, TCP_FIN, TCP_RST, Transport, be32};
@@ -12,6 +14,7 @@ use crate::wire::{self, Family, Packet, TCP_FIN, TCP_RST, Transport, be32};
 #[inline]
 pub(super) fn follow<F: Family>(
     side: &mut Side<F>,
+    stats: &WorkerStats,
     bytes: &[u8],
     packet: &Packet,
     entry: Entry,
@@ -28,20 +31,48 @@ pub(super) fn follow<F: Family>(
     if next.state == State::Expired {
         return Err(DropReason::FlowExpired);
     }
-    let next = commit(side, entry, word, next)?;
+    let next = commit(side, stats, entry, word, next)?;
     side.flows.record_mut(entry.record).seen = seen;
     Ok((word, next))
 }
 
 /// Writes a flow's next word down: the word it has then.
 #[inline]
-pub(super) fn commit<F: Family>(side: &mut Side<F>, entry: Entry, word: Word, next: Word) -> Result<Word, DropReason> {
-    if next != word
-        && let Err(full) = side.flows.transition(entry.record, word, next)
-    {
-        return without_room(word).ok_or(full);
+pub(super) fn commit<F: Family>(
+    side: &mut Side<F>,
+    stats: &WorkerStats,
+    entry: Entry,
+    word: Word,
+    next: Word,
+) -> Result<Word, DropReason> {
+    if next != word && side.flows.transition(entry.record, word, next).is_err() {
+        return commit_when_full(side, stats, entry, word, next);
     }
     Ok(next)
+}
+
+/// A closed flow makes room for this one.
+#[cold]
+#[inline(never)]
+fn commit_when_full<F: Family>(
+    side: &mut Side<F>,
+    stats: &WorkerStats,
+    entry: Entry,
+    word: Word,
+    next: Word,
+) -> Result<Word, DropReason> {
+    // The packet's flow is of the running snapshot: what an earlier one calls a service may be another by now.
+    let epoch = side.flows.record(entry.record).epoch;
+    let has_room = side.flows.reclaim(|record| {
+        if let Some(counters) = stats.services.get(record.service as usize)
+            && record.epoch == epoch
+        {
+            collect(record, counters);
+        }
+    });
+    let result =
+        if has_room { side.flows.transition(entry.record, word, next) } else { Err(DropReason::FlowTableFull) };
+    result.map(|()| next).or_else(|full| without_room(word).ok_or(full))
 }
 
 /// A TCP packet's numbers. Options are read only where they count: while a connection closes.

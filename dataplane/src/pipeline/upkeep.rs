@@ -76,6 +76,7 @@ impl Pipeline {
         let hops_left = hops.forget(|at, hop, tags| store.keep_hop(at, hop, tags));
         let (four, six) = (self.v4.flows.counts(), self.v6.flows.counts());
         self.stats.flows_established.set(u64::from(four.established + six.established));
+        self.stats.flows_established_v6.set(u64::from(six.established));
         self.stats.flows_embryonic.set(u64::from(four.embryonic + six.embryonic));
         self.stats.embryos_evicted.set(four.evicted + six.evicted);
         self.forget_clients(now);

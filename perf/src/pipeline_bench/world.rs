@@ -59,7 +59,10 @@ pub struct World {
 impl World {
     /// `flow_file`: the directory of its flow file; none: records are in memory of this process's own.
     pub fn build(plan: Plan, flow_file: Option<&Path>) -> anyhow::Result<Self> {
-        let flows = Capacity { established: plan.flows + EMBRYOS, embryonic: EMBRYOS };
+        // Flows whose clients prove nothing have three quarters of a table.
+        let proves_nothing = plan.protocol == Protocol::Udp || plan.mode == Mode::Dsr;
+        let room = if proves_nothing { plan.flows.div_ceil(3) * 4 } else { plan.flows };
+        let flows = Capacity { established: room + EMBRYOS, embryonic: EMBRYOS };
         let none = Capacity { established: 1, embryonic: 1 };
         let config = PipelineConfig {
             worker: WorkerId(0),

@@ -249,6 +249,60 @@ fn exhaustion_is_per_backend_and_ends_when_flows_do() {
     rig.check();
 }
 
+#[test]
+fn closed_connections_make_room_for_those_that_begin() {
+    let flows = Capacity { established: 24, embryonic: 8 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.9:{}", 3000 + n), TO_WEB);
+    let living: Vec<Conn> = (0..12).map(|n| open(&mut rig, n)).collect();
+    // Four times what there is room for, all closed within tcp_time_wait.
+    for n in 100..260 {
+        open(&mut rig, n).close(&mut rig);
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic, counts.evicted), (24, 0, 0));
+    for conn in &living {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    // With living ones alone it is full after all.
+    (300..312).for_each(|n| drop(open(&mut rig, n)));
+    let there = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    rig.back(&Pkt::answer(&there, TCP_SYN | TCP_ACK).bytes()).to_client();
+    rig.front(&Pkt::tcp(CLIENT, TO_WEB, TCP_ACK).bytes()).dropped(DropReason::FlowTableFull);
+    rig.sweep();
+    let service = &rig.pipeline.stats().services[0];
+    assert_eq!(
+        service.packets.get(),
+        12 * 5 + 160 * 6 + 12 * 3 + 2,
+        "what was forgotten early is counted all the same"
+    );
+    rig.check();
+}
+
+/// Of datagrams two are enough, and the sender may be forged.
+#[test]
+fn datagrams_go_on_without_room_and_leave_some_to_connections() {
+    let flows = Capacity { established: 40, embryonic: 64 };
+    let mut rig = Rig::with(plan(), &PipelineConfig { flows_v4: flows, ..config(0, 1) });
+    let ask = |n: u32| Pkt::udp(&format!("198.51.100.8:{}", 100 + n), TO_DNS).bytes();
+    for n in 0..50 {
+        let there = rig.front(&ask(n)).to_node();
+        rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        for _ in 0..3 {
+            assert_eq!(rig.front(&ask(n)).to_node().src, there.src, "another flow");
+            rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+        }
+    }
+    let counts = rig.pipeline.flows_v4().counts();
+    assert_eq!((counts.established, counts.embryonic, counts.evicted), (30, 20, 0));
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.9:{}", 3000 + n), TO_WEB);
+    let conns: Vec<Conn> = (0..10).map(|n| open(&mut rig, n)).collect();
+    (0..50).for_each(|n| drop(rig.front(&ask(n)).to_node()));
+    conns.iter().for_each(|conn| drop(conn.to_node(&mut rig, TCP_ACK)));
+    rig.check();
+}
+
 /// A flood has a node's ports long before it fills the pool of embryos.
 #[test]
 fn a_flood_of_openings_keeps_nobody_from_a_port() {
@@ -273,6 +327,34 @@ fn a_flood_of_openings_keeps_nobody_from_a_port() {
         conn.to_node(&mut rig, TCP_ACK);
         conn.to_client(&mut rig, TCP_ACK);
     }
+    rig.check();
+}
+
+/// Long-lived flows where the search begins, a half-open one among them; most other ports are free.
+#[test]
+fn one_half_open_flow_is_not_evicted_while_ports_are_free() {
+    let mut plan = plan();
+    plan.snat.clear();
+    plan.snat(SNAT, [2000, 2199]);
+    let mut rig = Rig::new(plan);
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.7:{}", 3000 + n), TO_WEB);
+    (0..10).for_each(|n| drop(open(&mut rig, n)));
+    let waiting = rig.front(&Pkt::syn(CLIENT, TO_WEB).bytes()).to_node();
+    (10..20).for_each(|n| drop(open(&mut rig, n)));
+    for n in 21..200 {
+        let conn = open(&mut rig, n);
+        // Port 2168 is looked at first behind the nearest ones.
+        if conn.at_node.src.port() != 2168 {
+            conn.to_node(&mut rig, TCP_RST);
+        }
+    }
+    // The search has come round; what was reset has rested, and nothing has swept.
+    rig.wait(12);
+    for n in 200..210 {
+        open(&mut rig, n);
+    }
+    assert_eq!(rig.pipeline.flows_v4().counts().evicted, 0);
+    rig.back(&Pkt::answer(&waiting, TCP_SYN | TCP_ACK).bytes()).to_client();
     rig.check();
 }
 

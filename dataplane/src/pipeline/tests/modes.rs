@@ -251,6 +251,49 @@ fn dsr_under_a_flood_forwards_what_it_cannot_keep() {
 }
 
 #[test]
+fn forged_pairs_to_dsr_leave_room_to_connections_that_are_answered() {
+    let mut plan = dsr();
+    plan.serve("203.0.113.11:443/tcp", &["10.0.0.11:31443"]);
+    plan.snat(SNAT, [1024, 65535]);
+    let mut config = crate::pipeline::testkit::config(0, 1);
+    config.flows_v4 = crate::flow::Capacity { established: 40, embryonic: 16 };
+    let mut rig = Rig::with(plan, &config);
+    let forge = |rig: &mut Rig, range: std::ops::Range<u32>| {
+        for n in range {
+            for flags in [TCP_SYN, TCP_ACK] {
+                rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, flags).bytes()).to_node();
+            }
+        }
+    };
+    forge(&mut rig, 0..200);
+    assert_eq!(rig.pipeline.flows_v4().counts().established, 30);
+    let open = |rig: &mut Rig, n: u32| Conn::open(rig, &format!("198.51.100.8:{}", 7000 + n), "203.0.113.11:443");
+    let conns: Vec<Conn> = (0..10).map(|n| open(&mut rig, n)).collect();
+    forge(&mut rig, 200..400);
+    for conn in &conns {
+        conn.to_node(&mut rig, TCP_ACK);
+        conn.to_client(&mut rig, TCP_ACK);
+    }
+    rig.check();
+}
+
+/// What the box sees last of a connection in `dsr` is the client's FIN.
+#[test]
+fn dsr_flows_that_were_closed_make_room() {
+    let mut config = crate::pipeline::testkit::config(0, 1);
+    config.flows_v4 = crate::flow::Capacity { established: 20, embryonic: 8 };
+    let mut rig = Rig::with(dsr(), &config);
+    for n in 0..100 {
+        for flags in [TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK] {
+            rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, flags).bytes()).to_node();
+        }
+    }
+    assert!(rig.pipeline.flows_v4().live().all(|(_, word)| word.state == State::FinWait), "one found no room");
+    assert_eq!(rig.pipeline.flows_v4().counts().established, 15);
+    rig.check();
+}
+
+#[test]
 fn a_change_of_mode_revokes_what_was_opened_in_the_other() {
     for (from, to) in [(Mode::Dsr, Mode::Dnat), (Mode::Dnat, Mode::Dsr), (Mode::Dsr, Mode::Nat), (Mode::Nat, Mode::Dsr)]
     {
