@@ -74,12 +74,7 @@ impl From<&ServiceLimits> for Limits {
 /// Whether a flow counts against limits: closed ones, of which only the port rests, do not.
 #[must_use]
 pub fn counts(word: Word) -> bool {
-    match word.state {
-        State::TimeWait | State::Reset | State::Expired | State::SctpClosed => false,
-        // Of a node that answers by itself neither FIN nor SHUTDOWN ACK is seen: closed by its client, it never comes to rest.
-        State::FinWait | State::SctpShutdown => !word.flags.has(Flags::DSR),
-        _ => true,
-    }
+    !word.is_closed() && word.state != State::Expired
 }
 
 #[derive(Debug, Default)]

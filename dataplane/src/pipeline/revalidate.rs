@@ -68,9 +68,7 @@ impl Pipeline {
         let record = side.flows.record_mut(at);
         let Some(word) = record.word() else { return Standing::Revoked };
         let opens = tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
-        let at_rest = matches!(word.state, State::TimeWait | State::Reset | State::Expired);
-        // Of a node that answers by itself no FIN is seen.
-        let closed = at_rest || word.state == State::FinWait && word.flags.has(Flags::DSR);
+        let closed = word.is_closed() || word.state == State::Expired;
         let reopens = opens && closed;
         let (standing, load) = revalidate::<F>(record, word, &view.tables, reopens);
         if standing == Standing::Valid {
