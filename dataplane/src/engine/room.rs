@@ -67,8 +67,8 @@ mod tests {
         for part in ["limits.flows_ipv4: ", "worker 1 has 700 flows of 1000", "timeouts.tcp_time_wait"] {
             assert!(full.contains(part), "{part}: {full}");
         }
-        let more = about([900, 700]).unwrap();
-        assert_eq!(newly(&[], &[more.clone()]), [more.clone()]);
-        assert!(newly(&[full], &[more]).is_empty());
+        let more = [about([900, 700]).unwrap()];
+        assert_eq!(newly(&[], &more), more);
+        assert!(newly(&[full], &more).is_empty());
     }
 }
