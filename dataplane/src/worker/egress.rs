@@ -3,6 +3,7 @@
 use super::{Attached, Worker};
 use crate::io::{Burst, Frame, Port};
 use crate::verdict::{DropReason, PortId};
+use crate::wire::{Tags, tags};
 
 /// Frames waiting for each socket that sends for a port.
 pub struct Egress {
@@ -76,12 +77,18 @@ impl<P: Port, K: Port> Worker<P, K> {
     }
 
     /// Writes a frame to the TAP: given back (`returned`), or addressed to a client behind it.
-    pub(super) fn hand_to_kernel(&mut self, frame: Frame, returned: bool) {
+    pub(super) fn hand_to_kernel(&mut self, mut frame: Frame, returned: bool) {
         let Some(Attached { id, port }) = &mut self.kernel else {
             self.stats.count_drop(DropReason::KernelPathFull);
             self.pool.give(frame);
             return;
         };
+        // The TAP is in no VLAN: what came in one would be for another host, to the kernel.
+        let memory = self.pool.memory();
+        let whole = memory.bytes(&frame).len();
+        if let Some(len) = tags::retag(memory.bytes_mut(&mut frame), whole, Tags::NONE) {
+            memory.resize_first(&mut frame, len);
+        }
         let len = frame.len() as u64;
         let mut burst = Burst::new();
         burst.push(frame);

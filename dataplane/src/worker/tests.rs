@@ -267,6 +267,26 @@ fn what_is_not_ours_goes_to_the_kernel_and_its_own_packets_come_from_there() {
     assert_eq!(farm.stats[0].kernel.get(), 1, "sent, not given back");
 }
 
+/// The kernel takes a frame in a VLAN that its device is not in for another host's.
+#[test]
+fn what_goes_to_the_kernel_is_in_no_vlan() {
+    let mut farm = Farm::new(plan(), &FarmConfig::default());
+    let foreign = Pkt::syn(&client(1), "203.0.113.99:443");
+    for vlans in [vec![], vec![100], vec![200, 7]] {
+        farm.fronts[0].inject(&foreign.clone().with(|pkt| pkt.vlans = vlans).bytes());
+        farm.round();
+        assert_eq!(farm.kernels[0].take_all(), [foreign.bytes()]);
+    }
+    // To a client of the box itself, from a node in another network.
+    farm.kernels[0].inject(&Pkt::syn("192.0.2.1:40000", VIP).bytes());
+    farm.now.ns += super::CHORES_NS;
+    farm.round();
+    let there = valid(&farm.backs[0].take().expect("the SYN went to a node"));
+    farm.backs[0].inject(&Pkt::answer(&there, TCP_SYN | TCP_ACK).with(|pkt| pkt.vlans = vec![100]).bytes());
+    farm.round();
+    assert!(valid(&farm.kernels[0].take().expect("the answer went to the kernel")).vlans.is_empty());
+}
+
 #[test]
 fn full_rings_drop_by_name() {
     let small = FarmConfig { ring: 8, kernel: false, ..FarmConfig::default() };
