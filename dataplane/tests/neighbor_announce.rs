@@ -221,8 +221,10 @@ fn a_held_address_is_defended_but_not_in_a_loop() {
     rig.run(6.0);
     rig.announcer.on_conflict(PORT, VIP4.into(), RIVAL);
     assert_eq!(rig.sent(0.2).len(), 1, "the next interval");
-    rig.run(61.0);
+    let sent = rig.sent(61.0);
+    assert_eq!(sent.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [false], "whose word was last or not");
     assert!(rig.announcer.notices().is_empty(), "the rival is gone");
+    assert!(rig.sent(100.0).is_empty(), "once");
 }
 
 #[test]
@@ -239,21 +241,48 @@ fn probes_of_others_and_our_own_ports_are_no_conflict() {
 }
 
 #[test]
-fn a_link_that_returns_is_announced_on_without_probes() {
+fn a_link_that_blinks_or_changes_its_address_is_announced_on_without_probes() {
     let mut rig = Rig::new(&[VIP4.into()]);
     rig.run(15.0);
-    rig.announcer.set_links(&[link(0, OWN, false)]);
-    assert!(rig.sent(5.0).is_empty());
-    rig.announcer.set_links(&[link(0, OWN, true)]);
-    assert_eq!(rig.claimed(), [IpAddr::from(VIP4)], "flows go on at once");
-    let sent = rig.sent(5.0);
-    assert_eq!(sent.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [false, false]);
-
+    for _ in 0..5 {
+        rig.announcer.set_links(&[link(0, OWN, false)]);
+        assert!(rig.sent(0.5).is_empty());
+        rig.announcer.set_links(&[link(0, OWN, true)]);
+        assert_eq!(rig.claimed(), [IpAddr::from(VIP4)], "flows go on at once");
+        let sent = rig.sent(5.0);
+        assert_eq!(sent.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [false, false]);
+    }
     let new = [0x02, 0, 0, 0, 0, 0x02];
     rig.announcer.set_links(&[link(0, new, true)]);
     let actions = rig.run(5.0);
     assert_eq!(actions.len(), 2, "a changed hardware address is announced");
     assert!(matches!(&actions[0].1, Action::Send { frame, .. } if claim(frame).unwrap().mac == new));
+}
+
+/// While a cable was out, the other box may have taken over.
+#[test]
+fn on_a_link_that_returns_an_address_is_answered_for_and_probed_for_before_it_is_announced() {
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[address]);
+        rig.run(15.0);
+        rig.announcer.set_links(&[link(0, OWN, false)]);
+        assert!(rig.sent(5.0).is_empty());
+        rig.announcer.set_links(&[link(0, OWN, true)]);
+        assert_eq!(rig.claimed(), [address], "flows go on at once");
+        let sent = rig.sent(15.0);
+        assert!(sent[0].1 && sent[0].0 < 20.3, "probed for at once");
+        assert!(!sent.last().unwrap().1, "and announced: nobody has it");
+
+        rig.announcer.set_links(&[link(0, OWN, false)]);
+        rig.run(5.0);
+        rig.announcer.set_links(&[link(0, OWN, true)]);
+        let sent = rig.contested(10.0, &answer);
+        assert!(sent.iter().all(|(_, probe)| *probe), "announced over who has it");
+        assert!(rig.claimed().is_empty());
+    }
 }
 
 #[test]
@@ -351,6 +380,22 @@ fn a_bonds_other_member_announces_at_once_what_the_bond_held() {
     assert!(claim(frame).is_some_and(|claim| !claim.probe && claim.address == VIP4), "said at once");
     rig.run(15.0);
     assert_eq!(rig.announcer.claimed().count(), 4, "all but the one on standby that was not held");
+
+    // The bonding driver takes a moment.
+    let none = || links(0).into_iter().map(|link| Link { up: false, ..link }).collect::<Vec<_>>();
+    rig.announcer.set_links(&none());
+    assert!(rig.run(0.3).is_empty());
+    rig.announcer.set_links(&links(0));
+    let sent = rig.run(0.1);
+    assert!(matches!(&sent[..], [(_, Action::Send { frame, .. }), ..] if !claim(frame).unwrap().probe), "{sent:?}");
+    // The whole bond was down: another host may have what is ours.
+    rig.run(15.0);
+    rig.announcer.set_links(&none());
+    rig.run(5.0);
+    rig.announcer.set_links(&links(1));
+    assert!(rig.announcer.claimed().any(|claim| claim == ports[1]));
+    let sent = rig.sent(5.0);
+    assert!(!sent.is_empty() && sent.iter().all(|(_, probe)| *probe), "{sent:?}");
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub struct Settings {
     pub refresh: Option<Duration>,
     /// Answers a host that claims an address of ours at most so often.
     pub defend: Duration,
+    /// A link down for longer may come up in a network where another host has our addresses by now: they are probed
+    /// for, as RFC 5227 section 2.1 asks. Shorter is how long a bond takes from one member to the other.
+    pub blip: Duration,
     /// Tries again for an address that another host had: after the first conflicts so soon, because a box that
     /// hands its addresses over goes on answering for some seconds, and from then on nobody does.
     pub retry_soon: Duration,
@@ -51,6 +54,7 @@ impl Default for Settings {
             announcement_spacing: Duration::from_secs(2),
             refresh: None,
             defend: Duration::from_secs(10),
+            blip: Duration::from_secs(1),
             retry_soon: Duration::from_secs(2),
             retry: Duration::from_secs(60),
         }
@@ -122,6 +126,8 @@ struct Claim {
     stage: Stage,
     /// Answered for before its probes are through; they may find that another host has it by now.
     resumed: bool,
+    /// Ours, and its link is down: since when.
+    cut: Option<Instant>,
     /// Another host was heard claiming the address since the last poll.
     heard: Option<Mac>,
     /// Who else has it or claims it. While we hold it: and when we answered that.
@@ -131,7 +137,9 @@ struct Claim {
 }
 
 impl Claim {
-    const NEW: Self = Self { stage: Stage::New, resumed: false, heard: None, rival: None, conflicts: 0 };
+    const NEW: Self = Self { stage: Stage::New, resumed: false, cut: None, heard: None, rival: None, conflicts: 0 };
+    /// Ours as far as we know, and to be probed for.
+    const RESUMED: Self = Self { resumed: true, ..Self::NEW };
 
     fn is_ours(&self) -> bool {
         self.resumed || self.is_announced()
@@ -180,13 +188,17 @@ impl Announcer {
         }
     }
 
-    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew; so is, on a bond's
-    /// member that takes over, what is ours on another one: the wire is the same.
+    /// The ports as they are now. What comes up, or changes its hardware address, is announced anew if it was still
+    /// ours ([`Settings::blip`]); so is, on a bond's member that takes over, what is ours on another one: the wire is
+    /// the same.
     pub fn set_links(&mut self, links: &[Link]) {
-        let bond_of = |port| self.links.get(port).and_then(|link| link.bond.clone());
-        let ours = self.claims.iter().filter(|(_, claim)| claim.is_announced());
-        let held: BTreeSet<(String, IpAddr)> =
-            ours.filter_map(|((port, address), _)| Some((bond_of(port)?, *address))).collect();
+        // What a bond's members have, and whether it is announced on one.
+        let mut held: BTreeMap<(String, IpAddr), bool> = BTreeMap::new();
+        for ((port, address), claim) in self.claims.iter().filter(|(_, claim)| claim.is_ours()) {
+            if let Some(bond) = self.links.get(port).and_then(|link| link.bond.clone()) {
+                *held.entry((bond, *address)).or_default() |= claim.is_announced();
+            }
+        }
         let links: BTreeMap<u8, Link> = links.iter().map(|link| (link.port.0, link.clone())).collect();
         for (port, link) in &links {
             let before = self.links.get(port);
@@ -199,12 +211,12 @@ impl Announcer {
             }
             for ((_, address), claim) in self.claims.iter_mut().filter(|((on, _), _)| on == port) {
                 let anew = Stage::Announcing { sent: 0, due: None };
-                if claim.is_announced() {
-                    claim.stage = anew;
-                } else if link.bond.as_ref().is_some_and(|bond| held.contains(&(bond.clone(), *address))) {
-                    *claim = Claim { stage: anew, ..Claim::NEW };
-                } else {
-                    claim.stage = Stage::New;
+                let by_bond = link.bond.as_ref().and_then(|bond| held.get(&(bond.clone(), *address)));
+                match by_bond {
+                    _ if claim.is_announced() => claim.stage = anew,
+                    Some(true) => *claim = Claim { stage: anew, ..Claim::NEW },
+                    Some(false) => *claim = Claim::RESUMED,
+                    None => claim.stage = Stage::New,
                 }
             }
         }
@@ -266,7 +278,15 @@ impl Announcer {
         let mut actions = self.memberships();
         let Self { settings, random, claims, links, .. } = self;
         for ((port, address), claim) in claims {
-            let Some(link) = links.get(port).filter(|link| link.up) else { continue };
+            let Some(link) = links.get(port).filter(|link| link.up) else {
+                if claim.is_announced()
+                    && now.saturating_duration_since(*claim.cut.get_or_insert(now)) >= settings.blip
+                {
+                    *claim = Claim::RESUMED;
+                }
+                continue;
+            };
+            claim.cut = None;
             let mut turn = Turn { address: *address, mac: link.mac, now, settings, random };
             if let Some(frame) = turn.step(claim) {
                 actions.push(Action::Send { port: link.port, frame });
@@ -313,9 +333,11 @@ impl Turn<'_> {
             }
             self.refuse(claim, by);
         }
-        if claim.is_announced() {
-            // The quiet of a rival ends the notice after the time a refused claim would wait.
-            claim.rival = claim.rival.filter(|(_, last)| self.since(*last) < self.settings.retry);
+        if claim.is_announced() && claim.rival.is_some_and(|(_, last)| self.since(last) >= self.settings.retry) {
+            // The quiet of a rival ends the notice after the time a refused claim would wait. Its word was the last
+            // one perhaps, and hosts believe the last one.
+            claim.rival = None;
+            return Some(announcement(self.address, self.mac));
         }
         match claim.stage {
             Stage::New => {
