@@ -91,8 +91,8 @@ pub struct Shared {
     /// By worker: nanoseconds from receive to transmit, sampled.
     latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
-    /// A port's device was made anew: this process can not serve it.
-    lost_device: AtomicBool,
+    /// A port's device was made anew, or a bond has one more member: this process can not serve it.
+    outdated: AtomicBool,
 }
 
 /// One worker, from outside.
@@ -177,7 +177,8 @@ impl Shared {
     }
 
     /// Looks whether the program still steers on every port, and attaches it again where a device came back. The
-    /// sockets died with one that was made anew: then all of it is to end, and the next start serves on.
+    /// sockets died with one that was made anew, and a bond's new member never had any: then all of it is to end, and
+    /// the next start serves on.
     fn check_steering(&self) {
         let unsteered = self.network().unsteered.is_some();
         if unsteered {
@@ -202,7 +203,7 @@ impl Shared {
                          new ones; flows are kept",
                         port.interface
                     );
-                    self.lost_device.store(true, Ordering::Relaxed);
+                    self.outdated.store(true, Ordering::Relaxed);
                 }
                 Some(Ok(mode)) => self.notice(format!(
                     "{}: the XDP program had gone from the interface and runs again ({})",
@@ -210,6 +211,13 @@ impl Shared {
                     mode.name()
                 )),
             }
+        }
+        for (bond, member) in self.network().mirror.unserved_members() {
+            tracing::error!(
+                "{member}: it is a member of {bond} now, and was not at the start: ending, for the next start to serve it; \
+                 flows are kept"
+            );
+            self.outdated.store(true, Ordering::Relaxed);
         }
     }
 

@@ -80,6 +80,7 @@ impl Dataplane {
             .collect();
         let steer = Steer::open_with(run_dir, &interfaces, Options { frags: jumbo })?;
         let mirror = Mirror::open(&names).context("the kernel's routes and neighbours cannot be read")?;
+        let mirror = mirror.configured_as(configured.ports.iter().map(|port| port.interface.clone()).collect());
         let workers = worker_count(&config.workers, &queues);
         let mtu = mirror.hops().links.iter().map(|link| link.mtu).max().unwrap_or(1500).min(LARGEST_MTU);
         let (taps, tap) = open_tap(workers, mtu as u16);
@@ -140,7 +141,7 @@ impl Dataplane {
             occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
-            lost_device: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -196,7 +197,7 @@ impl Dataplane {
         self.sockets.clear();
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let housekeeping = move || {
-            while !stop.load(Ordering::Relaxed) && !shared.lost_device.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) && !shared.outdated.load(Ordering::Relaxed) {
                 keep_house(&shared);
             }
         };

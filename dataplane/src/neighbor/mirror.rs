@@ -92,6 +92,8 @@ const REFUSED: &str = "has a route that refuses it (unreachable, blackhole or pr
 
 pub struct Mirror {
     ports: Vec<String>,
+    /// As in the config file, where a bond stands for its members.
+    configured: Vec<String>,
     events: Events,
     requests: Requests,
     view: KernelView,
@@ -117,6 +119,7 @@ impl Mirror {
     pub fn open(ports: &[String]) -> Result<Self, NetlinkError> {
         let mut mirror = Self {
             ports: ports.to_vec(),
+            configured: Vec::new(),
             // Listening first: what changes while the tables are read is then not missed.
             events: Events::open()?,
             requests: Requests::open()?,
@@ -137,6 +140,19 @@ impl Mirror {
         mirror.lookup(|_| true);
         mirror.publish();
         Ok(mirror)
+    }
+
+    /// Knows what the ports were configured as.
+    #[must_use]
+    pub fn configured_as(self, configured: Vec<String>) -> Self {
+        Self { configured, ..self }
+    }
+
+    /// Members that came to a configured bond later than the ports were found, each behind its bond. One on standby
+    /// counts: it will take over.
+    #[must_use]
+    pub fn unserved_members(&self) -> Vec<(String, String)> {
+        self.view.unserved_members(&self.configured, &self.ports)
     }
 
     /// Readable when [`Self::on_readable`] has work.

@@ -194,6 +194,15 @@ impl KernelView {
         members.into_iter().map(|(_, link)| link.name.clone()).collect()
     }
 
+    /// The members of bonds among `configured` that are up and no ports, each behind its bond.
+    pub(super) fn unserved_members(&self, configured: &[String], ports: &[String]) -> Vec<(String, String)> {
+        let bonds = self.links.iter().filter(|(_, link)| matches!(link.kind, Kind::Bond(_)));
+        let bonds: HashMap<u32, &LinkEntry> =
+            bonds.filter(|(_, bond)| configured.contains(&bond.name)).map(|(index, bond)| (*index, bond)).collect();
+        let members = self.links.values().filter(|member| member.up && !ports.contains(&member.name));
+        members.filter_map(|member| Some((bonds.get(&member.master?)?.name.clone(), member.name.clone()))).collect()
+    }
+
     /// The bond an interface is a member of.
     pub(super) fn bond_of(&self, name: &str) -> Option<&str> {
         let master = self.links.get(&self.link_named(name)?.1.master?)?;

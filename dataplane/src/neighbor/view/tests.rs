@@ -193,6 +193,26 @@ fn a_bond_is_served_on_its_members() {
     assert!(error.contains("eth0") && error.contains("member of bond0"), "{error}");
 }
 
+/// Its driver is loaded later than the first one's, or an operator adds it.
+#[test]
+fn a_member_that_joins_later_is_seen_to_be_no_port() {
+    let mut view = bonded(BondMode::Ieee8023Ad, BondPortState::Active);
+    let unserved = |view: &KernelView, configured: &str| {
+        view.unserved_members(&[configured.to_owned()], &["eth0", "eth1"].map(str::to_owned))
+    };
+    view.apply(&link(4, "eth2", vec![]));
+    assert_eq!(unserved(&view, "bond0"), []);
+    for state in [BondPortState::Backup, BondPortState::Active] {
+        view.apply(&member(4, "eth2", 9, state));
+        assert_eq!(unserved(&view, "bond0"), [("bond0".to_owned(), "eth2".to_owned())]);
+        assert_eq!(unserved(&view, "eth0"), [], "members that are named one by one are all that is asked for");
+    }
+    let RouteNetlinkMessage::NewLink(mut down) = member(4, "eth2", 9, BondPortState::Active) else { return };
+    down.header.flags = LinkFlags::Up;
+    view.apply(&RouteNetlinkMessage::NewLink(down));
+    assert_eq!(unserved(&view, "bond0"), [], "nothing comes by it yet");
+}
+
 #[test]
 fn what_cannot_be_a_port_is_refused_with_what_can() {
     let mut view = KernelView::default();
