@@ -67,7 +67,8 @@ fn steer(counters: &Counters) -> String {
     let steer = &counters.steer;
     let parts = [
         ("to the workers", steer.redirected),
-        ("to the kernel, not ours", steer.passed + steer.unserved + steer.malformed),
+        ("to the kernel, not ours", steer.passed + steer.malformed),
+        ("to the kernel, ours or not, by receive queues not served", steer.unserved),
         ("to the kernel, headers not in the first of several buffers", steer.split),
         ("dropped, no process had a socket", steer.no_socket),
         ("dropped, policed (box.new_per_vip)", steer.policed),
@@ -265,6 +266,17 @@ pub(super) async fn explain(dataplane: &Dataplane, screen: &Screen, arguments: &
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_by_queues_that_are_not_served_have_their_own_line() {
+        let mut counters = Counters::default();
+        (counters.steer.passed, counters.steer.unserved, counters.steer.malformed) = (5, 70, 1);
+        let said = steer(&counters);
+        let count =
+            |what: &str| said.lines().find(|line| line.contains(what)).map(|line| line.trim().split(' ').next());
+        assert_eq!(count("not ours"), Some(Some("6")), "{said}");
+        assert_eq!(count("queues not served"), Some(Some("70")), "{said}");
+    }
 
     /// As the kernel counts what a worker in copy mode did not fetch in time.
     #[test]

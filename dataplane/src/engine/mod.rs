@@ -27,6 +27,7 @@ use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQu
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
 use crate::clock::Now;
+use crate::neighbor::raw::rx_queues;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
 use crate::tables::{Compiler, Inputs, Tables, View, Ways};
@@ -116,8 +117,29 @@ pub struct SocketFacts {
 pub struct PortFacts {
     pub interface: String,
     pub ifindex: Option<u32>,
+    /// Served; and how many the file asks for, if not for all.
     pub queues: u16,
+    pub asked: Option<u16>,
     pub zero_copy: bool,
+}
+
+impl PortFacts {
+    /// What every notice about added queues begins with.
+    fn of_added_queues(&self) -> String {
+        format!("{}: of its receive queues {} are served", self.interface, self.queues)
+    }
+
+    /// Queues that were added since the start (`ethtool -L`), so that the card brings packets where nobody reads them.
+    fn added_queues(&self, now: u16) -> Option<String> {
+        let Self { interface, queues, .. } = self;
+        (now.min(self.asked.unwrap_or(u16::MAX)) > *queues).then(|| {
+            format!(
+                "{}, as at the start, and there are {now} now: what comes by the others reaches the kernel, packets to \
+                 VIPs too; restart the dataplane, or `ethtool -L {interface} combined {queues}`",
+                self.of_added_queues()
+            )
+        })
+    }
 }
 
 /// What is served, and of what it is compiled.
@@ -185,6 +207,7 @@ impl Shared {
             self.republish();
         }
         for (at, port) in self.ports.iter().enumerate() {
+            self.check_queues(port);
             let mut network = self.network();
             let (result, now) = match network.steer.check(at) {
                 Err(_) => continue,
@@ -218,6 +241,15 @@ impl Shared {
                  flows are kept"
             );
             self.outdated.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn check_queues(&self, port: &PortFacts) {
+        let added = rx_queues(&port.interface).and_then(|now| port.added_queues(now));
+        let about = port.of_added_queues();
+        self.notices().retain(|notice| !notice.starts_with(&about) || Some(notice) == added.as_ref());
+        if let Some(added) = added {
+            self.notice(added);
         }
     }
 
@@ -362,5 +394,30 @@ impl Engine for Shared {
 
     fn counters(&self) -> Counters {
         status::counters(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_added_after_the_start_are_told_of_unless_the_file_wants_no_more() {
+        let port = |asked| PortFacts { interface: "eth0".into(), ifindex: None, queues: 4, asked, zero_copy: true };
+        for (asked, now, told) in [
+            (None, 8, true),
+            (None, 4, false),
+            (None, 2, false),
+            (Some(4), 8, false),
+            (Some(8), 4, false),
+            (Some(8), 6, true),
+        ] {
+            let notice = port(asked).added_queues(now);
+            assert_eq!(notice.is_some(), told, "{asked:?}, {now}");
+            if let Some(notice) = notice {
+                assert!(notice.starts_with(&port(None).of_added_queues()), "withdrawn by that: {notice}");
+                assert!(notice.contains("ethtool -L eth0 combined 4"), "{notice}");
+            }
+        }
     }
 }

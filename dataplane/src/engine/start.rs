@@ -119,6 +119,7 @@ impl Dataplane {
                     interface: port.interface.clone(),
                     ifindex,
                     queues: *queues,
+                    asked: port.queues,
                     zero_copy: *zero_copy,
                 })
                 .collect(),

@@ -279,8 +279,7 @@ impl Announcer {
         let Self { settings, random, claims, links, .. } = self;
         for ((port, address), claim) in claims {
             let Some(link) = links.get(port).filter(|link| link.up) else {
-                if claim.is_announced()
-                    && now.saturating_duration_since(*claim.cut.get_or_insert(now)) >= settings.blip
+                if claim.is_announced() && now.saturating_duration_since(*claim.cut.get_or_insert(now)) >= settings.blip
                 {
                     *claim = Claim::RESUMED;
                 }

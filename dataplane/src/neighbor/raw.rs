@@ -90,7 +90,7 @@ struct Channels {
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 
 /// Receive queues in use, if the interface's driver tells.
-pub(super) fn rx_queues(interface: &str) -> Option<u16> {
+pub(crate) fn rx_queues(interface: &str) -> Option<u16> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
     let mut channels = Channels { command: ETHTOOL_GCHANNELS, ..Channels::default() };
     let mut name = [0; libc::IFNAMSIZ];

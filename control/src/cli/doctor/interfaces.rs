@@ -39,14 +39,21 @@ const NATIVE: &[&str] = &[
     "atlantic",
 ];
 
-pub(super) fn check(machine: &Machine, port: &PortConfig, workers: &WorkersConfig) -> Vec<Finding> {
+/// `served`: how many queues of it a dataplane serves that runs.
+pub(super) fn check(
+    machine: &Machine,
+    port: &PortConfig,
+    workers: &WorkersConfig,
+    served: Option<u16>,
+) -> Vec<Finding> {
     let name = &port.interface;
     let base = format!("/sys/class/net/{name}");
     if !machine.exists(&base) {
         let there = machine.list("/sys/class/net").into_iter().filter(|other| other != "lo").collect::<Vec<_>>();
         return vec![Finding::bad(name, "no such interface", format!("this machine has: {}", there.join(", ")))];
     }
-    let mut findings = vec![link(machine, name, &base), driver(machine, port, &base), queues(machine, port, workers)];
+    let mut findings = vec![link(machine, name, &base), driver(machine, port, &base)];
+    findings.push(queues(machine, port, workers, served));
     findings.push(mtu(machine, name, &base, workers));
     findings.extend(checksums(machine, name, &base));
     findings.push(reverse_path(machine, name));
@@ -121,7 +128,7 @@ fn driver(machine: &Machine, port: &PortConfig, base: &str) -> Finding {
     )
 }
 
-fn queues(machine: &Machine, port: &PortConfig, workers: &WorkersConfig) -> Finding {
+fn queues(machine: &Machine, port: &PortConfig, workers: &WorkersConfig, served: Option<u16>) -> Finding {
     let name = &port.interface;
     let have = machine.queues(name);
     let asked = port.queues.unwrap_or(have);
@@ -138,6 +145,13 @@ fn queues(machine: &Machine, port: &PortConfig, workers: &WorkersConfig) -> Find
             name,
             format!("{asked} of {have} receive queues are served; packets to VIPs on the others reach the kernel"),
             format!("leave out `queues`, or ethtool -L {name} combined {asked}"),
+        );
+    }
+    if let Some(served) = served.filter(|served| *served < have) {
+        return Finding::warn(
+            name,
+            format!("{served} of {have} receive queues are served by the dataplane that runs: it found no more"),
+            format!("restart it, or ethtool -L {name} combined {served}"),
         );
     }
     Finding::good(name, format!("all {have} receive queues are served"))
@@ -246,7 +260,11 @@ mod tests {
     }
 
     fn grades(root: &Path, port: &PortConfig, workers: &WorkersConfig) -> Vec<(Grade, String)> {
-        let findings = check(&Machine::at(root), port, workers);
+        running(root, port, workers, None)
+    }
+
+    fn running(root: &Path, port: &PortConfig, workers: &WorkersConfig, served: Option<u16>) -> Vec<(Grade, String)> {
+        let findings = check(&Machine::at(root), port, workers, served);
         findings.into_iter().map(|finding| (finding.grade, finding.text)).collect()
     }
 
@@ -262,6 +280,18 @@ mod tests {
         assert!(has(&findings, Grade::Warn, "without their checksum"), "{findings:?}");
         assert!(has(&findings, Grade::Good, "all 2 receive queues"), "{findings:?}");
         assert!(!findings.iter().any(|(grade, _)| *grade == Grade::Bad), "{findings:?}");
+    }
+
+    #[test]
+    fn queues_that_the_running_box_does_not_serve_are_told_of() {
+        let root = tempfile::tempdir().expect("a directory");
+        veth(root.path(), 4, 1500);
+        let said = |served| running(root.path(), &port(r#"{"interface": "v0"}"#), &WorkersConfig::default(), served);
+        for served in [None, Some(4)] {
+            assert!(has(&said(served), Grade::Good, "all 4 receive queues"), "{served:?}");
+        }
+        let findings = said(Some(2));
+        assert!(has(&findings, Grade::Warn, "2 of 4 receive queues are served by the dataplane"), "{findings:?}");
     }
 
     #[test]

@@ -11,8 +11,9 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use penstock_configs::file::ConfigFile;
+use penstock_configs::file::{ConfigFile, PortConfig};
 use penstock_configs::source;
+use penstock_configs::status::Status;
 
 use self::machine::Machine;
 use super::failure::{Failure, Outcome};
@@ -79,13 +80,12 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
     let machine = Machine::this();
     let mut findings = host::check(&machine);
     // None runs before the first start, when the doctor is asked most.
-    if let Ok(status) = dataplane.status().await {
-        findings.extend(running::check(&status));
-    }
+    let status = dataplane.status().await.ok();
+    findings.extend(status.iter().flat_map(running::check));
     if let Some(path) = &arguments.file {
         let facts = machine.facts();
         match source::load_for(path, Some(&facts)) {
-            Ok(file) => findings.extend(of_file(&machine, &file)),
+            Ok(file) => findings.extend(of_file(&machine, &file, status.as_ref())),
             Err(faults) => {
                 findings.extend(faults.list.iter().map(|fault| {
                     let line = fault.line.map(|line| format!(":{line}")).unwrap_or_default();
@@ -95,7 +95,7 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
                 }));
                 // What the file says of interfaces is still worth a look where it can be read.
                 if let Ok(file) = source::load(path) {
-                    findings.extend(of_file(&machine, &file));
+                    findings.extend(of_file(&machine, &file, status.as_ref()));
                 }
             }
         }
@@ -111,9 +111,10 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
     if bad > 0 { Err(Failure::Told(1)) } else { Ok(()) }
 }
 
-fn of_file(machine: &Machine, file: &ConfigFile) -> Vec<Finding> {
-    let mut findings: Vec<Finding> =
-        file.ports.iter().flat_map(|port| interfaces::check(machine, port, &file.workers)).collect();
+fn of_file(machine: &Machine, file: &ConfigFile, running: Option<&Status>) -> Vec<Finding> {
+    let served = |name: &str| running?.ports.iter().find(|port| port.interface == name).map(|port| port.queues);
+    let of_port = |port: &PortConfig| interfaces::check(machine, port, &file.workers, served(&port.interface));
+    let mut findings: Vec<Finding> = file.ports.iter().flat_map(of_port).collect();
     findings.extend(host::check_file(machine, file));
     findings
 }
