@@ -58,6 +58,7 @@ impl Network {
     ) -> Self {
         let settings = if quick { Settings::quick() } else { Settings::default() };
         let links = mirror.hops().links.clone();
+        let ports = mirror.port_count();
         let seed = crate::clock::Now::read().ns;
         let mut announcements = Announcements::new(Announcer::new(settings, seed));
         announcements.set_links(&links);
@@ -68,7 +69,7 @@ impl Network {
             announcements,
             routes,
             tap,
-            ports: links.len(),
+            ports,
             placement,
             wanted: Vec::new(),
             claimed: BTreeSet::new(),
@@ -145,10 +146,10 @@ impl Network {
         changed
     }
 
-    /// Every address wanted is claimed on every port.
+    /// Every address wanted is claimed on every port that has a link to claim it on.
     pub fn has_claimed_all(&self) -> bool {
-        let standby = self.links.iter().filter(|link| link.standby).count();
-        self.claimed.len() >= self.wanted.len() * self.ports.saturating_sub(standby)
+        let links = self.links.iter().filter(|link| !link.standby).count();
+        self.claimed.len() >= self.wanted.len() * links
     }
 
     fn is_standby(&self, port: u8) -> bool {

@@ -142,6 +142,12 @@ impl Mirror {
         Ok(mirror)
     }
 
+    /// How many ports there are: those without a [`Link`] now, too.
+    #[must_use]
+    pub fn port_count(&self) -> usize {
+        self.ports.len()
+    }
+
     /// Knows what the ports were configured as.
     #[must_use]
     pub fn configured_as(self, configured: Vec<String>) -> Self {
@@ -535,6 +541,14 @@ fn read_route(answers: &[RouteNetlinkMessage]) -> Result<Route, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The workers' port behind the last is the TAP's, whatever the kernel says of the others now.
+    #[test]
+    fn a_port_that_is_missing_has_its_number() {
+        let mirror = Mirror::open(&["no-such-port".to_owned(), "lo".to_owned()]).expect("rtnetlink");
+        let links: Vec<u8> = mirror.hops().links.iter().map(|link| link.port.0).collect();
+        assert_eq!((links, mirror.port_count()), (vec![1], 2));
+    }
 
     /// Reads only, in whatever network namespace the test runs in.
     #[test]
