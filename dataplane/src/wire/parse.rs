@@ -142,7 +142,11 @@ fn ipv6(frame: &[u8], whole: usize, l3: usize) -> Result<Parsed, DropReason> {
     for _ in 0..=MAX_EXTENSION_HEADERS {
         let len = match next {
             0 | 43 | 60 => (usize::from(byte_before(frame, at + 1, end)?) + 1) * 8,
-            51 => (usize::from(byte_before(frame, at + 1, end)?) + 2) * 4,
+            51 => match byte_before(frame, at + 1, end)? {
+                // Its fixed part alone takes three words (RFC 4302 section 2.2).
+                0 => return Err(DropReason::BadExtensionHeaders),
+                words => (usize::from(words) + 2) * 4,
+            },
             44 => {
                 byte_before(frame, at + 7, end)?;
                 // An "atomic" fragment (RFC 6946) is a whole packet: other headers may follow.

@@ -137,7 +137,7 @@ fn every_value_of_every_header_byte() {
     for (_, packet) in corpus() {
         for at in 12..packet.len().min(110) {
             let mut changed = packet.clone();
-            for value in [0, 1, 2, 0x0f, 0x3c, 0x40, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xf0, 0xfe, 0xff] {
+            for value in [0, 1, 2, 0x0f, 0x2c, 0x33, 0x3c, 0x40, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xf0, 0xfe, 0xff] {
                 changed[at] = value;
                 survives(&mut rig, &changed);
             }
