@@ -7,8 +7,8 @@ use penstock_dataplane::pipeline::testkit::{BACK, KERNEL};
 use penstock_dataplane::verdict::PortId;
 use penstock_dataplane::wire::{PROTO_TCP, PROTO_UDP};
 
-use super::Mood;
 use super::check::{self, Checker, mend, read};
+use super::world::Mood;
 
 /// What was known when a frame left.
 pub struct Judge<'a> {

@@ -7,8 +7,8 @@ use penstock_dataplane::pipeline::testkit::{BACK, BOX_MACS, FRONT, Icmp, Pkt, cl
 use penstock_dataplane::verdict::PortId;
 use penstock_dataplane::wire::{PROTO_SCTP, PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
-use super::Random;
 use super::check::{mend, read, split};
+use super::world::Random;
 
 /// A frame, and the port it comes in by.
 pub type Arrival = (PortId, Vec<u8>);
