@@ -8,12 +8,13 @@ use crate::wire::Family;
 const LOOKED_AT: usize = 32;
 
 impl<F: Family> FlowTable<F> {
-    /// Forgets a closed flow: of the next records the one that rests longest. `last` is shown it before. False:
-    /// none of them is closed.
+    /// Forgets a closed flow, for one to become what `to` says: of the next records the one that rests longest. `last`
+    /// is shown it before. False: none of them is closed, or none whose place this flow could have.
     #[cold]
-    pub fn reclaim(&mut self, last: impl FnOnce(&mut Record<F::Addr>)) -> bool {
-        let records = &self.records;
-        let is_closed = |at: &u32| records[*at as usize].word().is_some_and(Word::is_closed);
+    pub fn reclaim(&mut self, to: Word, last: impl FnOnce(&mut Record<F::Addr>)) -> bool {
+        let (records, in_share) = (&self.records, self.fills_its_share(to));
+        let makes_room = |word: Word| word.is_closed() && (!in_share || word.proves_nothing());
+        let is_closed = |at: &u32| records[*at as usize].word().is_some_and(makes_room);
         let round = (self.hand..self.high_water).chain(0..self.hand).take(LOOKED_AT);
         let closed = round.clone().filter(is_closed).min_by_key(|at| records[*at as usize].last_seen);
         self.hand = round.last().map_or(0, |at| at + 1);

@@ -63,7 +63,7 @@ fn commit_when_full<F: Family>(
 ) -> Result<Word, DropReason> {
     // The packet's flow is of the running snapshot: what an earlier one calls a service may be another by now.
     let epoch = side.flows.record(entry.record).epoch;
-    let has_room = side.flows.reclaim(|record| {
+    let has_room = side.flows.reclaim(next, |record| {
         if let Some(counters) = stats.services.get(record.service as usize)
             && record.epoch == epoch
         {
