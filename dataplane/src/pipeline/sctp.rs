@@ -10,7 +10,7 @@ use super::segment::commit;
 use super::side::{Side, Sided};
 use super::{Pipeline, parse};
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, State, Word};
+use crate::flow::{Direction, Entry, Word};
 use crate::fragment::{self, Fate, Piece};
 use crate::io::{Frame, PacketMemory};
 use crate::stats::WorkerStats;
@@ -47,7 +47,7 @@ impl Pipeline {
     pub(super) fn unless_reopened<F: Sided>(&mut self, found: Option<Entry>, packet: &Packet) -> Option<Entry> {
         let entry = found?;
         let flows = &mut F::side_mut(self).flows;
-        let closed = flows.record(entry.record).word().is_some_and(|word| word.state == State::SctpClosed);
+        let closed = flows.record(entry.record).word().is_some_and(Word::is_closed);
         if closed && entry.direction == Direction::Forward && packet.tcp_flags & wire::sctp::OPENS != 0 {
             flows.remove(entry.record);
             return None;
