@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Tick;
 use crate::persist::{Shape, Store};
 use crate::wire::{PROTO_TCP, PROTO_UDP, V4, V6};
 
@@ -331,12 +332,12 @@ fn closed_flows_make_room_and_no_others() {
         assert_eq!(establish(&mut table, n + 1000), Err(DropReason::FlowTableFull));
         let mut oldest = u32::MAX;
         // A few records at a time, until the hand has gone round.
-        assert!((0..32).any(|_| table.reclaim(CONNECTION, |record| oldest = record.last_seen)), "flow {n}");
+        assert!((0..32).any(|_| table.reclaim(CONNECTION, Tick(1000), |record| oldest = record.last_seen)), "flow {n}");
         assert!(oldest.is_multiple_of(10), "{oldest} is not closed");
         establish(&mut table, n).unwrap();
         table.check_invariants().unwrap();
     }
-    assert!((0..32).all(|_| !table.reclaim(CONNECTION, |_| panic!("of a flow that goes on"))));
+    assert!((0..32).all(|_| !table.reclaim(CONNECTION, Tick(1000), |_| panic!("of a flow that goes on"))));
     let left = table.live().filter(|(_, word)| matches!(word.state, State::FinWait | State::Expired)).count();
     assert_eq!((table.counts().established, left), (1000, 200));
 }
@@ -351,7 +352,7 @@ fn of_closed_flows_the_one_that_rests_longest_goes_first() {
         table.record_mut(at).last_seen = seen;
     }
     let mut gone = Vec::new();
-    while table.reclaim(CONNECTION, |record| gone.push(record.last_seen)) {}
+    while table.reclaim(CONNECTION, Tick(1000), |record| gone.push(record.last_seen)) {}
     assert_eq!(gone, [1, 2, 3, 4, 5]);
 }
 

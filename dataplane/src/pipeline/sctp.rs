@@ -27,6 +27,7 @@ pub(super) fn follow<F: Family>(
     bytes: &mut [u8],
     packet: &Packet,
     entry: Entry,
+    now: Now,
 ) -> Result<(Word, Word), DropReason> {
     // All it says before its data is in the packet's first frame: `wire::sctp::check`.
     let end = bytes.len().min(packet.end.into());
@@ -38,7 +39,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record_mut(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let next = crate::flow::sctp::advance(record, word, &chunks, entry.direction);
-    Ok((word, commit(side, stats, entry, word, next)?))
+    Ok((word, commit(side, stats, entry, word, next, now)?))
 }
 
 impl Pipeline {

@@ -327,9 +327,37 @@ fn dsr_flows_that_were_closed_make_room() {
         for flags in [TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK] {
             rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, flags).bytes()).to_node();
         }
+        rig.wait(1);
     }
     assert!(rig.pipeline.flows_v4().live().all(|(_, word)| word.state == State::FinWait), "one found no room");
     assert_eq!(rig.pipeline.flows_v4().counts().established, 15);
+    rig.check();
+}
+
+/// A client that has said its last word may be listening still.
+#[test]
+fn dsr_flows_half_closed_make_no_room_while_their_client_speaks() {
+    let mut config = crate::pipeline::testkit::config(0, 1);
+    config.flows_v4 = crate::flow::Capacity { established: 4, embryonic: 8 };
+    let mut rig = Rig::with(dsr(), &config);
+    let send = |rig: &mut Rig, n: u32, flags: &[u8]| {
+        for flags in flags {
+            rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, *flags).bytes()).to_node();
+        }
+        let count = |state| rig.pipeline.flows_v4().live().filter(|(_, word)| word.state == state).count();
+        [State::FinWait, State::Established].map(count)
+    };
+    for n in 0..3 {
+        send(&mut rig, n, &[TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK]);
+    }
+    rig.wait(5);
+    assert_eq!(send(&mut rig, 3, &[TCP_SYN, TCP_ACK]), [3, 0], "one was forgotten");
+    rig.wait(6);
+    send(&mut rig, 0, &[TCP_ACK]);
+    for n in 4..8 {
+        send(&mut rig, n, &[TCP_SYN, TCP_ACK]);
+    }
+    assert_eq!(send(&mut rig, 0, &[TCP_ACK]), [1, 2], "the silent ones make room, and no others");
     rig.check();
 }
 
