@@ -106,7 +106,7 @@ pub struct Service {
     /// Overrides of `[timeouts]` for this service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<ServiceTimeouts>,
-    /// What becomes of the TCP connections of a backend that its checks find down.
+    /// What becomes of the connections of a backend that its checks find down.
     #[serde(default, skip_serializing_if = "OnDown::is_default")]
     pub on_down: OnDown,
     /// Seconds in which a backend that comes (new, or back from down) gets to its whole weight.
@@ -390,7 +390,8 @@ impl NoBackend {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceLimits {
-    /// Flows at a time: half-open ones count, closed ones whose port rests do not.
+    /// Flows at a time: half-open ones count, closed ones whose port rests do not. In `dsr` the client's FIN closes one,
+    /// true or not, since the node's word on it is not seen: there `new_per_second` holds who cheats.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<u32>,
     /// Flows opened in a second; as many again may come at once after a pause.

@@ -266,7 +266,8 @@ fn all_ports() -> [u16; 2] {
 pub struct Limits {
     /// Established flows per worker, IPv4. Closed ones count until their time is up (`tcp_time_wait` times new
     /// connections a second), but rest shorter where this many are reached: they make room for those that begin.
-    /// UDP and mode `dsr`, where forged packets look like a client's, fill three quarters of it.
+    /// Of flows of UDP and in mode `dsr`, where forged packets look like a client's, three quarters of it are established
+    /// at most.
     pub flows_ipv4: u32,
     /// The same of IPv6.
     pub flows_ipv6: u32,

@@ -43,7 +43,8 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
     out.push_str(&summary(&changes));
     if document.has_box && arguments.owner == FILE_OWNER {
         let note = "[box], [[port]], [workers], [[snat]], [limits] and [timeouts] are not compared: most of them take a \
-                    restart of penstock-dataplane, which loses no established flow";
+                    restart of penstock-dataplane, which keeps flows unless limits.flows_*, limits.embryonic or the \
+                    number of workers change: then every connection ends";
         out.push_str(&screen.wrap("note: ", note));
         out.push('\n');
     }

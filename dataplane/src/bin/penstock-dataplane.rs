@@ -259,7 +259,8 @@ impl Watched {
         match work.await {
             Ok(Ok(config)) => {
                 let restart = |what| {
-                    format!("{}: `{what}` changed, which takes a restart; what ran before goes on", self.path.display())
+                    let restart = restart_for(what, &self.started_with, &config);
+                    format!("{}: `{what}` changed, which takes {restart}; what ran before goes on", self.path.display())
                 };
                 let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
                 said.file_notices(notices);
@@ -303,6 +304,16 @@ fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
         (old_box.probe != new_box.probe, "box.probe"),
     ];
     changes.into_iter().filter_map(|(changed, key)| changed.then_some(key)).collect()
+}
+
+/// What a restart costs: flow tables are taken up by as many workers of the same capacity, else all begin empty.
+fn restart_for(what: &str, old: &ConfigFile, new: &ConfigFile) -> &'static str {
+    let capacity = |file: &ConfigFile| (file.limits.flows_ipv4, file.limits.flows_ipv6, file.limits.embryonic);
+    match what {
+        "limits" if capacity(old) != capacity(new) => "a restart that takes up no flow: every connection ends",
+        "port" | "workers" => "a restart (which takes up no flow if the number of workers changes)",
+        _ => "a restart",
+    }
 }
 
 fn look(path: &Path) -> Look {
@@ -392,5 +403,8 @@ mod tests {
         assert_eq!(named("queues = 1\n[workers]\ncount = 1\n[limits]\nservices = 9\n"), ["port", "workers", "limits"]);
         let the_box = "[box]\nname = \"b\"\nrun_dir = \"/run/b\"\nstate_dir = \"/srv/b\"\nprobe = \"quick\"\n";
         assert_eq!(named(the_box), ["box.name", "box.run_dir", "box.state_dir", "box.probe"]);
+        let ends_flows = |more: &str| restart_for("limits", &old, &file(more)).contains("no flow");
+        let more = ["services = 9", "flows_ipv4 = 2097152", "flows_ipv6 = 2097152", "embryonic = 65536"];
+        assert_eq!(more.map(|more| ends_flows(&format!("[limits]\n{more}\n"))), [false, true, true, true]);
     }
 }

@@ -150,7 +150,7 @@ impl Occupancy {
         flows::each_taken(shared, |worker, taken| count(&mut counts, worker, workers, &taken));
         let mut occupancy = shared.occupancy();
         occupancy.next = Some(now + LEAST_INTERVAL.max(now.elapsed() * SCAN_SHARE));
-        let full = room::warnings(shared);
+        let full = room::warnings(shared, &occupancy.warnings);
         let mut newly = room::newly(&occupancy.warnings, &full);
         newly.extend(occupancy.add(now, &counts, &tables, workers));
         occupancy.warnings.extend(full);
@@ -183,7 +183,10 @@ impl Occupancy {
         keep_fullest(&mut backends);
         self.follow(now, levels.iter().chain(&backends));
         self.pairs = levels.iter().take(REPORTED).map(|(pair, level)| self.status(*pair, level)).collect();
-        let full: Vec<&(Pair, Level)> = backends.iter().filter(|(_, level)| level.fullest >= WARN_AT).collect();
+        let is_full = |(pair, level): &&(Pair, Level)| {
+            room::is_worth_telling(level.fullest, WARN_AT, &subject(*pair), &self.warnings)
+        };
+        let full: Vec<&(Pair, Level)> = backends.iter().filter(is_full).collect();
         let warnings: Vec<String> = full.iter().map(|(pair, level)| self.warning(*pair, level, tables)).collect();
         let newly = warnings
             .iter()

@@ -18,6 +18,7 @@ impl<F: Family> FlowTable<F> {
                 counts.embryonic += 1;
             } else {
                 counts.established += 1;
+                counts.unproved += u32::from(word.proves_nothing());
             }
             for (key, direction) in self.keys(record, word).iter().zip([Direction::Forward, Direction::Reverse]) {
                 let found = self.find(key, self.hash(key));
@@ -27,7 +28,8 @@ impl<F: Family> FlowTable<F> {
             }
         }
         let live = (counts.embryonic + counts.established) as usize;
-        if counts.embryonic != self.counts.embryonic || counts.established != self.counts.established {
+        counts.evicted = self.counts.evicted;
+        if counts != self.counts {
             return Err(format!("counted {counts:?}, kept {:?}", self.counts));
         }
         if self.embryos.count() != counts.embryonic {

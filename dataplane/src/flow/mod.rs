@@ -31,7 +31,7 @@ use crate::schedule::{Share, Tally};
 use crate::sys::prefetch;
 use crate::tables::Service;
 use crate::verdict::DropReason;
-use crate::wire::{Family, PROTO_UDP, Tuple};
+use crate::wire::{Family, Tuple};
 use embryo::EmbryoQueue;
 use free::Free;
 use index::Index;
@@ -83,12 +83,10 @@ impl Capacity {
         self.established + self.embryonic
     }
 
-    /// How many flows may be established for this one to become so. Two packets with a forged sender make one of UDP,
-    /// and of any protocol in `dsr`, so these fill the table to three quarters; the rest is for who was seen to know the answer.
+    /// How many of the established flows may be such that prove nothing, however many others there are.
     #[must_use]
-    fn established_of(self, to: Word) -> u32 {
-        let proves_nothing = to.protocol == PROTO_UDP || to.flags.has(Flags::DSR);
-        if proves_nothing { self.established - self.established / 4 } else { self.established }
+    fn unproved(self) -> u32 {
+        self.established - self.established / 4
     }
 }
 
@@ -146,6 +144,8 @@ pub struct FlowTable<F: Family> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub established: u32,
+    /// Of these, flows of which [`Word::proves_nothing`].
+    pub unproved: u32,
     pub embryonic: u32,
     /// Embryos that had to make room for newer ones.
     pub evicted: u64,
@@ -237,17 +237,38 @@ impl<F: Family> FlowTable<F> {
         if !self.insert_keys(at, hashes) {
             return false;
         }
-        self.count(word.state, at);
+        self.count(word, at);
         true
     }
 
-    fn count(&mut self, state: State, at: u32) {
-        if state.is_embryonic() {
+    fn count(&mut self, word: Word, at: u32) {
+        if word.state.is_embryonic() {
             self.counts.embryonic += 1;
             self.embryos.push(at);
         } else {
             self.counts.established += 1;
+            self.counts.unproved += u32::from(word.proves_nothing());
         }
+    }
+
+    fn uncount(&mut self, word: Word, at: u32) {
+        if word.state.is_embryonic() {
+            self.counts.embryonic -= 1;
+            self.embryos.leave(at);
+        } else {
+            self.counts.established -= 1;
+            self.counts.unproved -= u32::from(word.proves_nothing());
+        }
+    }
+
+    /// Whether one more flow may become this.
+    fn has_room(&self, to: Word) -> bool {
+        self.counts.established < self.capacity.established && !self.fills_its_share(to)
+    }
+
+    /// Whether no other than a flow that proves nothing can make room for this one.
+    fn fills_its_share(&self, to: Word) -> bool {
+        to.proves_nothing() && self.counts.unproved >= self.capacity.unproved()
     }
 
     fn insert_keys(&mut self, at: u32, hashes: [u64; 2]) -> bool {
@@ -359,21 +380,13 @@ impl<F: Family> FlowTable<F> {
     /// `FlowTableFull`: the flow would be established and there is no room for one more; see [`Self::reclaim`].
     pub fn transition(&mut self, at: u32, from: Word, to: Word) -> Result<(), DropReason> {
         match (from.state.is_embryonic(), to.state.is_embryonic()) {
-            (true, false) => {
-                if self.counts.established >= self.capacity.established_of(to) {
-                    return Err(DropReason::FlowTableFull);
-                }
-                self.embryos.leave(at);
-                self.counts.embryonic -= 1;
-                self.counts.established += 1;
-            }
-            (false, true) => {
-                self.make_room_for_embryo();
-                self.counts.established -= 1;
-                self.counts.embryonic += 1;
-                self.embryos.push(at);
-            }
+            (true, false) if !self.has_room(to) => return Err(DropReason::FlowTableFull),
+            (false, true) => self.make_room_for_embryo(),
             _ => {}
+        }
+        if from.state.is_embryonic() != to.state.is_embryonic() {
+            self.uncount(from, at);
+            self.count(to, at);
         }
         self.records[at as usize].commit(self.tally.moves(at, from, to));
         Ok(())
@@ -465,7 +478,7 @@ impl<F: Family> FlowTable<F> {
             self.free.give(at);
             return Err(DropReason::FlowTableFull);
         }
-        self.count(flow.word.state, at);
+        self.count(flow.word, at);
         if flow.load != 0 {
             self.recount(at, flow.load);
         }
@@ -520,12 +533,7 @@ impl<F: Family> FlowTable<F> {
         self.tally.leave(at, word);
         self.records[at as usize].clear();
         self.free.give(at);
-        if word.state.is_embryonic() {
-            self.embryos.leave(at);
-            self.counts.embryonic -= 1;
-        } else {
-            self.counts.established -= 1;
-        }
+        self.uncount(word, at);
     }
 
     /// Shows up to `budget` records to `visit`, going on where the last call stopped, and forgets those it

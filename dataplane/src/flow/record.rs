@@ -120,6 +120,13 @@ impl Word {
             _ => false,
         }
     }
+
+    /// Two packets with a forged sender make an established flow of UDP, and in `dsr` of any protocol. True of a flow
+    /// as long as it lives.
+    #[must_use]
+    pub fn proves_nothing(self) -> bool {
+        self.protocol == PROTO_UDP || self.flags.has(Flags::DSR)
+    }
 }
 
 impl<A> Record<A> {

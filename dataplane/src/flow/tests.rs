@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::*;
+use crate::clock::Tick;
 use crate::persist::{Shape, Store};
 use crate::wire::{PROTO_TCP, PROTO_UDP, V4, V6};
 
 const CAPACITY: Capacity = Capacity { established: 40, embryonic: 12 };
+const CONNECTION: Word = Word { state: State::Established, flags: Flags(0), protocol: PROTO_TCP };
 /// Places flows are counted in.
 const LOADS: usize = 5;
 const SHAPE: Shape = Shape { worker: 0, workers: 1, records_v4: 52, records_v6: 52 };
@@ -159,8 +161,10 @@ impl<F: Family> Pair<F> {
                 let to = State::from_bits(*to).unwrap();
                 let word = table.record(at).word().unwrap();
                 assert_eq!(word.state, from);
-                let most = if word.protocol == PROTO_UDP { 30 } else { CAPACITY.established as usize };
-                let full = self.established() >= most;
+                let is_stream =
+                    |live: &&Live<F::Addr>| live.flow.word.protocol == PROTO_UDP && !live.state.is_embryonic();
+                let full = self.established() >= CAPACITY.established as usize
+                    || word.protocol == PROTO_UDP && self.live.iter().filter(is_stream).count() >= 30;
                 let result = table.transition(at, word, Word { state: to, ..word });
                 match (from.is_embryonic(), to.is_embryonic()) {
                     (true, false) if full => assert_eq!(result, Err(DropReason::FlowTableFull)),
@@ -288,7 +292,7 @@ fn full_to_the_last_flow() {
     for n in 60_002..62_000 {
         table.insert(&flow::<V4>(n, 0, false, true), Now::from_secs(1)).unwrap();
     }
-    assert_eq!(table.counts(), Counts { established: 60_000, embryonic: 500, evicted: 1_499 });
+    assert_eq!(table.counts(), Counts { established: 60_000, unproved: 0, embryonic: 500, evicted: 1_499 });
     table.check_invariants().unwrap();
     for n in 0..60_000 {
         let tuple = tuples::<V4>(&flow::<V4>(n, 0, false, true))[0];
@@ -328,12 +332,12 @@ fn closed_flows_make_room_and_no_others() {
         assert_eq!(establish(&mut table, n + 1000), Err(DropReason::FlowTableFull));
         let mut oldest = u32::MAX;
         // A few records at a time, until the hand has gone round.
-        assert!((0..32).any(|_| table.reclaim(|record| oldest = record.last_seen)), "flow {n}");
+        assert!((0..32).any(|_| table.reclaim(CONNECTION, Tick(1000), |record| oldest = record.last_seen)), "flow {n}");
         assert!(oldest.is_multiple_of(10), "{oldest} is not closed");
         establish(&mut table, n).unwrap();
         table.check_invariants().unwrap();
     }
-    assert!((0..32).all(|_| !table.reclaim(|_| panic!("of a flow that goes on"))));
+    assert!((0..32).all(|_| !table.reclaim(CONNECTION, Tick(1000), |_| panic!("of a flow that goes on"))));
     let left = table.live().filter(|(_, word)| matches!(word.state, State::FinWait | State::Expired)).count();
     assert_eq!((table.counts().established, left), (1000, 200));
 }
@@ -348,7 +352,7 @@ fn of_closed_flows_the_one_that_rests_longest_goes_first() {
         table.record_mut(at).last_seen = seen;
     }
     let mut gone = Vec::new();
-    while table.reclaim(|record| gone.push(record.last_seen)) {}
+    while table.reclaim(CONNECTION, Tick(1000), |record| gone.push(record.last_seen)) {}
     assert_eq!(gone, [1, 2, 3, 4, 5]);
 }
 

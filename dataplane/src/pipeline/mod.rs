@@ -420,8 +420,8 @@ impl Pipeline {
         }
         let Parts { side, stats, .. } = F::parts(self);
         let (word, next) = match packet.transport {
-            Transport::Sctp => sctp::follow(side, stats, bytes, packet, entry)?,
-            _ => follow(side, stats, bytes, packet, entry)?,
+            Transport::Sctp => sctp::follow(side, stats, bytes, packet, entry, now)?,
+            _ => follow(side, stats, bytes, packet, entry, now)?,
         };
         if word.state != next.state {
             access::mark::<F>(&self.view, F::side(self), entry.record, next);

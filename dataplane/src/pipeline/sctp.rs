@@ -10,7 +10,7 @@ use super::segment::commit;
 use super::side::{Side, Sided};
 use super::{Pipeline, parse};
 use crate::clock::Now;
-use crate::flow::{Direction, Entry, State, Word};
+use crate::flow::{Direction, Entry, Word};
 use crate::fragment::{self, Fate, Piece};
 use crate::io::{Frame, PacketMemory};
 use crate::stats::WorkerStats;
@@ -27,6 +27,7 @@ pub(super) fn follow<F: Family>(
     bytes: &mut [u8],
     packet: &Packet,
     entry: Entry,
+    now: Now,
 ) -> Result<(Word, Word), DropReason> {
     // All it says before its data is in the packet's first frame: `wire::sctp::check`.
     let end = bytes.len().min(packet.end.into());
@@ -38,7 +39,7 @@ pub(super) fn follow<F: Family>(
     let record = side.flows.record_mut(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
     let next = crate::flow::sctp::advance(record, word, &chunks, entry.direction);
-    Ok((word, commit(side, stats, entry, word, next)?))
+    Ok((word, commit(side, stats, entry, word, next, now)?))
 }
 
 impl Pipeline {
@@ -47,7 +48,7 @@ impl Pipeline {
     pub(super) fn unless_reopened<F: Sided>(&mut self, found: Option<Entry>, packet: &Packet) -> Option<Entry> {
         let entry = found?;
         let flows = &mut F::side_mut(self).flows;
-        let closed = flows.record(entry.record).word().is_some_and(|word| word.state == State::SctpClosed);
+        let closed = flows.record(entry.record).word().is_some_and(Word::is_closed);
         if closed && entry.direction == Direction::Forward && packet.tcp_flags & wire::sctp::OPENS != 0 {
             flows.remove(entry.record);
             return None;

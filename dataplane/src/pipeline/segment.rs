@@ -4,6 +4,7 @@ use super::Pipeline;
 use super::dsr::without_room;
 use super::side::{Side, Sided};
 use super::upkeep::collect;
+use crate::clock::Now;
 use crate::flow::{Direction, Entry, Segment, State, Word, tcp};
 use crate::stats::WorkerStats;
 use crate::tables::{Hop, Tabled};
@@ -18,6 +19,7 @@ pub(super) fn follow<F: Family>(
     bytes: &[u8],
     packet: &Packet,
     entry: Entry,
+    now: Now,
 ) -> Result<(Word, Word), DropReason> {
     let record = side.flows.record(entry.record);
     let word = record.word().ok_or(DropReason::OutOfState)?;
@@ -31,7 +33,7 @@ pub(super) fn follow<F: Family>(
     if next.state == State::Expired {
         return Err(DropReason::FlowExpired);
     }
-    let next = commit(side, stats, entry, word, next)?;
+    let next = commit(side, stats, entry, word, next, now)?;
     side.flows.record_mut(entry.record).seen = seen;
     Ok((word, next))
 }
@@ -44,9 +46,10 @@ pub(super) fn commit<F: Family>(
     entry: Entry,
     word: Word,
     next: Word,
+    now: Now,
 ) -> Result<Word, DropReason> {
     if next != word && side.flows.transition(entry.record, word, next).is_err() {
-        return commit_when_full(side, stats, entry, word, next);
+        return commit_when_full(side, stats, entry, word, next, now);
     }
     Ok(next)
 }
@@ -60,10 +63,11 @@ fn commit_when_full<F: Family>(
     entry: Entry,
     word: Word,
     next: Word,
+    now: Now,
 ) -> Result<Word, DropReason> {
     // The packet's flow is of the running snapshot: what an earlier one calls a service may be another by now.
     let epoch = side.flows.record(entry.record).epoch;
-    let has_room = side.flows.reclaim(|record| {
+    let has_room = side.flows.reclaim(next, now.tick(), |record| {
         if let Some(counters) = stats.services.get(record.service as usize)
             && record.epoch == epoch
         {

@@ -277,6 +277,46 @@ fn forged_pairs_to_dsr_leave_room_to_connections_that_are_answered() {
     rig.check();
 }
 
+/// Three quarters are for such as prove nothing, whatever else there is; closed connections give them room, and are
+/// not forgotten in vain.
+#[test]
+fn connections_take_no_room_from_datagrams_and_dsr_before_the_table_is_full() {
+    const TO_OTHER: &str = "203.0.113.11:443";
+    let (living, closed) = (35, 40);
+    for (connections, closes) in [(living, false), (closed, true)] {
+        let mut plan = plan();
+        plan.serve("203.0.113.11:443/tcp", &["10.0.0.11:443"]).mode = Mode::Dsr;
+        let mut config = crate::pipeline::testkit::config(0, 1);
+        config.flows_v4 = crate::flow::Capacity { established: 40, embryonic: 64 };
+        let mut rig = Rig::with(plan, &config);
+        for n in 0..connections {
+            let conn = Conn::open(&mut rig, &format!("198.51.100.8:{}", 7000 + n), TO_WEB);
+            if closes {
+                conn.close(&mut rig);
+            }
+        }
+        let count = |rig: &Rig, state| rig.pipeline.flows_v4().live().filter(|(_, word)| word.state == state).count();
+        let ask = |rig: &mut Rig, n: u32| {
+            for _ in 0..3 {
+                let there = rig.front(&Pkt::udp(&format!("198.51.100.9:{}", 100 + n), TO_DNS).bytes()).to_node();
+                rig.back(&Pkt::answer(&there, 0).bytes()).to_client();
+            }
+        };
+        ask(&mut rig, 0);
+        assert_eq!(count(&rig, State::UdpStream), 1, "closed: {closes}");
+        for flags in [TCP_SYN, TCP_ACK] {
+            rig.front(&Pkt::tcp(CLIENT, TO_OTHER, flags).bytes()).to_node();
+        }
+        let opened = connections * u32::from(!closes) + 1;
+        assert_eq!(count(&rig, State::Established), opened as usize, "closed: {closes}");
+        if closes {
+            (1..60).for_each(|n| ask(&mut rig, n));
+            assert_eq!((count(&rig, State::UdpStream), count(&rig, State::TimeWait)), (29, 10), "one in vain");
+        }
+        rig.check();
+    }
+}
+
 /// What the box sees last of a connection in `dsr` is the client's FIN.
 #[test]
 fn dsr_flows_that_were_closed_make_room() {
@@ -287,9 +327,37 @@ fn dsr_flows_that_were_closed_make_room() {
         for flags in [TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK] {
             rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, flags).bytes()).to_node();
         }
+        rig.wait(1);
     }
     assert!(rig.pipeline.flows_v4().live().all(|(_, word)| word.state == State::FinWait), "one found no room");
     assert_eq!(rig.pipeline.flows_v4().counts().established, 15);
+    rig.check();
+}
+
+/// A client that has said its last word may be listening still.
+#[test]
+fn dsr_flows_half_closed_make_no_room_while_their_client_speaks() {
+    let mut config = crate::pipeline::testkit::config(0, 1);
+    config.flows_v4 = crate::flow::Capacity { established: 4, embryonic: 8 };
+    let mut rig = Rig::with(dsr(), &config);
+    let send = |rig: &mut Rig, n: u32, flags: &[u8]| {
+        for flags in flags {
+            rig.front(&Pkt::tcp(&format!("198.51.100.7:{}", 7000 + n), TO_WEB, *flags).bytes()).to_node();
+        }
+        let count = |state| rig.pipeline.flows_v4().live().filter(|(_, word)| word.state == state).count();
+        [State::FinWait, State::Established].map(count)
+    };
+    for n in 0..3 {
+        send(&mut rig, n, &[TCP_SYN, TCP_ACK, TCP_FIN | TCP_ACK]);
+    }
+    rig.wait(5);
+    assert_eq!(send(&mut rig, 3, &[TCP_SYN, TCP_ACK]), [3, 0], "one was forgotten");
+    rig.wait(6);
+    send(&mut rig, 0, &[TCP_ACK]);
+    for n in 4..8 {
+        send(&mut rig, n, &[TCP_SYN, TCP_ACK]);
+    }
+    assert_eq!(send(&mut rig, 0, &[TCP_ACK]), [1, 2], "the silent ones make room, and no others");
     rig.check();
 }
 

@@ -5,7 +5,7 @@ use penstock_configs::desired::{BackendState, Mode, NoBackend, OnDown, OnIdle};
 use super::fragments::{every, join, pass, sent, split};
 use super::*;
 use crate::flow::State;
-use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, look, valid};
+use crate::pipeline::testkit::{BACK, FRONT, Icmp, config, draining, look, node_mac, valid};
 use crate::verdict::{DropReason, Verdict, WorkerId};
 use crate::wire::sctp::{
     ABORT, COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
@@ -313,6 +313,32 @@ fn dsr_follows_an_association_by_the_clients_half() {
     assert_eq!(send(NODE_TAG, &chunk(COOKIE_ECHO, 0, b"cookie")), State::SctpEstablished);
     assert_eq!(send(NODE_TAG, &chunk(SHUTDOWN, 0, &[0; 4])), State::SctpShutdown);
     assert_eq!(send(NODE_TAG, &chunk(SHUTDOWN_COMPLETE, 0, &[])), State::SctpClosed);
+}
+
+/// Of a shutdown that the node began the box sees the client's SHUTDOWN ACK alone.
+#[test]
+fn dsr_opens_an_association_anew_behind_a_shutdown_of_the_nodes() {
+    let mut plan = plan();
+    let service = plan.serve(SIG, &["10.0.0.11:2905", "10.0.0.12:2905"]);
+    service.mode = Mode::Dsr;
+    let mut rig = Rig::new(plan);
+    let send = |rig: &mut Rig, tag, chunks: &[u8]| {
+        let node = rig.front(&Pkt::sctp(CLIENT, TO_SIG, tag, chunks).bytes()).to_node().dmac;
+        (node, states(rig))
+    };
+    let (old, _) = send(&mut rig, 0, &init(INIT, CLIENT_TAG));
+    send(&mut rig, NODE_TAG, &chunk(COOKIE_ECHO, 0, b"cookie"));
+    assert_eq!(send(&mut rig, NODE_TAG, &chunk(SHUTDOWN_ACK, 0, &[])), (old, vec![State::SctpShutdown]));
+    rig.change(|plan| {
+        let of_old = plan.service(SIG).backends.iter_mut().find(|backend| node_mac(backend.address.unwrap()) == old);
+        draining(of_old.unwrap());
+    });
+    let (new, states) = send(&mut rig, 0, &init(INIT, CLIENT_TAG + 1));
+    assert_ne!(new, old, "it is draining");
+    assert_eq!(states, [State::SctpInit]);
+    let (node, states) = send(&mut rig, NODE_TAG + 1, &chunk(COOKIE_ECHO, 0, b"cookie"));
+    assert_eq!((node, states), (new, vec![State::SctpEstablished]));
+    rig.check();
 }
 
 #[test]
