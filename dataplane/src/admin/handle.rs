@@ -66,6 +66,8 @@ struct State {
     notices: Vec<String>,
     /// What the config file's last reading gave reason to say.
     file_notices: Vec<String>,
+    /// Why this process goes on although the next one could serve more.
+    start_notice: Option<String>,
     /// What is served and the disk would not take, with its words; tried again until it does.
     unkept: BTreeMap<Document, String>,
 }
@@ -499,7 +501,8 @@ impl AdminHandle {
         let mut state = self.write();
         state.owners.settle(acknowledged);
         status.owners = state.owners.status();
-        status.notices.extend(state.notices.iter().chain(&state.file_notices).chain(state.unkept.values()).cloned());
+        let said = state.notices.iter().chain(&state.file_notices).chain(&state.start_notice);
+        status.notices.extend(said.chain(state.unkept.values()).cloned());
         drop(state);
         for (target, drain) in self.drains() {
             if drain.addresses.is_empty() {
@@ -526,6 +529,14 @@ impl AdminHandle {
             tracing::warn!("{text}");
         }
         self.write().file_notices = texts;
+    }
+
+    /// Replaces what stands against ending for the next start, which could serve more.
+    pub fn start_notice(&self, text: Option<String>) {
+        let before = std::mem::replace(&mut self.write().start_notice, text.clone());
+        if let Some(text) = text.filter(|text| before.as_ref() != Some(text)) {
+            tracing::error!("{text}");
+        }
     }
 
     // A panic in one request must not take the API away: every guarded value is replaced whole.

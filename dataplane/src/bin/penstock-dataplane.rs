@@ -204,6 +204,7 @@ async fn serve(
                     let admin = admin.clone();
                     keeping = Some(tokio::task::spawn_blocking(move || admin.keep_again()));
                 }
+                end_for_more(&file.path, admin, dataplane).await?;
                 anyhow::ensure!(dataplane.is_alive(), "a thread has ended; see the lines above");
                 anyhow::ensure!(!api.is_finished(), "the API on {} has ended", socket.display());
             }
@@ -214,6 +215,25 @@ async fn serve(
     tracing::info!("stopping");
     let _ = stop.send(());
     api.await?.context("the API")?;
+    Ok(())
+}
+
+/// An error where the next start can serve a device or a bond's member that this process can't. Not if it would fail:
+/// then this one goes on with what it has, and says so.
+async fn end_for_more(path: &Path, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
+    let Some(what) = dataplane.shared.outdated() else {
+        admin.start_notice(None);
+        return Ok(());
+    };
+    let (path, shared) = (path.to_owned(), Arc::clone(&dataplane.shared));
+    let work = move || {
+        let config = read(&path)?.0;
+        shared.could_start(&config).map_err(|error| chain(&error))
+    };
+    let Err(why) = tokio::task::spawn_blocking(work).await? else {
+        anyhow::bail!("{what}: ending, for the next start to serve it; flows are kept if as many workers serve then");
+    };
+    admin.start_notice(Some(format!("{what}; it is not served, for a start would fail now, until this is mended: {why}")));
     Ok(())
 }
 
@@ -278,11 +298,16 @@ impl Watched {
 
 /// Serves what the file says now, or says why not: then nothing has changed.
 fn reload(path: &Path, admin: &AdminHandle) -> Result<ConfigFile, String> {
-    let host = host_facts().map_err(|error| format!("{error:#}"))?;
-    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    let (config, host) = read(path)?;
     admin.apply_file(&config, BoxContext::new(&config, Some(&host))).map_err(|refusal| refusal.to_string())?;
     tracing::info!("{}: reloaded", path.display());
     Ok(config)
+}
+
+fn read(path: &Path) -> Result<(ConfigFile, HostFacts), String> {
+    let host = host_facts().map_err(|error| format!("{error:#}"))?;
+    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    Ok((config, host))
 }
 
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
