@@ -281,8 +281,9 @@ impl AdminHandle {
     }
 
     fn refused(&self, owner: &str, why: &Refusal) {
-        tracing::warn!(owner, "snapshot refused: {why}");
-        self.write().owners.refuse(owner, why.to_string());
+        if self.write().owners.refuse(owner, why.to_string()) {
+            tracing::warn!(owner, "snapshot refused: {why}");
+        }
     }
 
     /// A change under the writer's lock. Then the disk follows without it, for it may be slow, and others do not wait.
@@ -523,12 +524,13 @@ impl AdminHandle {
         state.notices.push(text);
     }
 
-    /// Replaces what is said of the config file: another reading, other faults.
+    /// Replaces what is said of the config file: another reading, other faults. Logs what is news: a refused file is
+    /// read again and again.
     pub fn file_notices(&self, texts: Vec<String>) {
-        for text in &texts {
+        let before = std::mem::replace(&mut self.write().file_notices, texts.clone());
+        for text in texts.iter().filter(|text| !before.contains(text)) {
             tracing::warn!("{text}");
         }
-        self.write().file_notices = texts;
     }
 
     /// Replaces what stands against ending for the next start, which could serve more.
