@@ -153,8 +153,9 @@ impl Owners {
         before.is_none_or(|before| before != why)
     }
 
-    pub fn remove(&mut self, name: &str, now: Instant) {
-        let term = self.served.remove(name).and_then(|owner| owner.desired.term);
+    /// `term`: its last one, if only on disk because it was left out.
+    pub fn remove(&mut self, name: &str, term: Option<u64>, now: Instant) {
+        self.served.remove(name);
         if let Some(term) = term {
             self.deleted.retain(|(known, ..)| known != name);
             if self.deleted.len() >= DELETED {
@@ -265,7 +266,7 @@ mod tests {
     fn a_deleted_owner_is_not_brought_back_by_a_leader_of_before() {
         let mut owners = owners(snapshot(7, Some(3)));
         let now = Instant::now();
-        owners.remove("a", now);
+        owners.remove("a", Some(3), now);
         owners.forget_ended(now + ENDED / 2);
         let stale = Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 });
         assert_eq!(owners.judge("a", &snapshot(900, Some(2))), stale);
@@ -277,7 +278,7 @@ mod tests {
         for stranger in 0..1_000 {
             let name = format!("s{stranger}");
             owners.accept(&name, Arc::new(snapshot(1, Some(1))), 6);
-            owners.remove(&name, now);
+            owners.remove(&name, Some(1), now);
         }
         assert!(owners.deleted.len() <= DELETED);
     }
