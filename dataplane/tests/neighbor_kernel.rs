@@ -327,7 +327,11 @@ fn privileged_unused_vips_are_unreachable() {
         // Refused: in words that say what to do, and tried again.
         let ipv6 = |off| std::fs::write("/proc/sys/net/ipv6/conf/pnbtap/disable_ipv6", off).unwrap();
         for (refuse, allow, says) in [
-            (&(|| drop(lab.ip("box", "link set pnbtap down"))) as &dyn Fn(), &(|| ()) as &dyn Fn(), "203.0.113.5 by pnbtap"),
+            (
+                &(|| drop(lab.ip("box", "link set pnbtap down"))) as &dyn Fn(),
+                &(|| ()) as &dyn Fn(),
+                "203.0.113.5 by pnbtap",
+            ),
             (&|| ipv6("1"), &|| ipv6("0"), "`sysctl net.ipv6.conf.pnbtap.disable_ipv6=0`"),
         ] {
             refuse();

@@ -53,7 +53,8 @@ fn privileged_another_interface_is_tried_and_left_as_it_was() {
     let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
     ok("ip link add veth0 type veth peer name veth1");
     ok("ip link add large0 mtu 9000 type veth peer name large1 mtu 9000");
-    let wanted = [("veth0", XdpMode::Native), ("large0", XdpMode::Native), ("large0", XdpMode::Auto), ("none", XdpMode::Auto)];
+    let wanted =
+        [("veth0", XdpMode::Native), ("large0", XdpMode::Native), ("large0", XdpMode::Auto), ("none", XdpMode::Auto)];
     let outcome = wanted.map(|(name, mode)| steer.try_on(name, mode));
     let shown = ["veth0", "large0"].map(|name| ok(&format!("ip -d link show dev {name}")));
     assert!(matches!(outcome, [Ok(()), Err(SteerError::Attach { .. }), Ok(()), Err(_)]), "{outcome:?}");

@@ -125,8 +125,11 @@ impl OwnRoutes {
     fn without(&self, missing: &OwnRoute, error: &NetlinkError) -> String {
         let OwnRoute::Local { address, ifindex } = missing else { return format!("no route {missing}: {error}") };
         let (vip, link) = (address.addr(), self.requests.link_name(*ifindex));
-        let ipv6 = if vip.is_ipv6() { format!(", `sysctl net.ipv6.conf.{link}.disable_ipv6=0`") } else { String::new() };
-        format!("the box's own programs do not reach {vip} by {link}, others do: {error}; `ip link set {link} up`{ipv6}")
+        let ipv6 =
+            if vip.is_ipv6() { format!(", `sysctl net.ipv6.conf.{link}.disable_ipv6=0`") } else { String::new() };
+        format!(
+            "the box's own programs do not reach {vip} by {link}, others do: {error}; `ip link set {link} up`{ipv6}"
+        )
     }
 
     fn wanted(&mut self) -> Result<BTreeSet<OwnRoute>, NetlinkError> {

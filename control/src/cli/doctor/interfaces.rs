@@ -329,7 +329,8 @@ mod tests {
         ] {
             fs::write(bonding.join("slaves"), members).expect("written");
             let findings = super::super::of_file(&machine, &file, Some(&status));
-            let said: Vec<String> = findings.iter().map(|f| format!("{}: {} -> {}", f.subject, f.text, f.remedy)).collect();
+            let said: Vec<String> =
+                findings.iter().map(|f| format!("{}: {} -> {}", f.subject, f.text, f.remedy)).collect();
             assert!(told.iter().all(|told| said.iter().any(|said| said.starts_with(told))), "{said:?}");
             assert!(!said.iter().any(|said| said.contains("name its member interfaces")), "{said:?}");
         }
