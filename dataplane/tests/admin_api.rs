@@ -307,6 +307,9 @@ fn a_corrupt_file_is_set_aside_and_the_others_are_served() {
     assert!(server.state_dir().join("owners/a.json.bad").exists());
     let (_, status) = get(&server, "/v1/status");
     assert!(status["notices"].to_string().contains("a.json.bad"), "{status}");
+    assert_eq!(call(&server, "PUT", "/v1/desired/a", &snapshot(3, "203.0.113.1")).0, 200);
+    let (_, status) = get(&server, "/v1/status");
+    assert!(!status["notices"].to_string().contains("a.json.bad"), "it came again, whole: {status}");
 }
 
 #[test]
@@ -332,7 +335,10 @@ fn a_stored_snapshot_this_build_can_not_serve_does_not_stop_the_others() {
     assert_eq!(server.engine.published().owners.keys().collect::<Vec<_>>(), ["a"]);
     let (_, status) = get(&server, "/v1/status");
     assert_eq!(status["owners"].as_array().map(Vec::len), Some(1), "{status}");
+    assert!(!status["notices"].to_string().contains("owner `b`"), "{status}");
     assert_eq!(call(&server, "DELETE", "/v1/desired/b", &Value::Null).0, 404, "it is gone");
+    let of_term = |term| call(&server, "PUT", "/v1/desired/b", &with_term(snapshot(9, "203.0.113.2"), term)).0;
+    assert_eq!((of_term(8), of_term(9)), (409, 200), "an old leader does not bring it back");
 }
 
 #[test]

@@ -218,8 +218,12 @@ fn at_a_start_in_another_box_only_what_is_at_fault_is_left_out() {
     assert_eq!(admin.desired("prod").expect("an owner").generation, 6);
     let refused = admin.put("prod", whole.as_bytes()).expect_err("the service is at fault still");
     assert!(matches!(&refused, Refusal::Faults(faults) if faults[0].path.starts_with("service[1]")), "{refused}");
-    let (engine, ..) = start(state.path(), Some(&file("203.0.113.1", "web")));
-    assert_eq!(vips(&engine, "prod").len(), 3, "the disk kept it whole");
+    let notices = || admin.status(&StatusQuery::default()).notices;
+    assert!(notices().iter().any(|notice| notice.contains("left out at this start")), "{:?}", notices());
+    let mended = others(7, &[("web", "203.0.113.2"), ("mail", "203.0.113.5")]);
+    assert_eq!(start(state.path(), Some(&file("203.0.113.1", "web"))).0.published().owners["prod"].services.len(), 3);
+    admin.put("prod", mended.as_bytes()).expect("good in this box");
+    assert!(!notices().iter().any(|notice| notice.contains("left out")), "{:?}", notices());
 }
 
 #[test]

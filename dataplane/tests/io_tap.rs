@@ -44,6 +44,17 @@ fn assert_whole_checksum(packet: &[u8]) {
 }
 
 #[test]
+fn privileged_where_new_interfaces_have_no_ipv6_this_one_has() {
+    let Some(here) = Namespace::new() else { return };
+    here.run(|| {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").expect("this namespace's");
+        let opened = tap(1);
+        sh(&format!("ip route add 2001:db8::5/128 dev {NAME}"));
+        drop(opened);
+    });
+}
+
+#[test]
 fn privileged_what_is_not_ours_reaches_the_kernel_and_its_answer_comes_back() {
     let Some(here) = Namespace::new() else { return };
     here.run(|| {

@@ -221,10 +221,47 @@ fn a_held_address_is_defended_but_not_in_a_loop() {
     rig.run(6.0);
     rig.announcer.on_conflict(PORT, VIP4.into(), RIVAL);
     assert_eq!(rig.sent(0.2).len(), 1, "the next interval");
-    let sent = rig.sent(61.0);
-    assert_eq!(sent.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [false], "whose word was last or not");
+    assert!(rig.sent(61.0).is_empty(), "ours was the last word");
     assert!(rig.announcer.notices().is_empty(), "the rival is gone");
+    let answers = [(); 2].map(|()| {
+        rig.announcer.on_packet(PORT, &rival);
+        rig.sent(1.0).len()
+    });
+    assert_eq!(answers, [1, 0]);
+    let sent = rig.sent(61.0);
+    assert_eq!(sent.iter().map(|(_, probe)| *probe).collect::<Vec<_>>(), [false], "the rival's was the last word");
+    assert!(rig.announcer.notices().is_empty());
     assert!(rig.sent(100.0).is_empty(), "once");
+}
+
+/// After a partition of the network without a link lost, and one whose control cannot withdraw it.
+#[test]
+fn two_boxes_that_hold_an_address_come_to_rest() {
+    for after in [0.0, 0.3, 3.0, 11.0, 70.0] {
+        let mut boxes = [Rig::new(&[VIP4.into()]), Rig::new(&[VIP4.into()])];
+        let macs = [OWN, RIVAL];
+        boxes[1].announcer.set_links(&[link(0, RIVAL, true)]);
+        for one in &mut boxes {
+            one.run(15.0);
+        }
+        // Each hears the other at its next turn; some have one more word to say after a while.
+        let mut minutes = [0; 12];
+        for step in 0..minutes.len() * 600 {
+            if step == 0 || step == (after * 10.0) as usize {
+                for _ in 0..2 {
+                    boxes[1].announcer.on_packet(PORT, &frames::arp_announcement(OWN, VIP4));
+                    boxes[0].announcer.on_packet(PORT, &frames::arp_announcement(RIVAL, VIP4));
+                }
+            }
+            for turn in 0..2 {
+                for _ in boxes[turn].sent(0.1) {
+                    minutes[step / 600] += 1;
+                    boxes[1 - turn].announcer.on_packet(PORT, &frames::arp_announcement(macs[turn], VIP4));
+                }
+            }
+        }
+        assert!(minutes[0] > 0 && minutes[5..].iter().all(|sent| *sent == 0), "{after}: {minutes:?}");
+    }
 }
 
 #[test]
@@ -396,6 +433,40 @@ fn a_bonds_other_member_announces_at_once_what_the_bond_held() {
     assert!(rig.announcer.claimed().any(|claim| claim == ports[1]));
     let sent = rig.sent(5.0);
     assert!(!sent.is_empty() && sent.iter().all(|(_, probe)| *probe), "{sent:?}");
+}
+
+/// 802.3ad, xor, rr: one hardware address on all members, and the switch brings what is for it to one of them.
+#[test]
+fn what_one_member_of_a_bond_hears_of_a_rival_all_of_them_have_heard() {
+    let bond = |port, name: &str| Link { bond: Some(name.to_owned()), ..link(port, OWN, true) };
+    let of_other = |port| Link { mac: [0x02, 0, 0, 0, 0, 0x03], ..bond(port, "bond1") };
+    for (address, answer) in [
+        (IpAddr::from(VIP4), frames::arp_announcement(RIVAL, VIP4)),
+        (VIP6.into(), frames::unsolicited_advertisement(RIVAL, VIP6)),
+    ] {
+        let mut rig = Rig::new(&[]);
+        let down = Link { up: false, ..bond(2, "bond0") };
+        rig.announcer.set_links(&[bond(0, "bond0"), bond(1, "bond0"), down, of_other(3)]);
+        rig.announcer.set(&[0, 1, 2, 3].map(|port| (PortId(port), address)));
+        for _ in 0..200 {
+            let sent = rig.run(0.1);
+            let by_bond = sent.iter().filter_map(|(_, action)| match action {
+                Action::Send { port, frame } if port.0 < 2 => claim(frame),
+                _ => None,
+            });
+            for claim in by_bond {
+                assert!(claim.probe, "announced over who has it");
+                rig.announcer.on_packet(PortId(1), &answer);
+            }
+        }
+        assert_eq!(rig.announcer.claimed().collect::<Vec<_>>(), [(PortId(3), address)], "another wire");
+        let notices = rig.announcer.notices();
+        assert_eq!(notices.len(), 2, "{notices:?}");
+        // One that was down then has heard nothing.
+        rig.announcer.set_links(&[0, 1, 2].map(|port| bond(port, "bond0")));
+        rig.run(0.1);
+        assert_eq!(rig.announcer.notices().len(), 2);
+    }
 }
 
 #[test]

@@ -324,6 +324,29 @@ fn privileged_unused_vips_are_unreachable() {
             let after = lab.ip("box", "route show proto 112") + &lab.ip("box", "-6 route show proto 112");
             assert_eq!((after, routes.notices().len()), (before, 1), "{how:?}");
         }
+        // Refused: in words that say what to do, and tried again.
+        let ipv6 = |off| std::fs::write("/proc/sys/net/ipv6/conf/pnbtap/disable_ipv6", off).unwrap();
+        for (refuse, allow, says) in [
+            (
+                &(|| drop(lab.ip("box", "link set pnbtap down"))) as &dyn Fn(),
+                &(|| ()) as &dyn Fn(),
+                "203.0.113.5 by pnbtap",
+            ),
+            (&|| ipv6("1"), &|| ipv6("0"), "`sysctl net.ipv6.conf.pnbtap.disable_ipv6=0`"),
+        ] {
+            refuse();
+            routes.doubt(now);
+            now += Duration::from_secs(2);
+            routes.poll(now);
+            let notice = routes.notices().last().unwrap();
+            assert!(notice.contains(says) && notice.contains("`ip link set pnbtap up`"), "{notice}");
+            lab.ip("box", "link set pnbtap up");
+            allow();
+            now += Duration::from_secs(2);
+            routes.poll(now);
+            assert_eq!(routes.notices().len(), 1, "{:?}", routes.notices());
+        }
+
         // Without a word as well, after a while.
         lab.ip("box", "route flush proto 112");
         routes.poll(now + Duration::from_secs(29));

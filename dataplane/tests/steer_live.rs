@@ -44,6 +44,24 @@ fn privileged_the_kernel_accepts_both_programs_and_runs_them() {
     }
 }
 
+#[test]
+fn privileged_another_interface_is_tried_and_left_as_it_was() {
+    if !privileged("privileged_another_interface_is_tried_and_left_as_it_was") {
+        return;
+    }
+    let net = Net::new("try");
+    let mut steer = Steer::open(net.run_dir(), &[net.interface(XdpMode::Native)]).unwrap();
+    ok("ip link add veth0 type veth peer name veth1");
+    ok("ip link add large0 mtu 9000 type veth peer name large1 mtu 9000");
+    let wanted =
+        [("veth0", XdpMode::Native), ("large0", XdpMode::Native), ("large0", XdpMode::Auto), ("none", XdpMode::Auto)];
+    let outcome = wanted.map(|(name, mode)| steer.try_on(name, mode));
+    let shown = ["veth0", "large0"].map(|name| ok(&format!("ip -d link show dev {name}")));
+    assert!(matches!(outcome, [Ok(()), Err(SteerError::Attach { .. }), Ok(()), Err(_)]), "{outcome:?}");
+    assert!(shown.iter().all(|shown| !shown.contains("prog/xdp")), "{shown:?}");
+    steer.detach().unwrap();
+}
+
 /// The kernel owns the VIP too and the peer knows the way, so that a packet which gets past the program is answered.
 fn let_the_kernel_answer(net: &Net) {
     ok(&format!("ip -n {} addr add {VIP}/32 dev lo", net.box_ns));

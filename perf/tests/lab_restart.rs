@@ -83,7 +83,8 @@ fn privileged_a_clean_restart_keeps_flows() {
 }
 
 /// A driver loaded anew, a veth made again: the device comes back under its name, the sockets do not. The process ends by
-/// itself, for systemd to start it again, and the next one serves the same flows. A device that is only gone ends nothing.
+/// itself, for systemd to start it again, and the next one serves the same flows. A device that is only gone ends nothing,
+/// and nothing ends while the next one would refuse the file.
 #[test]
 fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
     if !privilege::require("privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it") {
@@ -99,7 +100,7 @@ fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
     let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC").to_owned();
 
     the_box.sh(&format!("ip link delete {port}")).expect("deleted");
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let notices = rig.dataplane.status().expect("it goes on without").notices;
         if notices.iter().any(|notice| notice.contains("no packet is steered")) {
@@ -108,6 +109,9 @@ fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
         assert!(Instant::now() < deadline, "{notices:?}");
         std::thread::sleep(Duration::from_millis(50));
     }
+    let config = rig.dataplane.config_path().to_owned();
+    let good = std::fs::read_to_string(&config).expect("the file");
+    std::fs::write(&config, format!("{good}\nmistake = 1\n")).expect("written");
     let queues = "numrxqueues 4 numtxqueues 4";
     let made = format!(
         "ip link add {port} {queues} type veth peer name eth0 address {mac} netns {} {queues}",
@@ -122,8 +126,18 @@ fn privileged_a_device_made_anew_ends_the_process_and_the_next_serves_on_it() {
     let via = gateway.split('/').next().expect("an address");
     client.ns.sh(&format!("ip route add default via {via}")).expect("a route");
 
+    let anew = format!("{port}: the device was made anew");
+    loop {
+        let notices = rig.dataplane.status().expect("it goes on: the next one would not start").notices;
+        if notices.iter().any(|notice| notice.starts_with(&anew) && notice.contains("mistake")) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{notices:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::fs::write(&config, good).expect("mended");
     assert_eq!(rig.dataplane.ended().expect("it ends by itself").code(), Some(1));
-    assert!(rig.dataplane.log_tail().contains(&format!("{port}: the device was made anew")), "it says why");
+    assert!(rig.dataplane.log_tail().contains(&format!("{anew}, and the sockets went with the old one: ending")));
     rig.dataplane.start_again().expect("a second start");
     for (held, first) in hold.ask_all(Duration::from_secs(15)).expect("answers").iter().zip(&hold.first) {
         assert_eq!(held.outcome, first.outcome, "{}", held.local);

@@ -19,7 +19,7 @@ use super::engine::{Engine, Snapshots};
 use super::faults::check_name;
 use super::owners::{Judgement, Owners};
 use super::refusal::Refusal;
-use super::store::{Restored, Store};
+use super::store::{Document, Restored, Store};
 use super::{faults, overlay};
 
 /// Notices kept; older ones are in the journal.
@@ -66,6 +66,10 @@ struct State {
     notices: Vec<String>,
     /// What the config file's last reading gave reason to say.
     file_notices: Vec<String>,
+    /// Why this process goes on although the next one could serve more.
+    start_notice: Option<String>,
+    /// What the start had to say of documents that are served in part or not at all, until they are written or removed.
+    unread: Vec<(Document, String)>,
     /// What is served and the disk would not take, with its words; tried again until it does.
     unkept: BTreeMap<Document, String>,
 }
@@ -74,13 +78,6 @@ struct State {
 struct Published {
     generation: Option<u64>,
     epoch: u64,
-}
-
-/// A file of the state directory.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Document {
-    Owner(String),
-    Drains,
 }
 
 impl AdminHandle {
@@ -95,7 +92,7 @@ impl AdminHandle {
         file: Option<&ConfigFile>,
     ) -> (Self, Option<Result<Accepted, Refusal>>) {
         let store = Store::new(state_dir);
-        let Restored { owners, drains, notices } = store.load();
+        let Restored { owners, drains, unread, notices } = store.load();
         let overlays = Overlays { health: BTreeMap::new(), drains };
         let running = file.cloned().map(Arc::new);
         let state = State { overlays, context: Arc::new(context.clone()), file: running, ..State::default() };
@@ -103,6 +100,9 @@ impl AdminHandle {
         let admin = Self(Arc::new(Inner { engine, store, writer, disk, state: RwLock::new(state) }));
         for notice in notices {
             admin.notice(notice);
+        }
+        for (document, said) in unread {
+            admin.unread(document, said);
         }
         let mut stored: Snapshots = owners.into_iter().map(|(name, desired)| (name, Arc::new(desired))).collect();
         let previous = stored.remove(FILE_OWNER);
@@ -124,10 +124,11 @@ impl AdminHandle {
             match faults::fitting(&name, &desired, &good, &context) {
                 Ok((part, faults)) if faults.is_empty() => drop(good.insert(name, Arc::new(part))),
                 Ok((part, faults)) => {
-                    self.notice(format!(
+                    let said = format!(
                         "owner `{name}`: left out at this start, the rest is served:{}; mend it and send the snapshot again",
                         listed(&faults)
-                    ));
+                    );
+                    self.unread(Document::Owner(name.clone()), said);
                     // Less than its generation: whoever looks sees that, and is not refused for sending it again.
                     let generation = part.generation.saturating_sub(1);
                     good.insert(name, Arc::new(Desired { generation, ..part }));
@@ -180,7 +181,8 @@ impl AdminHandle {
 
     fn leave_out(&self, name: &str, why: &Refusal) {
         self.write().owners.refuse(name, why.to_string());
-        self.notice(format!("the snapshot of owner `{name}` can not be served: {why}"));
+        let said = format!("the snapshot of owner `{name}` can not be served: {why}");
+        self.unread(Document::Owner(name.to_owned()), said);
     }
 
     /// `PUT /v1/desired/{owner}`.
@@ -279,8 +281,9 @@ impl AdminHandle {
     }
 
     fn refused(&self, owner: &str, why: &Refusal) {
-        tracing::warn!(owner, "snapshot refused: {why}");
-        self.write().owners.refuse(owner, why.to_string());
+        if self.write().owners.refuse(owner, why.to_string()) {
+            tracing::warn!(owner, "snapshot refused: {why}");
+        }
     }
 
     /// A change under the writer's lock. Then the disk follows without it, for it may be slow, and others do not wait.
@@ -327,7 +330,7 @@ impl AdminHandle {
         // What its checker said goes with it.
         self.write().overlays.health.remove(owner);
         let epoch = self.publish(None, &snapshots)?;
-        self.write().owners.remove(owner, Instant::now());
+        self.write().owners.remove(owner, removed, Instant::now());
         tracing::info!(owner, epoch, "owner deleted");
         Ok(Published { generation: None, epoch })
     }
@@ -428,7 +431,10 @@ impl AdminHandle {
         let mut state = self.write();
         let before = match &why {
             Some(why) => state.unkept.insert(document, why.clone()),
-            None => state.unkept.remove(&document),
+            None => {
+                state.unread.retain(|(of, _)| *of != document);
+                state.unkept.remove(&document)
+            }
         };
         drop(state);
         match (&why, before) {
@@ -499,7 +505,9 @@ impl AdminHandle {
         let mut state = self.write();
         state.owners.settle(acknowledged);
         status.owners = state.owners.status();
-        status.notices.extend(state.notices.iter().chain(&state.file_notices).chain(state.unkept.values()).cloned());
+        let said = state.notices.iter().chain(&state.file_notices).chain(&state.start_notice);
+        let of_documents = state.unread.iter().map(|(_, said)| said).chain(state.unkept.values());
+        status.notices.extend(said.chain(of_documents).cloned());
         drop(state);
         for (target, drain) in self.drains() {
             if drain.addresses.is_empty() {
@@ -507,6 +515,11 @@ impl AdminHandle {
             }
         }
         status
+    }
+
+    fn unread(&self, document: Document, said: String) {
+        tracing::warn!("{said}");
+        self.write().unread.push((document, said));
     }
 
     /// Something the operator should see in `penstock status`.
@@ -520,12 +533,21 @@ impl AdminHandle {
         state.notices.push(text);
     }
 
-    /// Replaces what is said of the config file: another reading, other faults.
+    /// Replaces what is said of the config file: another reading, other faults. Logs what is news: a refused file is
+    /// read again and again.
     pub fn file_notices(&self, texts: Vec<String>) {
-        for text in &texts {
+        let before = std::mem::replace(&mut self.write().file_notices, texts.clone());
+        for text in texts.iter().filter(|text| !before.contains(text)) {
             tracing::warn!("{text}");
         }
-        self.write().file_notices = texts;
+    }
+
+    /// Replaces what stands against ending for the next start, which could serve more.
+    pub fn start_notice(&self, text: Option<String>) {
+        let before = std::mem::replace(&mut self.write().start_notice, text.clone());
+        if let Some(text) = text.filter(|text| before.as_ref() != Some(text)) {
+            tracing::error!("{text}");
+        }
     }
 
     // A panic in one request must not take the API away: every guarded value is replaced whole.

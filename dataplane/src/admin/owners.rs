@@ -141,17 +141,21 @@ impl Owners {
         }
     }
 
-    /// Remembers why the last snapshot was refused; what is served stays.
-    pub fn refuse(&mut self, name: &str, why: String) {
-        if let Some(owner) = self.served.get_mut(name) {
-            owner.refused = Some(why);
+    /// Remembers why the last snapshot was refused; what is served stays. True: that is news.
+    pub fn refuse(&mut self, name: &str, why: String) -> bool {
+        let before = if let Some(owner) = self.served.get_mut(name) {
+            owner.refused.replace(why.clone())
         } else if self.newcomers.len() < REFUSED_NEWCOMERS || self.newcomers.contains_key(name) {
-            self.newcomers.insert(name.to_owned(), why);
-        }
+            self.newcomers.insert(name.to_owned(), why.clone())
+        } else {
+            None
+        };
+        before.is_none_or(|before| before != why)
     }
 
-    pub fn remove(&mut self, name: &str, now: Instant) {
-        let term = self.served.remove(name).and_then(|owner| owner.desired.term);
+    /// `term`: its last one, if only on disk because it was left out.
+    pub fn remove(&mut self, name: &str, term: Option<u64>, now: Instant) {
+        self.served.remove(name);
         if let Some(term) = term {
             self.deleted.retain(|(known, ..)| known != name);
             if self.deleted.len() >= DELETED {
@@ -262,7 +266,7 @@ mod tests {
     fn a_deleted_owner_is_not_brought_back_by_a_leader_of_before() {
         let mut owners = owners(snapshot(7, Some(3)));
         let now = Instant::now();
-        owners.remove("a", now);
+        owners.remove("a", Some(3), now);
         owners.forget_ended(now + ENDED / 2);
         let stale = Err(Refusal::StaleTerm { owner: "a".into(), offered: 2, held: 3 });
         assert_eq!(owners.judge("a", &snapshot(900, Some(2))), stale);
@@ -274,7 +278,7 @@ mod tests {
         for stranger in 0..1_000 {
             let name = format!("s{stranger}");
             owners.accept(&name, Arc::new(snapshot(1, Some(1))), 6);
-            owners.remove(&name, now);
+            owners.remove(&name, Some(1), now);
         }
         assert!(owners.deleted.len() <= DELETED);
     }
@@ -311,12 +315,15 @@ mod tests {
     #[test]
     fn a_refusal_is_remembered_and_changes_nothing_else() {
         let mut owners = owners(snapshot(7, None));
-        owners.refuse("a", "bad".into());
-        owners.refuse("new", "worse".into());
+        assert!(owners.refuse("new", "bad".into()));
+        for name in ["a", "new"] {
+            let news = ["bad", "bad", "worse"].map(|why| owners.refuse(name, why.into()));
+            assert_eq!(news, [name == "a", false, true]);
+        }
         assert_eq!(owners.get("a").map(|desired| desired.generation), Some(7));
         assert_eq!(owners.get("new"), None);
         let status = owners.status();
-        assert_eq!(status[0].refused.as_deref(), Some("bad"));
+        assert_eq!(status[0].refused.as_deref(), Some("worse"));
         assert_eq!((status[1].owner.as_str(), status[1].refused.as_deref()), ("new", Some("worse")));
         owners.confirm("a");
         assert_eq!(owners.status()[0].refused, None);

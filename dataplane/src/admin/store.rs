@@ -48,16 +48,24 @@ struct Envelope<'a> {
     content: &'a RawValue,
 }
 
+/// A file of the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Document {
+    Owner(String),
+    Drains,
+}
+
 #[derive(Debug)]
 pub struct Store {
     directory: PathBuf,
 }
 
-/// What lay on disk, and what has to be said about it.
+/// What lay on disk, and what has to be said about a document, or about the directory.
 #[derive(Debug, Default)]
 pub struct Restored {
     pub owners: Vec<(String, Desired)>,
     pub drains: Drains,
+    pub unread: Vec<(Document, String)>,
     pub notices: Vec<String>,
 }
 
@@ -102,10 +110,16 @@ impl Store {
         }
     }
 
+    /// One that could not be read is set aside first: unlike an owner, nobody sends again what it said.
+    ///
     /// # Errors
     /// The file that could not be written; the one before it is intact.
     pub fn save_drains(&self, drains: &Drains) -> Result<(), StoreError> {
-        write(&self.drains_path(), drains)
+        let path = self.drains_path();
+        if path.exists() && read::<Drains>(&path).is_err() {
+            fs::rename(&path, bad(&path)).map_err(|source| StoreError::Write { path: path.clone(), source })?;
+        }
+        write(&path, drains)
     }
 
     /// Everything readable. Never fails: a box that lost its disk still serves what it is told.
@@ -131,7 +145,11 @@ impl Store {
         if self.drains_path().exists() {
             match read(&self.drains_path()) {
                 Ok(drains) => restored.drains = drains,
-                Err(why) => restored.notices.push(set_aside(&self.drains_path(), &why)),
+                Err(why) => {
+                    let said = set_aside(&self.drains_path(), &why);
+                    let said = format!("{said}; the nodes it names take flows: drain them again");
+                    restored.unread.push((Document::Drains, said));
+                }
             }
         }
         restored
@@ -150,7 +168,7 @@ impl Store {
         }
         match read(path) {
             Ok(desired) => restored.owners.push((name.to_owned(), desired)),
-            Err(why) => restored.notices.push(set_aside(path, &why)),
+            Err(why) => restored.unread.push((Document::Owner(name.to_owned()), set_aside(path, &why))),
         }
     }
 }
@@ -205,12 +223,17 @@ fn set_aside(path: &Path, why: &Unreadable) -> String {
     if matches!(why, Unreadable::Io(_) | Unreadable::Format { .. }) {
         return format!("{}: {why}; left for a start that can read it", path.display());
     }
-    let mut bad = path.as_os_str().to_owned();
-    bad.push(".bad");
+    let bad = bad(path);
     match fs::rename(path, &bad) {
-        Ok(()) => format!("{}: {why}; set aside as {}", path.display(), Path::new(&bad).display()),
+        Ok(()) => format!("{}: {why}; set aside as {}", path.display(), bad.display()),
         Err(error) => format!("{}: {why}; and could not be set aside: {error}", path.display()),
     }
+}
+
+fn bad(path: &Path) -> PathBuf {
+    let mut bad = path.as_os_str().to_owned();
+    bad.push(".bad");
+    bad.into()
 }
 
 #[cfg(test)]
@@ -228,7 +251,8 @@ mod tests {
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let store = Store::new(&directory.path().join("state"));
-        assert!(store.load().notices.is_empty(), "an empty directory is no news");
+        let Restored { unread, notices, .. } = store.load();
+        assert!(unread.is_empty() && notices.is_empty(), "an empty directory is no news");
         (directory, store)
     }
 
@@ -258,7 +282,7 @@ mod tests {
             fs::write(store.owner_path("a"), &whole[..length]).expect("torn");
             let restored = store.load();
             assert_eq!(restored.owners, [("b".to_owned(), desired(2))], "cut at {length}");
-            assert_eq!(restored.notices.len(), 1, "cut at {length}: {:?}", restored.notices);
+            assert_eq!(restored.unread.len(), 1, "cut at {length}: {:?}", restored.unread);
             let bad = store.owners_dir().join("a.json.bad");
             assert_eq!(fs::read(bad).expect("kept for inspection").len(), length);
         }
@@ -276,7 +300,7 @@ mod tests {
             let restored = store.load();
             // A flip may leave another document only if it says the same.
             let same = restored.owners == [("a".to_owned(), desired(1))];
-            assert!(same || (restored.owners.is_empty() && restored.notices.len() == 1), "byte {index}");
+            assert!(same || (restored.owners.is_empty() && restored.unread.len() == 1), "byte {index}");
         }
     }
 
@@ -286,8 +310,25 @@ mod tests {
         fs::write(store.owner_path("a"), r#"{"format":2,"checksum":"0","content":{}}"#).expect("written");
         let restored = store.load();
         assert!(restored.owners.is_empty());
-        assert!(restored.notices[0].contains("format 2"), "{:?}", restored.notices);
+        let [(Document::Owner(owner), said)] = &restored.unread[..] else { panic!("{:?}", restored.unread) };
+        assert!(owner == "a" && said.contains("format 2"), "{said}");
         assert!(store.owner_path("a").exists(), "the build that wrote it reads it again");
+    }
+
+    #[test]
+    fn drains_that_this_build_does_not_read_are_not_written_over() {
+        let (_directory, store) = store();
+        let newer = r#"{"format":2,"checksum":"0","content":{}}"#;
+        fs::write(store.drains_path(), newer).expect("written");
+        let restored = store.load();
+        let [(Document::Drains, said)] = &restored.unread[..] else { panic!("{:?}", restored.unread) };
+        assert!(said.contains("format 2") && said.ends_with("drain them again"), "{said}");
+        let drains = Drains::from([("n".to_owned(), Drain::default())]);
+        for _ in 0..2 {
+            store.save_drains(&drains).expect("saved");
+            assert_eq!(store.load().drains, drains);
+            assert_eq!(fs::read_to_string(bad(&store.drains_path())).expect("kept"), newer);
+        }
     }
 
     #[test]
@@ -296,13 +337,13 @@ mod tests {
         for path in [store.owner_path("a"), store.drains_path()] {
             // Reading a directory is an error to root as well.
             fs::create_dir_all(&path).expect("a directory");
-            let notices = store.load().notices;
-            assert!(notices.len() == 1 && notices[0].contains("left for a start"), "{notices:?}");
+            let unread = store.load().unread;
+            assert!(unread.len() == 1 && unread[0].1.contains("left for a start"), "{unread:?}");
             assert!(path.exists(), "{}", path.display());
             fs::remove_dir(path).expect("removed");
         }
         fs::write(store.owner_path("a"), [0xff; 8]).expect("written");
-        assert!(store.load().notices[0].contains("set aside"), "no UTF-8 is no document");
+        assert!(store.load().unread[0].1.contains("set aside"), "no UTF-8 is no document");
     }
 
     #[test]
@@ -313,7 +354,7 @@ mod tests {
         fs::write(store.owners_dir().join("README"), "hello").expect("written");
         fs::write(store.owners_dir().join("..json"), "{}").expect("written");
         let restored = store.load();
-        assert_eq!((restored.owners.len(), restored.notices.len()), (1, 0));
+        assert_eq!((restored.owners.len(), restored.unread.len()), (1, 0));
         assert!(!store.owners_dir().join("a.json.tmp").exists());
     }
 

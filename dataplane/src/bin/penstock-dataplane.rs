@@ -1,10 +1,11 @@
 //! `penstock-dataplane`: the poll-mode packet path of the box.
 
 use std::io::IsTerminal;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -59,6 +60,9 @@ enum Command {
         run_dir: PathBuf,
     },
 }
+
+/// A file that was refused is read again so often.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// systemd starts again a tenth of a second after an end. What fails at once, and so again, is tried once a second.
 const SHORTEST_RUN: Duration = Duration::from_secs(1);
@@ -147,13 +151,14 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let engine: Arc<dyn Engine> = Arc::<penstock_dataplane::engine::Shared>::clone(&dataplane.shared);
     let context = BoxContext::new(&config, Some(&host));
     let (admin, outcome) = AdminHandle::start(engine, &config.the_box.state_dir, context, Some(&config));
-    if let Some(Err(refusal)) = outcome {
+    let refused = outcome.and_then(Result::err);
+    if let Some(refusal) = &refused {
         admin.file_notices(vec![format!("{}: {refusal}", args.config.display())]);
     }
     dataplane.settle(Duration::from_millis(600));
     dataplane.go()?;
     let socket = config.the_box.run_dir.join("dataplane.sock");
-    let file = Watched::new(&args.config, seen, config);
+    let file = Watched { refused: refused.map(|_| Instant::now()), ..Watched::new(&args.config, seen, config) };
     let served = runtime.block_on(serve(socket, file, hangup, &admin, &dataplane));
     // Requests under way hold blocking threads; a stop does not wait for them.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -194,9 +199,13 @@ async fn serve(
     tracing::info!(api = %socket.display(), "serving");
     loop {
         tokio::select! {
-            _ = hangup.recv() => file.reload(admin).await,
+            _ = hangup.recv() => {
+                // Whoever asks is told, though it be once more.
+                admin.file_notices(Vec::new());
+                file.reload(admin).await;
+            }
             _ = every_second.tick() => {
-                if file.has_changed() {
+                if file.is_due(Instant::now()) {
                     file.reload(admin).await;
                 }
                 // Not waited for: a disk that hangs must not keep us from signals.
@@ -204,6 +213,7 @@ async fn serve(
                     let admin = admin.clone();
                     keeping = Some(tokio::task::spawn_blocking(move || admin.keep_again()));
                 }
+                end_for_more(&file.path, admin, dataplane).await?;
                 anyhow::ensure!(dataplane.is_alive(), "a thread has ended; see the lines above");
                 anyhow::ensure!(!api.is_finished(), "the API on {} has ended", socket.display());
             }
@@ -217,8 +227,30 @@ async fn serve(
     Ok(())
 }
 
-/// When it was changed last, and how long it is.
-type Look = Option<(SystemTime, u64)>;
+/// An error where the next start can serve a device or a bond's member that this process can't. Not if it would fail:
+/// then this one goes on with what it has, and says so.
+async fn end_for_more(path: &Path, admin: &AdminHandle, dataplane: &Dataplane) -> anyhow::Result<()> {
+    let Some(what) = dataplane.shared.outdated() else {
+        admin.start_notice(None);
+        return Ok(());
+    };
+    let (path, shared) = (path.to_owned(), Arc::clone(&dataplane.shared));
+    let work = move || {
+        let config = read(&path)?.0;
+        shared.could_start(&config).map_err(|error| chain(&error))
+    };
+    let Err(why) = tokio::task::spawn_blocking(work).await? else {
+        anyhow::bail!("{what}: ending, for the next start to serve it; flows are kept if as many workers serve then");
+    };
+    admin.start_notice(Some(format!(
+        "{what}; it is not served, for a start would fail now, until this is mended: {why}"
+    )));
+    Ok(())
+}
+
+/// Which file it is (device, inode), when it was changed last, its access rights and name too (ctime, in seconds and
+/// nanoseconds), and how long it is. Not its mtime, which copies keep.
+type Look = Option<([u64; 3], [i64; 2])>;
 /// Of the config file, and of the deny list it names.
 type Seen = [Look; 2];
 
@@ -228,6 +260,9 @@ struct Watched {
     seen: Seen,
     /// What it looked like a moment ago.
     last: Seen,
+    /// When the last reading was refused. What was wrong may be mended beside its text: a deny list it names, an
+    /// interface, another owner's VIP.
+    refused: Option<Instant>,
     started_with: ConfigFile,
     running: ConfigFile,
 }
@@ -236,15 +271,16 @@ impl Watched {
     /// `seen`: before the file was read. The deny list is read once more, since nobody knew then where to look.
     fn new(path: &Path, seen: Look, running: ConfigFile) -> Self {
         let seen = [seen, None];
-        Self { path: path.into(), seen, last: seen, started_with: running.clone(), running }
+        Self { path: path.into(), seen, last: seen, refused: None, started_with: running.clone(), running }
     }
 
-    /// Whether it is another than was read, and no longer being written: the half of a file, or of a deny list, may
-    /// well be a good one, and the services behind the cut would lose their flows.
-    fn has_changed(&mut self) -> bool {
-        let now = self.look();
-        let is_still = std::mem::replace(&mut self.last, now) == now;
-        is_still && now[0].is_some() && now != self.seen
+    /// Whether it is another than was read, or was refused a while ago, and is no longer being written: the half of a
+    /// file, or of a deny list, may well be a good one, and the services behind the cut would lose their flows.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let look = self.look();
+        let is_still = std::mem::replace(&mut self.last, look) == look;
+        let again = self.refused.is_some_and(|at| now.saturating_duration_since(at) >= AGAIN);
+        is_still && look[0].is_some() && (look != self.seen || again)
     }
 
     fn look(&self) -> Seen {
@@ -264,6 +300,7 @@ impl Watched {
                 };
                 let notices = needs_restart(&self.started_with, &config).into_iter().map(restart).collect();
                 said.file_notices(notices);
+                self.refused = None;
                 if config.the_box.deny_file != self.running.the_box.deny_file {
                     self.seen[1] = None;
                 }
@@ -271,6 +308,7 @@ impl Watched {
             }
             Ok(Err(why)) => {
                 said.file_notices(vec![format!("{}: refused, what ran before goes on:\n{why}", self.path.display())]);
+                self.refused = Some(Instant::now());
             }
             Err(error) => tracing::error!(%error, "reloading failed"),
         }
@@ -279,11 +317,16 @@ impl Watched {
 
 /// Serves what the file says now, or says why not: then nothing has changed.
 fn reload(path: &Path, admin: &AdminHandle) -> Result<ConfigFile, String> {
-    let host = host_facts().map_err(|error| format!("{error:#}"))?;
-    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    let (config, host) = read(path)?;
     admin.apply_file(&config, BoxContext::new(&config, Some(&host))).map_err(|refusal| refusal.to_string())?;
     tracing::info!("{}: reloaded", path.display());
     Ok(config)
+}
+
+fn read(path: &Path) -> Result<(ConfigFile, HostFacts), String> {
+    let host = host_facts().map_err(|error| format!("{error:#}"))?;
+    let config = source::load_for(path, Some(&host)).map_err(|faults| faults.to_string())?;
+    Ok((config, host))
 }
 
 fn needs_restart(old: &ConfigFile, new: &ConfigFile) -> Vec<&'static str> {
@@ -318,7 +361,7 @@ fn restart_for(what: &str, old: &ConfigFile, new: &ConfigFile) -> &'static str {
 
 fn look(path: &Path) -> Look {
     let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
+    Some(([metadata.dev(), metadata.ino(), metadata.len()], [metadata.ctime(), metadata.ctime_nsec()]))
 }
 
 /// What the kernel knows of the box, for checking that no address of the file locks somebody out.
@@ -344,10 +387,16 @@ fn cores() -> u16 {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
     const FILE: &str = "version = 1\n[[port]]\ninterface = \"eth0\"\n";
+
+    /// Two looks, a second apart.
+    fn looks(file: &mut Watched) -> [bool; 2] {
+        [(); 2].map(|()| file.is_due(Instant::now()))
+    }
 
     #[test]
     fn a_file_is_read_when_it_has_been_still() {
@@ -366,15 +415,15 @@ mod tests {
         // Saved between its reading and the end of the start.
         write(&path);
         let mut file = Watched::new(&path, before, config);
-        assert_eq!([(); 2].map(|()| file.has_changed()), [false, true], "news, and then still");
+        assert_eq!(looks(&mut file), [false, true], "news, and then still");
         file.seen = file.look();
-        assert_eq!([(); 2].map(|()| file.has_changed()), [false, false], "read");
+        assert_eq!(looks(&mut file), [false, false], "read");
         for written in [&path, &deny] {
             for _ in 0..3 {
                 write(written);
-                assert!(!file.has_changed(), "{} grows", written.display());
+                assert!(!file.is_due(Instant::now()), "{} grows", written.display());
             }
-            assert!(file.has_changed(), "{} is whole", written.display());
+            assert!(file.is_due(Instant::now()), "{} is whole", written.display());
             file.seen = file.look();
         }
     }
@@ -387,10 +436,45 @@ mod tests {
         std::fs::write(&path, &text).expect("written");
         std::fs::write(&deny, "192.0.2.0/24\n").expect("written");
         let mut file = Watched::new(&path, look(&path), source::load(&path).expect("a good file"));
-        assert_eq!([(); 2].map(|()| file.has_changed()), [false, true]);
+        assert_eq!(looks(&mut file), [false, true]);
         std::fs::write(&path, FILE).expect("written");
         let mut file = Watched::new(&path, look(&path), source::load(&path).expect("a good file"));
-        assert_eq!([(); 2].map(|()| file.has_changed()), [false, false], "there is none");
+        assert_eq!(looks(&mut file), [false, false], "there is none");
+    }
+
+    #[test]
+    fn a_file_of_the_same_time_and_length_or_with_other_rights_is_another() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [path, beside] = ["lb.toml", "new.toml"].map(|name| directory.path().join(name));
+        std::fs::write(&path, FILE).expect("written");
+        let mut file = Watched::new(&path, look(&path), source::load(&path).expect("a good file"));
+        assert_eq!(looks(&mut file), [false, false]);
+        std::fs::write(&beside, FILE.replace("eth0", "eth1")).expect("written");
+        let modified = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).expect("a time");
+        std::fs::File::options().write(true).open(&beside).expect("it").set_modified(modified).expect("set");
+        std::fs::rename(&beside, &path).expect("renamed");
+        assert_eq!(looks(&mut file), [false, true]);
+        file.seen = file.look();
+        // Older kernels take a file's time from a clock of some milliseconds.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while file.look() == file.seen && Instant::now() < deadline {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("set");
+        }
+        assert_eq!(looks(&mut file), [false, true]);
+    }
+
+    #[test]
+    fn a_refused_file_is_read_again_after_a_while_though_it_is_the_same() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lb.toml");
+        std::fs::write(&path, FILE).expect("written");
+        let running = source::load(&path).expect("a good file");
+        let refused = Instant::now();
+        let mut file = Watched { refused: Some(refused), ..Watched::new(&path, look(&path), running) };
+        assert!(!file.is_due(refused + AGAIN - Duration::from_secs(1)));
+        assert!(file.is_due(refused + AGAIN));
+        file.refused = None;
+        assert!(!file.is_due(refused + AGAIN));
     }
 
     #[test]

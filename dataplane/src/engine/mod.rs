@@ -15,7 +15,6 @@ mod ways;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -28,6 +27,7 @@ use penstock_configs::status::{Counters, FlowQuery, FlowStatus, Status, StatusQu
 use crate::admin::Engine;
 use crate::admin::engine::Snapshots;
 use crate::clock::Now;
+use crate::neighbor::bond;
 use crate::neighbor::raw::rx_queues;
 use crate::publish::Mailbox;
 use crate::stats::WorkerStats;
@@ -76,8 +76,8 @@ impl From<&ConfigFile> for Live {
     }
 }
 
-// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency` and
-// `occupancy` alone.
+// Locks are taken in this order: `published`, `network`, `rates`, `notices`; `latency`, `occupancy` and
+// `outdated` alone.
 
 /// What the workers and the API see of the box.
 pub struct Shared {
@@ -93,8 +93,8 @@ pub struct Shared {
     /// By worker: nanoseconds from receive to transmit, sampled.
     latency: Mutex<Vec<Histogram<u64>>>,
     notices: Mutex<Vec<String>>,
-    /// A port's device was made anew, or a bond has one more member: this process can not serve it.
-    outdated: AtomicBool,
+    /// What this process can not serve and the next one could: a device made anew, a bond's new member.
+    outdated: Mutex<Vec<String>>,
 }
 
 /// One worker, from outside.
@@ -200,35 +200,32 @@ impl Shared {
     }
 
     /// Looks whether the program still steers on every port, and attaches it again where a device came back. The
-    /// sockets died with one that was made anew, and a bond's new member never had any: then all of it is to end, and
-    /// the next start serves on.
+    /// sockets died with one that was made anew, and a bond's new member never had any: those are for the next start.
     fn check_steering(&self) {
         let unsteered = self.network().unsteered.is_some();
         if unsteered {
             self.republish();
         }
+        let mut outdated = Vec::new();
         for (at, port) in self.ports.iter().enumerate() {
             self.check_queues(port);
             let mut network = self.network();
-            let (result, now) = match network.steer.check(at) {
+            let result = match network.steer.check(at) {
                 Err(_) => continue,
-                Ok(true) => (None, port.ifindex),
-                Ok(false) => (Some(network.steer.attach_interface(at)), network.steer.ifindex(at)),
+                Ok(true) => None,
+                Ok(false) => Some(network.steer.attach_interface(at)),
             };
+            let made_anew = network.steer.ifindex(at) != port.ifindex;
             drop(network);
             let unsteered = format!("{}: no packet is steered: ", port.interface);
             self.notices().retain(|notice| !notice.starts_with(&unsteered) || matches!(result, Some(Err(_))));
             match result {
-                None => {}
                 Some(Err(error)) => self.notice(unsteered + &error.to_string()),
-                Some(Ok(_)) if now != port.ifindex => {
-                    tracing::error!(
-                        "{}: the device was made anew, and the sockets went with the old one: ending, for the next start to open \
-                         new ones; flows are kept",
-                        port.interface
-                    );
-                    self.outdated.store(true, Ordering::Relaxed);
-                }
+                _ if made_anew => outdated.push(format!(
+                    "{}: the device was made anew, and the sockets went with the old one",
+                    port.interface
+                )),
+                None => {}
                 Some(Ok(mode)) => self.notice(format!(
                     "{}: the XDP program had gone from the interface and runs again ({})",
                     port.interface,
@@ -236,13 +233,30 @@ impl Shared {
                 )),
             }
         }
-        for (bond, member) in self.network().mirror.unserved_members() {
-            tracing::error!(
-                "{member}: it is a member of {bond} now, and was not at the start: ending, for the next start to serve it; \
-                 flows are kept"
-            );
-            self.outdated.store(true, Ordering::Relaxed);
+        let added = self.network().mirror.unserved_members();
+        let added = added.iter().map(|(bond, member)| format!("{member}: it is a member of {bond} since the start"));
+        outdated.extend(added);
+        *self.outdated.lock().unwrap_or_else(PoisonError::into_inner) = outdated;
+    }
+
+    /// What this process can not serve, and the next one could; `None`: there is no such thing.
+    #[must_use]
+    pub fn outdated(&self) -> Option<String> {
+        let outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        (!outdated.is_empty()).then(|| outdated.join("; "))
+    }
+
+    /// Whether a start with this file would find ports it can serve.
+    ///
+    /// # Errors
+    /// Why it would not.
+    pub fn could_start(&self, config: &ConfigFile) -> Result<(), StartError> {
+        let resolved = bond::resolve(&config.ports, config.workers.frame_size)?;
+        let added = resolved.ports.iter().filter(|port| self.ports.iter().all(|own| own.interface != port.interface));
+        for port in added {
+            self.network().steer.try_on(&port.interface, port.xdp)?;
         }
+        Ok(())
     }
 
     fn check_queues(&self, port: &PortFacts) {

@@ -141,7 +141,7 @@ impl Dataplane {
             occupancy: Mutex::default(),
             latency: Mutex::new(latency),
             notices: Mutex::new(notices),
-            outdated: AtomicBool::new(false),
+            outdated: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -197,7 +197,7 @@ impl Dataplane {
         self.sockets.clear();
         let (shared, stop) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let housekeeping = move || {
-            while !stop.load(Ordering::Relaxed) && !shared.outdated.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 keep_house(&shared);
             }
         };

@@ -32,7 +32,8 @@ pub struct WayWatch {
     /// Backends as they stood when it was last told.
     told: BTreeMap<Source, Standing>,
     changed: bool,
-    fault: Option<String>,
+    /// By port.
+    faults: BTreeMap<u8, String>,
 }
 
 impl WayWatch {
@@ -44,7 +45,7 @@ impl WayWatch {
             hops: Arc::default(),
             told: BTreeMap::new(),
             changed: false,
-            fault: None,
+            faults: BTreeMap::new(),
         }
     }
 
@@ -65,6 +66,9 @@ impl WayWatch {
         }
         self.checks.set_probes(probes, now);
         self.checks.want(&sources, now);
+        if sources.is_empty() {
+            self.faults.clear();
+        }
         self.told.retain(|source, _| sources.contains(source));
         for source in sources {
             self.told.entry(source).or_insert(Standing::Unchecked);
@@ -91,6 +95,8 @@ impl WayWatch {
             self.senders.retain(|port, (ifindex, _)| {
                 hops.links.iter().any(|link| link.port.0 == *port && link.ifindex == *ifindex)
             });
+            // A port that is asked by no more; the others' are replaced by the next question.
+            self.faults.retain(|port, _| hops.targets.values().flatten().any(|hop| hop.port.0 == *port));
             self.hops = hops;
             self.changed = true;
         }
@@ -128,7 +134,10 @@ impl WayWatch {
             }
         };
         let result = result.and_then(|(_, socket)| Ok(rustix::net::send(socket, &frame, SendFlags::empty())?));
-        self.fault = result.err().map(|error| format!("nodes cannot be asked by {}: {error}", link.name));
+        match result {
+            Ok(_) => self.faults.remove(&hop.port.0),
+            Err(error) => self.faults.insert(hop.port.0, format!("nodes cannot be asked by {}: {error}", link.name)),
+        };
     }
 
     /// Logs what has changed, and marks it for the tables.
@@ -185,7 +194,7 @@ impl WayWatch {
                  on the node's link, or use mode \"nat\""
             )
         }));
-        notices.extend(self.fault.clone());
+        notices.extend(self.faults.values().cloned());
         notices
     }
 }
@@ -200,4 +209,22 @@ fn remedy(checks: &ReplyChecks, mirror: &Mirror, source: &Source) -> String {
          \"dnat\": set its default route (or the routes to its clients) to {gateway}, {what}; or use mode \"nat\", or \
          reply_check = false"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_ends_with_the_questions_and_with_its_port() {
+        let (now, mirror) = (Instant::now(), Mirror::open(&[]).expect("the kernel's links"));
+        let faulty = || WayWatch { faults: [(0, "no route".to_owned())].into(), ..WayWatch::new() };
+        assert_eq!(faulty().notices(&mirror), ["no route"]);
+        let mut nothing_to_ask = faulty();
+        nothing_to_ask.want(&Tables::default(), &[], now);
+        assert!(nothing_to_ask.notices(&mirror).is_empty());
+        let mut no_node_there = faulty();
+        no_node_there.poll(&mirror, now);
+        assert!(no_node_there.notices(&mirror).is_empty());
+    }
 }

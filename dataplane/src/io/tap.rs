@@ -80,7 +80,8 @@ pub fn open(name: &str, ports: u16, mtu: u16) -> Result<(Vec<TapPort>, TapDevice
     let queue = attach(name)?;
     // Best effort: no router is behind the device and nobody to share an address with. It keeps its
     // link-local address: the kernel sends no neighbour solicitation (for an IPv6 VIP) without one.
-    for setting in ["router_solicitations", "accept_ra", "accept_dad"] {
+    // IPv6 may be switched off for new interfaces, and is not for this one's VIPs.
+    for setting in ["disable_ipv6", "router_solicitations", "accept_ra", "accept_dad"] {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), "0");
     }
     let control = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)

@@ -132,12 +132,25 @@ struct Claim {
     heard: Option<Mac>,
     /// Who else has it or claims it. While we hold it: and when we answered that.
     rival: Option<(Mac, Instant)>,
+    /// The rival spoke again since, so that hosts believe it.
+    unanswered: bool,
+    /// When we last took the last word of a rival that had fallen silent.
+    insisted: Option<Instant>,
     /// Probes in a row that found a rival.
     conflicts: u32,
 }
 
 impl Claim {
-    const NEW: Self = Self { stage: Stage::New, resumed: false, cut: None, heard: None, rival: None, conflicts: 0 };
+    const NEW: Self = Self {
+        stage: Stage::New,
+        resumed: false,
+        cut: None,
+        heard: None,
+        rival: None,
+        unanswered: false,
+        insisted: None,
+        conflicts: 0,
+    };
     /// Ours as far as we know, and to be probed for.
     const RESUMED: Self = Self { resumed: true, ..Self::NEW };
 
@@ -236,12 +249,18 @@ impl Announcer {
 
     /// Another host claims the address: from [`Self::on_packet`] or the responder's conflicts.
     pub fn on_conflict(&mut self, port: PortId, address: IpAddr, mac: Mac) {
+        let Self { links, claims, .. } = self;
         // Our ports may sit on one wire and hear each other.
-        if self.links.values().any(|link| link.mac == mac) {
+        if links.values().any(|link| link.mac == mac) {
             return;
         }
-        if let Some(claim) = self.claims.get_mut(&(port.0, address)) {
-            claim.heard = Some(mac);
+        // The switch brings what is for a bond's hardware address to one member, and it is meant for all.
+        let bond = links.get(&port.0).and_then(|link| link.bond.as_ref());
+        let of_bond = |link: &Link| link.up && bond.is_some() && link.bond.as_ref() == bond;
+        for ((on, of), claim) in claims.iter_mut() {
+            if *of == address && (*on == port.0 || links.get(on).is_some_and(of_bond)) {
+                claim.heard = Some(mac);
+            }
         }
     }
 
@@ -266,7 +285,7 @@ impl Announcer {
                 format!("{address} is claimed on {port} by {mac} too: clients may reach the wrong host")
             } else {
                 format!(
-                    "{address} is not announced on {port}: {mac} has it already; remove it there or take another VIP"
+                    "{address} is not announced on {port}: {mac} has it already; remove it there or take another address here"
                 )
             })
         };
@@ -333,10 +352,13 @@ impl Turn<'_> {
             self.refuse(claim, by);
         }
         if claim.is_announced() && claim.rival.is_some_and(|(_, last)| self.since(last) >= self.settings.retry) {
-            // The quiet of a rival ends the notice after the time a refused claim would wait. Its word was the last
-            // one perhaps, and hosts believe the last one.
+            // The quiet of a rival ends the notice after the time a refused claim would wait. If its word was the last
+            // one, hosts believe that.
             claim.rival = None;
-            return Some(announcement(self.address, self.mac));
+            if std::mem::take(&mut claim.unanswered) {
+                claim.insisted = Some(self.now);
+                return Some(announcement(self.address, self.mac));
+            }
         }
         match claim.stage {
             Stage::New => {
@@ -402,11 +424,15 @@ impl Turn<'_> {
     }
 
     /// RFC 5227 section 2.4 (c): a server keeps its address, and says so, but never in a tight loop
-    /// with a host that does the same.
+    /// with a host that does the same. One that answers our insisting holds it too, and keeps the last word: else
+    /// hosts would change sides with each silence, for ever.
     fn defend(&self, claim: &mut Claim, by: Mac) -> Option<SmallFrame> {
-        let answered = claim.rival.map(|(_, last)| last).filter(|last| self.since(*last) < self.settings.defend);
+        let is_fresh = |at: &Instant| self.since(*at) < self.settings.defend;
+        let insisted = claim.insisted.as_ref().is_some_and(is_fresh);
+        let answered = claim.rival.map(|(_, last)| last).filter(is_fresh);
+        claim.unanswered = answered.is_some() && !insisted;
         claim.rival = Some((by, answered.unwrap_or(self.now)));
-        answered.is_none().then(|| announcement(self.address, self.mac))
+        (answered.is_none() && !insisted).then(|| announcement(self.address, self.mac))
     }
 
     fn since(&self, then: Instant) -> Duration {

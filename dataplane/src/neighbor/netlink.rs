@@ -70,6 +70,11 @@ impl Requests {
         Ok(Self { socket, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// A link's name, for people.
+    pub(super) fn link_name(&self, ifindex: u32) -> String {
+        rustix::net::netdevice::index_to_name(&self.socket, ifindex).unwrap_or_else(|_| format!("link {ifindex}"))
+    }
+
     /// By a socket nobody answers on: every request fails.
     #[cfg(test)]
     pub(super) fn unanswered() -> Self {

@@ -97,20 +97,29 @@ impl ReplyChecks {
         self.checks.values_mut().for_each(|check| check.believed = true);
     }
 
-    /// The backends to check, replacing the former ones; what is known of those that stay is kept.
+    /// The backends to check, replacing the former ones; what is known of those that stay is kept. Where one port
+    /// stands for a node, it does so while it is there, and what is known of the node outlasts it.
     pub fn want(&mut self, sources: &BTreeSet<Source>, now: Instant) {
-        let mut of_node = BTreeMap::new();
+        let of_node = |source: &Source| (source.2 != PROTO_TCP).then_some((source.0, source.2));
+        let former = std::mem::take(&mut self.checks);
+        let mut asked_of: BTreeMap<_, Source> = BTreeMap::new();
+        let mut known: BTreeMap<_, Check> = BTreeMap::new();
+        for (source, check) in &former {
+            let Some(node) = of_node(source) else { continue };
+            known.insert(node, Check { asked: 0, due: now, ..*check });
+            if sources.contains(source) {
+                asked_of.insert(node, *source);
+            }
+        }
         self.wanted.clear();
         for source in sources {
-            let (address, _, protocol) = *source;
-            let asked =
-                if protocol == PROTO_TCP { *source } else { *of_node.entry((address, protocol)).or_insert(*source) };
+            let node = of_node(source);
+            let asked = node.map_or(*source, |node| *asked_of.entry(node).or_insert(*source));
             self.wanted.insert(*source, asked);
-        }
-        let asked: BTreeSet<Source> = self.wanted.values().copied().collect();
-        self.checks.retain(|source, _| asked.contains(source));
-        for source in asked {
-            self.checks.entry(source).or_insert(Check::due(now));
+            self.checks.entry(asked).or_insert_with(|| {
+                let known = node.and_then(|node| known.get(&node));
+                former.get(&asked).or(known).copied().unwrap_or_else(|| Check::due(now))
+            });
         }
     }
 
@@ -351,6 +360,28 @@ mod tests {
         world.checks.want(&all[..1].iter().copied().collect(), world.now);
         assert_eq!(world.checks.proved(), [(all[0], true)].into());
         assert_eq!(world.checks.standing(&all[1]), None);
+    }
+
+    #[test]
+    fn what_is_known_of_a_node_outlasts_the_port_that_was_asked() {
+        let [ntp, dns, tcp] = [(123, UDP), (53, UDP), (443, TCP)].map(|(port, of)| source("10.0.0.11", port, of));
+        let mut world = World::new(&[ntp]);
+        let probe = world.ask()[0];
+        world.answer(&probe);
+        // A lower port comes: the one that is asked stays.
+        for wanted in [&[ntp, dns][..], &[dns], &[dns, ntp], &[dns, ntp, tcp]] {
+            world.checks.want(&wanted.iter().copied().collect(), world.now);
+            assert!(wanted.iter().all(|source| world.checks.is_proved(source) == (*source != tcp)), "{wanted:?}");
+        }
+        let asked: Vec<u16> = world.run(100).iter().map(|probe| probe.to.port()).collect();
+        assert_eq!(asked, [53, 443], "once more, by the port that is left");
+        // That it fails goes with the node likewise.
+        world.checks.want(&[dns].into(), world.now);
+        world.run(60_000);
+        assert_eq!(world.checks.standing(&dns), Some(Standing::Failed));
+        world.checks.want(&[ntp].into(), world.now);
+        assert_eq!(world.checks.standing(&ntp), Some(Standing::Failed));
+        assert_eq!(world.ask().len(), 1, "and may be mended");
     }
 
     #[test]

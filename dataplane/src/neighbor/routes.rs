@@ -23,7 +23,7 @@ const UNREACHABLE_METRIC: u32 = u32::MAX - 1;
 /// They are looked at so often without a reason: IPv4 routes may go without a word. Not more often, since the kernel
 /// walks all of a table that may hold all of the internet.
 const REGULAR: Duration = Duration::from_secs(30);
-/// So long after an error, and at most so long after news that may be of them.
+/// So long after an error that is news, and at most so long after news that may be of them.
 const SOON: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,7 +73,7 @@ impl OwnRoutes {
             return;
         }
         let told = std::mem::take(&mut self.notices);
-        let pause = if self.reconcile().is_ok() { REGULAR } else { SOON };
+        let pause = if self.reconcile().is_ok() || self.notices == told { REGULAR } else { SOON };
         self.due = Some(now + pause);
         for notice in self.notices.iter().filter(|notice| !told.contains(notice)) {
             tracing::warn!("{notice}");
@@ -106,19 +106,30 @@ impl OwnRoutes {
             match self.requests.ask("remove a route of ours", message, 0) {
                 // Gone already, with its device.
                 Err(error) if error.refusal() == Some(libc::ESRCH) => {}
-                Err(error) => first_error = first_error.or(Some((format!("route {stale} stays"), error))),
+                Err(error) => first_error = first_error.or(Some((format!("route {stale} stays: {error}"), error))),
                 Ok(_) => {}
             }
         }
         for missing in wanted.difference(&present) {
             let message = RouteNetlinkMessage::NewRoute(missing.message());
             if let Err(error) = self.requests.ask("add a route of ours", message, NLM_F_CREATE | NLM_F_REPLACE) {
-                first_error = first_error.or(Some((format!("no route {missing}"), error)));
+                first_error = first_error.or_else(|| Some((self.without(missing, &error), error)));
             }
         }
         let Some((what, error)) = first_error else { return Ok(()) };
-        self.notices.push(format!("{what}: {error}"));
+        self.notices.push(what);
         Err(error)
+    }
+
+    /// What the kernel's refusal means, and what may mend it.
+    fn without(&self, missing: &OwnRoute, error: &NetlinkError) -> String {
+        let OwnRoute::Local { address, ifindex } = missing else { return format!("no route {missing}: {error}") };
+        let (vip, link) = (address.addr(), self.requests.link_name(*ifindex));
+        let ipv6 =
+            if vip.is_ipv6() { format!(", `sysctl net.ipv6.conf.{link}.disable_ipv6=0`") } else { String::new() };
+        format!(
+            "the box's own programs do not reach {vip} by {link}, others do: {error}; `ip link set {link} up`{ipv6}"
+        )
     }
 
     fn wanted(&mut self) -> Result<BTreeSet<OwnRoute>, NetlinkError> {
@@ -236,9 +247,9 @@ mod tests {
         let mut routes = OwnRoutes::by(Requests::unanswered());
         let now = Instant::now();
         let asks = |routes: &mut OwnRoutes, at: Duration| {
-            routes.notices.clear();
+            let before = routes.due;
             routes.poll(now + at);
-            !routes.notices.is_empty()
+            routes.due != before
         };
         let at = Duration::from_secs;
         assert!(!asks(&mut routes, at(60)), "nobody has said what there should be: an earlier process's stay");
@@ -247,6 +258,8 @@ mod tests {
         assert!(asks(&mut routes, at(0)));
         assert!(!asks(&mut routes, SOON - at(1)));
         assert!(asks(&mut routes, SOON), "again after an error");
+        assert!(!asks(&mut routes, SOON + REGULAR - at(1)), "the same one is no reason to hurry");
+        assert!(asks(&mut routes, SOON + REGULAR));
         // As if it had been well.
         routes.due = Some(now + at(100));
         routes.want(&[range], Some((7, &vip)), now + at(1));

@@ -37,6 +37,7 @@ use std::time::Duration;
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions};
 use caps::{CapSet, Capability};
+use penstock_configs::file::XdpMode;
 use tracing::{info, warn};
 
 pub use error::SteerError;
@@ -197,6 +198,13 @@ impl Steer {
             }
         }
         self.attach(interface)
+    }
+
+    /// Whether the program would run on an interface that is no port yet: it is put there, and taken off again.
+    pub fn try_on(&mut self, name: &str, mode: XdpMode) -> Result<(), SteerError> {
+        let ifindex = query::by_name(name)?.ifindex;
+        let interface = Interface { name: name.to_owned(), ifindex, queues: 0, mode };
+        self.port_mut(0)?.program.try_on(&interface)
     }
 
     /// Where workers mark the flows that are established, for the program to tell them from a flood.

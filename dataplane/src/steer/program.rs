@@ -133,6 +133,17 @@ impl Program {
         Ok((AttachMode::Generic, None))
     }
 
+    pub(super) fn try_on(&mut self, interface: &Interface) -> Result<(), SteerError> {
+        let (mode, flags) = match interface.mode {
+            XdpMode::Native => (AttachMode::Native, AyaMode::Driver),
+            // Which is what `auto` falls back to.
+            XdpMode::Auto | XdpMode::Generic => (AttachMode::Generic, AyaMode::Skb),
+        };
+        let program = self.xdp()?;
+        let tried = program.attach_to_if_index(interface.ifindex, flags).and_then(|id| program.detach(id));
+        tried.map_err(|error| attach_error(&error, interface, mode))
+    }
+
     fn attach_in(&mut self, pins: &Path, interface: &Interface, mode: AttachMode) -> Result<(), SteerError> {
         let flags = match mode {
             AttachMode::Native => AyaMode::Driver,

@@ -39,6 +39,15 @@ const NATIVE: &[&str] = &[
     "atlantic",
 ];
 
+/// What the dataplane has as ports for it: a bond's members in its place.
+pub(super) fn served_as(machine: &Machine, port: &PortConfig) -> Vec<PortConfig> {
+    let members = machine.read(&format!("/sys/class/net/{}/bonding/slaves", port.interface)).unwrap_or_default();
+    if members.is_empty() {
+        return vec![port.clone()];
+    }
+    members.split_whitespace().map(|member| PortConfig { interface: member.to_owned(), ..port.clone() }).collect()
+}
+
 /// `served`: how many queues of it a dataplane serves that runs.
 pub(super) fn check(
     machine: &Machine,
@@ -51,6 +60,9 @@ pub(super) fn check(
     if !machine.exists(&base) {
         let there = machine.list("/sys/class/net").into_iter().filter(|other| other != "lo").collect::<Vec<_>>();
         return vec![Finding::bad(name, "no such interface", format!("this machine has: {}", there.join(", ")))];
+    }
+    if machine.exists(&format!("{base}/bonding")) {
+        return vec![Finding::bad(name, "the bond has no members", format!("ip link set INTERFACE master {name}"))];
     }
     let mut findings = vec![link(machine, name, &base), driver(machine, port, &base)];
     findings.push(queues(machine, port, workers, served));
@@ -78,7 +90,7 @@ fn driver_name(machine: &Machine, base: &str) -> String {
     if let Some(driver) = machine.link_name(&format!("{base}/device/driver")) {
         return driver;
     }
-    for (file, kind) in [("tun_flags", "tun"), ("bridge", "bridge"), ("bonding", "bonding")] {
+    for (file, kind) in [("tun_flags", "tun"), ("bridge", "bridge")] {
         if machine.exists(&format!("{base}/{file}")) {
             return kind.to_owned();
         }
@@ -119,8 +131,7 @@ fn driver(machine: &Machine, port: &PortConfig, base: &str) -> Finding {
             "a veth has native XDP; for others generic mode serves, at a fraction of the speed (ip -details link)",
         );
     }
-    let under =
-        if matches!(driver.as_str(), "bridge" | "bonding") { "; name its member interfaces instead" } else { "" };
+    let under = if driver == "bridge" { "; name its member interfaces instead" } else { "" };
     Finding::warn(
         name,
         format!("driver {driver} is not known to have native XDP"),
@@ -242,6 +253,8 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
+    use penstock_configs::status::{PortStatus, Status};
+
     use super::super::Grade;
     use super::*;
 
@@ -250,7 +263,11 @@ mod tests {
     }
 
     fn veth(root: &Path, queues: u16, mtu: u32) {
-        let base = root.join("sys/class/net/v0");
+        named_veth(root, "v0", queues, mtu);
+    }
+
+    fn named_veth(root: &Path, name: &str, queues: u16, mtu: u32) {
+        let base = root.join("sys/class/net").join(name);
         for queue in 0..queues {
             fs::create_dir_all(base.join(format!("queues/rx-{queue}"))).expect("made");
         }
@@ -292,6 +309,31 @@ mod tests {
         }
         let findings = said(Some(2));
         assert!(has(&findings, Grade::Warn, "2 of 4 receive queues are served by the dataplane"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_bond_is_looked_at_by_its_members() {
+        let root = tempfile::tempdir().expect("a directory");
+        named_veth(root.path(), "bond0", 16, 1500);
+        named_veth(root.path(), "v0", 4, 1500);
+        named_veth(root.path(), "v1", 2, 1500);
+        let bonding = root.path().join("sys/class/net/bond0/bonding");
+        fs::create_dir_all(&bonding).expect("made");
+        let (machine, file) = (Machine::at(root.path()), "version = 1\n[[port]]\ninterface = \"bond0\"\n");
+        let file = penstock_configs::source::parse(file, "lb.toml").expect("a good file");
+        let of_member = |name: &str| PortStatus { interface: name.into(), queues: 2, ..PortStatus::default() };
+        let status = Status { ports: ["v0", "v1"].map(of_member).into(), ..Status::default() };
+        for (members, told) in [
+            ("v0 v1\n", &["v0: 2 of 4 receive queues are served by", "v1: all 2 receive queues"][..]),
+            ("\n", &["bond0: the bond has no members"]),
+        ] {
+            fs::write(bonding.join("slaves"), members).expect("written");
+            let findings = super::super::of_file(&machine, &file, Some(&status));
+            let said: Vec<String> =
+                findings.iter().map(|f| format!("{}: {} -> {}", f.subject, f.text, f.remedy)).collect();
+            assert!(told.iter().all(|told| said.iter().any(|said| said.starts_with(told))), "{said:?}");
+            assert!(!said.iter().any(|said| said.contains("name its member interfaces")), "{said:?}");
+        }
     }
 
     #[test]

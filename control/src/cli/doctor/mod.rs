@@ -113,8 +113,9 @@ pub(super) async fn run(dataplane: &Dataplane, screen: &Screen, arguments: &Argu
 
 fn of_file(machine: &Machine, file: &ConfigFile, running: Option<&Status>) -> Vec<Finding> {
     let served = |name: &str| running?.ports.iter().find(|port| port.interface == name).map(|port| port.queues);
-    let of_port = |port: &PortConfig| interfaces::check(machine, port, &file.workers, served(&port.interface));
-    let mut findings: Vec<Finding> = file.ports.iter().flat_map(of_port).collect();
+    let of_port = |port: PortConfig| interfaces::check(machine, &port, &file.workers, served(&port.interface));
+    let mut findings: Vec<Finding> =
+        file.ports.iter().flat_map(|port| interfaces::served_as(machine, port)).flat_map(of_port).collect();
     findings.extend(host::check_file(machine, file));
     findings
 }
