@@ -44,7 +44,9 @@ impl Controller {
         match plan.stage {
             Stage::Leaving => self.leave(key, &plan, &info, turn, now),
             // Marked first: a finalizer without a sign that it is ours could strand the Service.
-            Stage::NeedsFinalizer if !info.status.conditions.is_empty() => {
+            Stage::NeedsFinalizer | Stage::NeedsAddress | Stage::Programmed
+                if !plan.has_finalizer(&info) && !info.status.conditions.is_empty() =>
+            {
                 let finalizer = if plan.exposed { OWN_FINALIZER } else { FINALIZER };
                 self.order_step(key, &info, Step::AddFinalizer(finalizer), Vec::new(), turn);
             }

@@ -127,7 +127,8 @@ impl<'a> Maker<'a> {
     /// What comes before an address.
     fn waits(&self, plan: &Plan) -> Option<Stage> {
         let (spec, key) = (&self.info.spec, self.key);
-        if !(if plan.exposed { spec.own_finalizer } else { spec.finalizer }) {
+        // Where somebody's PUT took it off again, what is recorded is served all the same while it is put back.
+        if !plan.has_finalizer(self.info) && self.own_records().next().is_none() {
             return Some(Stage::NeedsFinalizer);
         }
         let former = |r: &RecordInfo| {

@@ -320,6 +320,17 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
 }
 
 #[test]
+fn a_finalizer_that_somebodys_put_took_off_is_put_back_and_the_box_hears_nothing() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.log.clear();
+    sim.edit("web", |s| s["metadata"]["finalizers"] = json!([]));
+    sim.settle();
+    assert_eq!(sim.log, ["web finalizer service.kubernetes.io/load-balancer-cleanup"]);
+}
+
+#[test]
 fn a_change_that_is_served_is_told() {
     let mut sim = Sim::new();
     sim.put(&service("web"));
