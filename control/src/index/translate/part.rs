@@ -23,6 +23,7 @@ pub(super) struct Part {
 pub(super) struct Use {
     pub(super) name: Arc<str>,
     pub(super) family: Family,
+    pub(super) mode: Mode,
     /// Only nodes with endpoints of the Service.
     pub(super) local: bool,
     pub(super) weigh_by_endpoints: bool,
@@ -187,7 +188,8 @@ impl<'a> Maker<'a> {
             // The second family's entries need names of their own; the first keeps its own when one is added.
             let suffix = if position == 0 { String::new() } else { format!("/{family}") };
             part.services.extend(spec.ports.iter().map(|port| self.entry(ask, port, *vip, &name, &suffix)));
-            part.sets.push(Use { name, family, local: spec.local, weigh_by_endpoints: ask.weigh_by_endpoints });
+            let (mode, weigh_by_endpoints) = (ask.mode, ask.weigh_by_endpoints);
+            part.sets.push(Use { name, family, mode, local: spec.local, weigh_by_endpoints });
         }
         part
     }

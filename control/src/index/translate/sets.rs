@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Backend, BackendSet, BackendState, Node, Protocol};
+use penstock_configs::desired::{Backend, BackendSet, BackendState, Mode, Node, Protocol};
 
 use super::View;
 use super::part::{Part, Use, cluster_set};
@@ -50,6 +50,7 @@ impl Maker<'_> {
             self.cluster(wanted);
         }
         if self.view.kubernetes.probes.each_node_port
+            && wanted.mode != Mode::Dsr
             && let Some(info) = self.view.index.services.get(key)
         {
             self.probe_each_port(key, info, wanted);
@@ -79,9 +80,12 @@ impl Maker<'_> {
         }
         let members: Vec<(Arc<str>, Counts)> = nodes.into_iter().collect();
         self.add(wanted, &members, wanted.weigh_by_endpoints);
-        match info.spec.health_check_node_port.filter(|_| self.view.kubernetes.probes.local) {
+        // In dsr no packet goes to a node port, and the place it does go to, the Service's own port on the node, may be
+        // another Service's as well: what is said of a node port would be read by nobody, or by both.
+        let speaks = self.view.kubernetes.probes.local && wanted.mode != Mode::Dsr;
+        match info.spec.health_check_node_port.filter(|_| speaks) {
             Some(port) => self.probe_local(key, info, port, wanted),
-            // An exposed NodePort Service has none: the node's own check must do.
+            // An exposed NodePort Service has none, either: the node's own check must do.
             None => self.probe_nodes(wanted),
         }
     }
