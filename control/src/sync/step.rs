@@ -100,9 +100,7 @@ impl Controller {
         }
         self.tell_updates(key, plan, info, acknowledged, turn);
         if outcome::is_said(&wanted, &info.status, shows_ours(plan, &info.status)) {
-            if let Some(work) = self.work.get_mut(key) {
-                work.pending_since = None;
-            }
+            self.stands(key, now);
             return;
         }
         if self.is_passing(key, &wanted, info, now) || self.is_fought_over(key, plan, &wanted, info, turn, now) {
@@ -129,6 +127,23 @@ impl Controller {
         false
     }
 
+    /// What has stood for as long as it was left alone is nobody else's any more.
+    fn stands(&mut self, key: &ServiceKey, now: Instant) {
+        let first = self.kubernetes.timing.fight_backoff;
+        let Some(work) = self.work.get_mut(key) else { return };
+        work.pending_since = None;
+        if work.fights == 0 {
+            return;
+        }
+        let peace = *work.peace.get_or_insert_with(|| now + pause_after(work.fights, first));
+        if peace > now {
+            self.remind(key, peace);
+        } else {
+            work.fights = 0;
+            work.peace = None;
+        }
+    }
+
     /// A status that somebody else changes back is left alone for a while, longer each time.
     fn is_fought_over(
         &mut self,
@@ -141,9 +156,15 @@ impl Controller {
     ) -> bool {
         let first = self.kubernetes.timing.fight_backoff;
         let Some(work) = self.work.get_mut(key) else { return false };
+        work.peace = None;
         if work.written.as_ref() != Some(wanted) {
             work.fights = 0;
+            work.left_alone = None;
             return false;
+        }
+        if let Some(at) = work.left_alone.filter(|at| *at > now) {
+            self.remind(key, at);
+            return true;
         }
         // After a pause, and after a write that failed, the next try is no new fight.
         if std::mem::take(&mut work.pardoned) {
@@ -154,8 +175,8 @@ impl Controller {
         if work.fights < 2 {
             return false;
         }
-        let pause = super::backoff::after(work.fights - 2, first, first * 32.0);
-        work.not_before = Some(now + pause);
+        let pause = pause_after(work.fights, first);
+        work.left_alone = Some(now + pause);
         work.pardoned = true;
         self.remind(key, now + pause);
         let others: Vec<String> =
@@ -225,6 +246,11 @@ impl Controller {
             self.order_step(key, info, Step::Status(Wanted::default()), Vec::new(), turn);
         }
     }
+}
+
+/// Longer with each time that somebody else undid what was written.
+fn pause_after(fights: u32, first: f64) -> Duration {
+    super::backoff::after(fights.saturating_sub(2), first, first * 32.0)
 }
 
 fn shows_ours(plan: &Plan, seen: &ServiceStatus) -> bool {

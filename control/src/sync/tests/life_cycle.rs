@@ -301,12 +301,6 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
     let mut sim = Sim::new();
     sim.put(&service("web"));
     sim.settle();
-    let overwrite = |sim: &mut Sim| {
-        sim.edit("web", |s| s["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]}));
-        sim.log.clear();
-        sim.settle();
-        sim.log.len()
-    };
     assert_eq!(overwrite(&mut sim), 1, "once may be an accident");
     assert_eq!(overwrite(&mut sim), 0);
     assert!(sim.notes.iter().any(|n| n.message.contains("another controller") && n.message.contains("198.51.100.9")));
@@ -317,6 +311,52 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
     sim.after(15);
     assert!(sim.log.is_empty());
     assert!(sim.why("web").contains("another controller"));
+}
+
+/// Another controller's write, and how many of ours follow.
+fn overwrite(sim: &mut Sim) -> usize {
+    sim.edit("web", |s| s["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]}));
+    sim.log.clear();
+    sim.settle();
+    sim.log.len()
+}
+
+#[test]
+fn a_service_that_is_fought_over_goes_at_once() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.delete("web");
+    sim.settle();
+    assert!(sim.services.is_empty(), "{:?}", sim.log);
+}
+
+#[test]
+fn news_of_a_service_that_is_fought_over_is_told_at_once() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.edit("web", |s| s["metadata"]["annotations"]["penstock.dev/mode"] = json!("magic"));
+    sim.settle();
+    assert_eq!(sim.condition("web", "Serving").1, "NotSupported");
+}
+
+#[test]
+fn a_fight_ends_when_ours_has_stood_for_a_while() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.after(31);
+    assert!(sim.why("web").contains("another controller"), "it may be at it still");
+    sim.after(31);
+    assert!(!sim.why("web").contains("another controller"), "{}", sim.why("web"));
+    // And the next one begins anew.
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.after(31);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
 }
 
 #[test]
