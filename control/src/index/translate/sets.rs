@@ -150,8 +150,12 @@ impl Maker<'_> {
             NodeCheck::None => return,
         };
         let group = cluster_set(wanted.family);
+        // The kubelet names a node before kube-proxy forwards anything there. A ready endpoint is somebody's word, and may
+        // be the only one there is.
+        let unproven = !wanted.local;
         for (node, address) in self.members(wanted) {
-            self.probe(&format!("node/{node}/{address}"), address, check.clone(), vec![None], &group);
+            let covers = vec![None];
+            self.probe(&format!("node/{node}/{address}"), address, check.clone(), covers, &group, unproven);
         }
     }
 
@@ -159,7 +163,7 @@ impl Maker<'_> {
         let covers: Vec<Option<u16>> = info.spec.ports.iter().map(|p| p.node_port).filter(Option::is_some).collect();
         for (node, address) in self.members(wanted) {
             let id = format!("local/{key}/{node}/{address}");
-            self.probe(&id, address, http(port), covers.clone(), &wanted.name);
+            self.probe(&id, address, http(port), covers.clone(), &wanted.name, false);
         }
     }
 
@@ -169,18 +173,27 @@ impl Maker<'_> {
             let tcp = info.spec.ports.iter().filter(|p| p.protocol == Protocol::Tcp).filter_map(|p| p.node_port);
             for port in tcp {
                 let id = format!("port/{key}/{node}/{address}:{port}");
-                self.probe(&id, address, Check::Tcp { port }, vec![Some(port)], &wanted.name);
+                self.probe(&id, address, Check::Tcp { port }, vec![Some(port)], &wanted.name, false);
             }
         }
     }
 
-    fn probe(&mut self, id: &str, address: IpAddr, check: Check, covers: Vec<Option<u16>>, group: &Arc<str>) {
+    fn probe(
+        &mut self,
+        id: &str,
+        address: IpAddr,
+        check: Check,
+        covers: Vec<Option<u16>>,
+        group: &Arc<str>,
+        unproven: bool,
+    ) {
         if self.probes.contains_key(id) {
             return;
         }
         let id: Arc<str> = id.into();
         let timing = self.view.config.health.timing();
-        self.probes.insert(id.clone(), ProbeTarget { id, address, check, timing, covers, group: group.clone() });
+        let group = group.clone();
+        self.probes.insert(id.clone(), ProbeTarget { id, address, check, timing, covers, group, unproven });
     }
 
     fn finish(self) -> Made {
