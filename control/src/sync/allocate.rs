@@ -125,7 +125,7 @@ impl Controller {
         plan: &Plan,
         ask: &Ask,
     ) -> (Vec<Grant>, Option<String>) {
-        let request = Request {
+        let mut request = Request {
             namespace: &key.namespace,
             name: &key.name,
             uid: &info.spec.uid,
@@ -139,19 +139,10 @@ impl Controller {
             ports: ports(info),
         };
         // What its status shows and no record has: it was ours before the records were lost, or another balancer's
-        // before the class was handed to us. Clients know it.
-        let shown: Vec<IpAddr> = info
-            .status
-            .ingress
-            .iter()
-            .filter_map(|i| i.ip)
-            .filter(|ip| request.families.contains(&Family::of(*ip)) && request.addresses.is_empty())
-            .collect();
-        if !shown.is_empty() && request.families.iter().all(|f| shown.iter().any(|ip| Family::of(*ip) == *f)) {
-            let outcome = allocator.allocate(&Request { addresses: shown, all_or_none: true, ..request.clone() });
-            if !outcome.grants.is_empty() {
-                return (outcome.grants, None);
-            }
+        // before the class was handed to us. Clients know it. Of two families it may have had an address of one alone.
+        if request.addresses.is_empty() {
+            let shown = info.status.ingress.iter().filter_map(|i| i.ip);
+            request.addresses = shown.filter(|address| allocator.would_grant(&request, *address)).collect();
         }
         let outcome = allocator.allocate(&request);
         let refusal = (!outcome.refusals.is_empty())
