@@ -11,7 +11,7 @@ use crate::index::ServiceKey;
 use crate::index::ask::{self, Ask};
 use crate::index::kinds::{RecordInfo, ServiceInfo};
 use crate::index::translate::Plan;
-use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
+use crate::pool::{Allocator, Grant, Pool, Port, Request, Usage};
 
 impl Controller {
     /// Asks the allocator for every Service that lacks an address, and orders the records.
