@@ -240,7 +240,7 @@ impl<'a> Maker<'a> {
 fn answers(record: &RecordInfo, ask: &Ask) -> bool {
     let explicit = ask.addresses.iter().any(|a| Family::of(*a) == Family::of(record.address));
     let address = !explicit || ask.addresses.contains(&record.address);
-    // A record of no pool is an address taken over from a status: it stays wherever it is.
+    // One that was made by hand may name no pool: it stays wherever it is.
     let pool = ask.pool.as_ref().is_none_or(|pool| record.pool.is_empty() || **pool == *record.pool);
     let sharing = record.claims.len() < 2 || ask.share_key.as_deref().unwrap_or_default() == record.share_key;
     address && pool && sharing
