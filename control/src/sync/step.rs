@@ -10,11 +10,13 @@ use super::job::{Job, ServiceJob, Step};
 use crate::index::ServiceKey;
 use crate::index::extract::{FINALIZER, OWN_FINALIZER};
 use crate::index::kinds::{ServiceInfo, ServiceStatus};
-use crate::index::outcome::{self, DEGRADED, SERVING, Signals, Wanted};
+use crate::index::outcome::{self, DEGRADED, PROVISIONING, SERVING, Signals, Wanted};
 use crate::index::translate::{Plan, Stage};
 
 /// A state that lasts less than this is not worth a write.
 const PASSING: Duration = Duration::from_secs(1);
+/// A dataplane that starts with the box is there by then; of what is shown and served on, nothing else is news.
+const STARTING: Duration = Duration::from_secs(10);
 
 impl Controller {
     /// The one next step of a Service, if one is due.
@@ -114,12 +116,14 @@ impl Controller {
     fn is_passing(&mut self, key: &ServiceKey, wanted: &Wanted, info: &ServiceInfo, now: Instant) -> bool {
         let Some(work) = self.work.get_mut(key) else { return false };
         let waits = wanted.conditions.iter().any(|c| c.status && c.reason.starts_with("Awaiting"));
-        if !waits || info.status.conditions.is_empty() {
+        let is = |kind: &str| wanted.conditions.iter().any(|c| c.kind == kind && c.reason == "DataplaneFault");
+        let starts = is(PROVISIONING) && !is(SERVING);
+        if !waits && !starts || info.status.conditions.is_empty() {
             work.pending_since = None;
             return false;
         }
         let since = *work.pending_since.get_or_insert(now);
-        let until = since + PASSING;
+        let until = since + if starts { STARTING } else { PASSING };
         if until > now {
             self.remind(key, until);
             return true;

@@ -313,6 +313,30 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
     assert!(sim.why("web").contains("another controller"));
 }
 
+#[test]
+fn a_dataplane_that_is_not_there_yet_is_no_news_of_what_is_shown() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    // The box is started anew.
+    sim.restart();
+    sim.acks = false;
+    sim.put(&service("new"));
+    let away = Progress { trouble: Some("the dataplane is not there".into()), ..Progress::default() };
+    sim.controller.on_progress(away);
+    sim.settle();
+    sim.log.clear();
+    sim.after(5);
+    assert_eq!(sim.condition("new", "Provisioning").1, "DataplaneFault");
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+    sim.after(6);
+    assert_eq!(sim.condition("web", "Provisioning"), ("True".into(), "DataplaneFault".into()));
+    sim.controller.on_progress(Progress::default());
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+}
+
 /// Another controller's write, and how many of ours follow.
 fn overwrite(sim: &mut Sim) -> usize {
     sim.edit("web", |s| s["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]}));
