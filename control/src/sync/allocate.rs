@@ -34,7 +34,7 @@ impl Controller {
         });
         let pools = self.index.all_pools(&self.kubernetes);
         let mut allocator = Allocator::new(&pools);
-        self.seed(&mut allocator);
+        self.seed(&mut allocator, now);
         let mut orders = Vec::new();
         for key in waiting {
             let (Some(plan), Some(info)) = (self.translation.plans.get(&key), self.index.services.get(&key)) else {
@@ -67,7 +67,13 @@ impl Controller {
     }
 
     /// Everything known to be in use: records of all owners, writes under way, and what any Service shows.
-    fn seed(&self, allocator: &mut Allocator<'_>) {
+    fn seed(&self, allocator: &mut Allocator<'_>, now: Instant) {
+        // Not to be offered to one Service after the other: it would keep all of them waiting.
+        let blocked =
+            |unwritten: &Unwritten| unwritten.exists && unwritten.failures >= Unwritten::TOLD && unwritten.until > now;
+        for (address, _) in self.record_backoff.iter().filter(|(_, unwritten)| blocked(unwritten)) {
+            allocator.seed(*address, "", Vec::new(), None);
+        }
         for record in self.index.records.values() {
             let held = record.held_for.as_ref().map(|h| (h.namespace.clone(), h.name.clone()));
             allocator.seed(record.address, self.share_key_of(record), self.usages(&record.claims), held);

@@ -74,6 +74,8 @@ pub(super) struct Unwritten {
     pub(super) failures: u32,
     pub(super) until: Instant,
     pub(super) why: String,
+    /// There is one of its name, which the index does not show: made by hand, and not readable.
+    pub(super) exists: bool,
 }
 
 impl Unwritten {

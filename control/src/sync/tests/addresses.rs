@@ -304,3 +304,21 @@ fn an_address_whose_record_cannot_be_written_is_said_to_be_so() {
     assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
     assert_eq!(sim.condition("web", "Serving").1, "Serving");
 }
+
+#[test]
+fn a_record_that_nobody_can_read_costs_its_address_and_nothing_else() {
+    let mut sim = Sim::new();
+    let unreadable = json!({"metadata": {"name": "203.0.113.1", "resourceVersion": "9"}, "spec":
+        {"address": "203.0.113.1/32", "pool": "", "owner": "", "claims": []}});
+    sim.records.insert("203.0.113.1".parse().unwrap(), unreadable);
+    sim.put(&service("web"));
+    sim.settle();
+    sim.after(1);
+    sim.after(2);
+    assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
+    // Who asks for it by name hears why.
+    sim.put(&annotated("named", json!({"penstock.dev/addresses": "203.0.113.1"})));
+    sim.settle();
+    sim.after(3);
+    assert!(sim.why("named").contains("203.0.113.1 cannot be written"), "{}", sim.why("named"));
+}
