@@ -144,7 +144,7 @@ pub struct VipPoolStatus {
 pub struct VipAllocationSpec {
     /// Text, and read leniently: one bad object made by hand must not stop the watch of all.
     pub address: String,
-    /// The pool it came from; empty: none of ours (a Service was created with it while a pool had it).
+    /// The pool it came from; empty where it was made by hand.
     #[serde(default)]
     pub pool: String,
     /// The cluster's owner tag on the box: records of another owner are left alone.

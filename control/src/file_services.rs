@@ -82,6 +82,7 @@ pub fn targets(desired: &Desired, health: &HealthConfig) -> Vec<ProbeTarget> {
                 timing: asked.timing(health),
                 covers: vec![Some(port)],
                 group: format!("file/{group}").into(),
+                unproven: false,
             });
         }
     }

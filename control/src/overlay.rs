@@ -21,6 +21,10 @@ use crate::probe::{HealthView, Place};
 
 /// A dataplane that came back knows nothing of health: every backend is up there until it is told.
 const AGAIN: Duration = Duration::from_secs(5);
+/// So what is out is repeated this often: as long at most it gets new flows there.
+const WHILE_OUT: Duration = Duration::from_secs(1);
+/// One that is started anew is away for a moment.
+const WHILE_ABSENT: Duration = Duration::from_millis(200);
 /// The source of a control process that has no cluster: it checks that owner's services alone.
 pub const NO_CLUSTER: &str = FILE_OWNER;
 
@@ -34,20 +38,30 @@ pub async fn push<D: Dataplane>(
     let mut trouble: Option<DataplaneError> = None;
     while !*shutdown.borrow() {
         let view = views.borrow_and_update().clone();
-        let now = teller.tell(&view).await.err();
+        let outcome = teller.tell(&view).await;
+        let pause = pause_after(&outcome);
+        let now = outcome.err();
         if now != trouble {
             if let Some(error) = &now {
                 warn!("health is not told: {error}");
             }
             trouble = now;
         }
-        let pause = if trouble.is_some() { Duration::from_secs(1) } else { AGAIN };
         tokio::select! {
             // Where sending fails, every change would only fail again.
             changed = views.changed(), if trouble.is_none() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
             _ = shutdown.changed() => {}
         }
+    }
+}
+
+fn pause_after(outcome: &Result<bool, DataplaneError>) -> Duration {
+    match outcome {
+        Ok(true) => WHILE_OUT,
+        Ok(false) => AGAIN,
+        Err(DataplaneError::Absent(_)) => WHILE_ABSENT,
+        Err(_) => Duration::from_secs(1),
     }
 }
 
@@ -61,16 +75,17 @@ struct Teller<D> {
 }
 
 impl<D: Dataplane> Teller<D> {
-    async fn tell(&mut self, view: &HealthView) -> Result<(), DataplaneError> {
+    /// Whether anything is out.
+    async fn tell(&mut self, view: &HealthView) -> Result<bool, DataplaneError> {
         if self.told && !view.checking {
             // Withdrawn is withdrawn: a dataplane that is started anew has nothing of ours.
-            return Ok(());
+            return Ok(false);
         }
         if view.whole {
             self.inherited = Some(BTreeMap::new());
         } else if !view.checking {
             // The checker has not begun.
-            return Ok(());
+            return Ok(false);
         }
         let inherited = match &mut self.inherited {
             Some(inherited) => inherited,
@@ -81,13 +96,14 @@ impl<D: Dataplane> Teller<D> {
         for backend in &view.backends {
             told.entry((backend.address, backend.port)).or_insert_with(|| backend.clone());
         }
+        let out = !told.is_empty();
         self.dataplane.put_health(&self.source, &Health { backends: told.into_values().collect() }).await?;
         if !self.told && self.source != NO_CLUSTER {
             // A process without a cluster that lives beside this one says it again in a moment.
             self.dataplane.put_health(NO_CLUSTER, &Health::default()).await?;
         }
         self.told = true;
-        Ok(())
+        Ok(out)
     }
 }
 
@@ -169,6 +185,16 @@ mod tests {
         assert_eq!(told(&mut teller, HealthView { whole: true, ..view.clone() }).await, [down(2)]);
         // A new target that is not settled yet brings nothing back.
         assert_eq!(told(&mut teller, view).await, [down(2)]);
+    }
+
+    #[tokio::test]
+    async fn what_is_out_is_repeated_sooner_for_a_dataplane_that_starts_anew_has_forgotten_it() {
+        let mut teller = teller("k", &[]);
+        let whole = || HealthView { checking: true, whole: true, ..HealthView::default() };
+        assert_eq!(pause_after(&teller.tell(&whole()).await), AGAIN);
+        let out = HealthView { backends: vec![down(1)], ..whole() };
+        assert_eq!(pause_after(&teller.tell(&out).await), WHILE_OUT);
+        assert_eq!(pause_after(&Err(DataplaneError::Absent(String::new()))), WHILE_ABSENT);
     }
 
     #[tokio::test]

@@ -25,6 +25,8 @@ pub struct ProbeTarget {
     pub covers: Vec<Option<u16>>,
     /// Targets among which the panic threshold is counted: one backend set.
     pub group: Arc<str>,
+    /// Nobody has said of it that it serves: one that joins others which do waits for its first proof.
+    pub unproven: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! What is known of every target, and what is to be asked when. No I/O, no clock: `now` is the time since the start.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +81,8 @@ struct Entry {
     not_good: u32,
     due: Duration,
     in_flight: bool,
+    /// Not used before its first proof, and not counted: see [`Board::add`].
+    joins: bool,
 }
 
 #[derive(Debug)]
@@ -145,6 +147,12 @@ impl Board {
         let before = self.entries.len();
         self.entries.retain(|id, _| wanted.contains_key(id));
         let mut changed = before != self.entries.len();
+        let serving: HashSet<Arc<str>> = self
+            .entries
+            .values()
+            .filter(|entry| entry.settled && entry.state == BackendState::Active)
+            .map(|entry| entry.target.group.clone())
+            .collect();
         self.queue.retain(|(_, id)| wanted.contains_key(id));
         for target in wanted.into_values() {
             match self.entries.get_mut(&target.id) {
@@ -157,23 +165,32 @@ impl Board {
                 known => {
                     changed = true;
                     let assumed = known.map(|e| (e.due, e.state));
-                    self.add(target, assumed, now);
+                    self.add(target, assumed, serving.contains(&target.group), now);
                 }
             }
         }
         changed
     }
 
-    fn add(&mut self, target: &ProbeTarget, assumed: Option<(Duration, BackendState)>, now: Duration) {
+    /// Not yet asked is not yet down: a restart of control must not empty any set. But what is unproven
+    /// and joins others that are known to serve waits for its first results.
+    fn add(
+        &mut self,
+        target: &ProbeTarget,
+        assumed: Option<(Duration, BackendState)>,
+        others_serve: bool,
+        now: Duration,
+    ) {
         if let Some((due, _)) = assumed {
             self.queue.remove(&(due, target.id.clone()));
         }
         self.epochs += 1;
+        let joins = assumed.is_none() && others_serve && target.unproven;
+        let first = if joins { BackendState::Draining } else { BackendState::Active };
         let entry = Entry {
             target: target.clone(),
             epoch: self.epochs,
-            // Not yet asked is not yet down: a restart of control must not empty any set.
-            state: assumed.map_or(BackendState::Active, |(_, state)| state),
+            state: assumed.map_or(first, |(_, state)| state),
             settled: false,
             reason: "not checked yet".into(),
             same: 0,
@@ -181,6 +198,7 @@ impl Board {
             not_good: 0,
             due: now,
             in_flight: false,
+            joins,
         };
         self.queue.insert((now, target.id.clone()));
         self.entries.insert(target.id.clone(), entry);
@@ -297,7 +315,8 @@ impl Board {
     /// Groups whose results are not believed, and whether anything at all is left in service there.
     fn panicking(&self) -> BTreeMap<&Arc<str>, Left> {
         let mut counts: BTreeMap<&Arc<str>, (u32, u32)> = BTreeMap::new();
-        for entry in self.entries.values() {
+        // Several that join one are no panic.
+        for entry in self.entries.values().filter(|entry| entry.settled || !entry.joins) {
             let (active, all) = counts.entry(&entry.target.group).or_default();
             *active += u32::from(entry.state == BackendState::Active);
             *all += 1;

@@ -32,6 +32,7 @@ fn target(id: &str, last: u8, group: &str) -> ProbeTarget {
         timing: Timing { interval: INTERVAL, timeout: Duration::from_secs(1), rise: 2, fall: 3 },
         covers: vec![None],
         group: group.into(),
+        unproven: true,
     }
 }
 
@@ -120,6 +121,50 @@ fn the_first_assumption_is_in_service_and_not_settled() {
     assert!(!settled(&bench, "a") && bench.overlay().is_empty());
     bench.round(|id| if id == "a" { Good } else { Bad });
     assert!(settled(&bench, "a") && !settled(&bench, "b"));
+}
+
+#[test]
+fn who_joins_others_that_serve_is_proven_first() {
+    let names = ["a", "b", "c", "d"];
+    let of = |count: usize| -> Vec<ProbeTarget> {
+        names[..count].iter().zip(1..).map(|(name, last)| target(name, last, "g")).collect()
+    };
+    let mut bench = Bench::new(Rules { budget: 1_000, panic_threshold: 0.5 }, &of(1));
+    // Nobody has been judged yet.
+    bench.board.set_targets(&of(2), bench.now);
+    assert!(bench.overlay().is_empty());
+    bench.rounds(&[Good, Good]);
+    // More join than there are; their first words are awaited all the same.
+    bench.board.set_targets(&of(4), bench.now);
+    let mut one = of(4);
+    one[1].check = Check::Tcp { port: 81 };
+    bench.board.set_targets(&one, bench.now);
+    assert_eq!((bench.state("b"), bench.state("c"), bench.state("d")), (Active, Draining, Draining));
+    assert!(bench.board.view().panicking.is_empty());
+    assert_eq!(bench.overlay().len(), 2);
+    let now = bench.now;
+    while bench.state("c") == Draining || bench.state("d") == Draining {
+        for launch in bench.launch() {
+            let kind = if &*launch.id == "d" { Bad } else { Good };
+            bench.board.finish(&launch, Outcome { kind, reason: String::new() }, bench.now);
+        }
+    }
+    assert_eq!((bench.state("c"), bench.state("d")), (Active, Down));
+    assert!(bench.now - now < INTERVAL, "{:?}", bench.now - now);
+}
+
+#[test]
+fn who_joins_a_group_where_nobody_serves_is_used_at_once() {
+    let mut bench = Bench::new(RULES, &[target("a", 1, "g")]);
+    bench.rounds(&[Bad, Bad, Bad]);
+    bench.board.set_targets(&[target("a", 1, "g"), target("b", 2, "g")], bench.now);
+    assert_eq!((bench.state("a"), bench.state("b")), (Down, Active));
+    // And of whom somebody has said that it serves.
+    let mut bench = Bench::new(RULES, &[target("a", 1, "g")]);
+    bench.rounds(&[Good, Good]);
+    let known = ProbeTarget { unproven: false, ..target("b", 2, "g") };
+    bench.board.set_targets(&[target("a", 1, "g"), known], bench.now);
+    assert_eq!(bench.state("b"), Active);
 }
 
 #[test]

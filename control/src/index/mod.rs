@@ -160,6 +160,10 @@ fn intern(names: &mut HashSet<Arc<str>>, name: &Arc<str>) -> Arc<str> {
     if let Some(known) = names.get(name) {
         return known.clone();
     }
+    if names.len() == names.capacity() {
+        // Rather than grow: nodes come and go.
+        names.retain(|name| Arc::strong_count(name) > 1);
+    }
     names.insert(name.clone());
     name.clone()
 }

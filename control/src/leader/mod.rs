@@ -13,7 +13,8 @@
 //!   announces.
 //! - A leader whose dataplane process is gone gives the Lease up, so that a
 //!   box that can serve answers for the addresses. Where nobody takes it for a lease's duration it is taken back:
-//!   somebody must write statuses and let Services go.
+//!   somebody must write statuses and let Services go. Until another has it, the dataplane, if it comes back meanwhile,
+//!   goes on answering: to let go of an address and probe for it anew takes seconds.
 
 use std::time::{Duration, Instant};
 
@@ -242,7 +243,9 @@ fn publish(roles: &watch::Sender<Role>, candidate: &Candidate, lease: &Lease) {
     let holder = lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default();
     let term = term_of(lease);
     let leader = holder == candidate.name && candidate.led == Some(term);
-    let role = Role { known: true, leader, announces: leader, term: Some(term), holder };
+    // Nobody is no other holder.
+    let announces = leader || holder.is_empty() && roles.borrow().announces;
+    let role = Role { known: true, leader, announces, term: Some(term), holder };
     let changed = roles.send_if_modified(|now| {
         let changed = *now != role;
         now.clone_from(&role);
@@ -377,5 +380,21 @@ mod tests {
         publish(&roles, &candidate(None), &lease("box-b", 7, 0));
         assert!(!seen.borrow().announces);
         assert_eq!(seen.borrow().term, Some(8));
+    }
+
+    #[test]
+    fn an_offered_lease_ends_leading_and_not_announcing_until_another_has_it() {
+        let (roles, seen) = watch::channel(Role::default());
+        let mut a = candidate(None);
+        publish(&roles, &a, &lease("", 7, 0));
+        assert!(!seen.borrow().announces, "it never did");
+        a.led = Some(9);
+        publish(&roles, &a, &lease("box-a", 8, 0));
+        publish(&roles, &a, &lease("", 8, 0));
+        assert!(!seen.borrow().leader && seen.borrow().announces);
+        publish(&roles, &a, &lease("box-b", 9, 0));
+        assert!(!seen.borrow().announces);
+        publish(&roles, &a, &lease("", 9, 0));
+        assert!(!seen.borrow().announces, "the other one does");
     }
 }

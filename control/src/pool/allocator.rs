@@ -187,6 +187,12 @@ impl<'a> Allocator<'a> {
         free.ok_or(Refusal::Exhausted(family))
     }
 
+    /// Whether it would, if `address` were asked for.
+    #[must_use]
+    pub fn would_grant(&self, request: &Request<'_>, address: IpAddr) -> bool {
+        self.explicit(request, address).is_ok()
+    }
+
     fn explicit(&self, request: &Request<'_>, address: IpAddr) -> Result<Grant, Refusal> {
         let in_range = |p: &&&Pool| p.contains(address) && request.pool.is_none_or(|name| *p.name == *name);
         let pool = self.pools.iter().find(in_range).ok_or(Refusal::NotInPool(address))?;

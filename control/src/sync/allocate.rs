@@ -11,7 +11,7 @@ use crate::index::ServiceKey;
 use crate::index::ask::{self, Ask};
 use crate::index::kinds::{RecordInfo, ServiceInfo};
 use crate::index::translate::Plan;
-use crate::pool::{Allocator, Family, Grant, Pool, Port, Request, Usage};
+use crate::pool::{Allocator, Grant, Pool, Port, Request, Usage};
 
 impl Controller {
     /// Asks the allocator for every Service that lacks an address, and orders the records.
@@ -34,7 +34,7 @@ impl Controller {
         });
         let pools = self.index.all_pools(&self.kubernetes);
         let mut allocator = Allocator::new(&pools);
-        self.seed(&mut allocator);
+        self.seed(&mut allocator, now);
         let mut orders = Vec::new();
         for key in waiting {
             let (Some(plan), Some(info)) = (self.translation.plans.get(&key), self.index.services.get(&key)) else {
@@ -67,7 +67,13 @@ impl Controller {
     }
 
     /// Everything known to be in use: records of all owners, writes under way, and what any Service shows.
-    fn seed(&self, allocator: &mut Allocator<'_>) {
+    fn seed(&self, allocator: &mut Allocator<'_>, now: Instant) {
+        // Not to be offered to one Service after the other: it would keep all of them waiting.
+        let blocked =
+            |unwritten: &Unwritten| unwritten.exists && unwritten.failures >= Unwritten::TOLD && unwritten.until > now;
+        for (address, _) in self.record_backoff.iter().filter(|(_, unwritten)| blocked(unwritten)) {
+            allocator.seed(*address, "", Vec::new(), None);
+        }
         for record in self.index.records.values() {
             let held = record.held_for.as_ref().map(|h| (h.namespace.clone(), h.name.clone()));
             allocator.seed(record.address, self.share_key_of(record), self.usages(&record.claims), held);
@@ -125,7 +131,7 @@ impl Controller {
         plan: &Plan,
         ask: &Ask,
     ) -> (Vec<Grant>, Option<String>) {
-        let request = Request {
+        let mut request = Request {
             namespace: &key.namespace,
             name: &key.name,
             uid: &info.spec.uid,
@@ -139,19 +145,10 @@ impl Controller {
             ports: ports(info),
         };
         // What its status shows and no record has: it was ours before the records were lost, or another balancer's
-        // before the class was handed to us. Clients know it.
-        let shown: Vec<IpAddr> = info
-            .status
-            .ingress
-            .iter()
-            .filter_map(|i| i.ip)
-            .filter(|ip| request.families.contains(&Family::of(*ip)) && request.addresses.is_empty())
-            .collect();
-        if !shown.is_empty() && request.families.iter().all(|f| shown.iter().any(|ip| Family::of(*ip) == *f)) {
-            let outcome = allocator.allocate(&Request { addresses: shown, all_or_none: true, ..request.clone() });
-            if !outcome.grants.is_empty() {
-                return (outcome.grants, None);
-            }
+        // before the class was handed to us. Clients know it. Of two families it may have had an address of one alone.
+        if request.addresses.is_empty() {
+            let shown = info.status.ingress.iter().filter_map(|i| i.ip);
+            request.addresses = shown.filter(|address| allocator.would_grant(&request, *address)).collect();
         }
         let outcome = allocator.allocate(&request);
         let refusal = (!outcome.refusals.is_empty())

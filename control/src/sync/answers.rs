@@ -109,10 +109,12 @@ impl Controller {
                 let timing = &self.kubernetes.timing;
                 let until = now + backoff::after(failures, timing.retry, timing.retry_max);
                 let (failures, why) = (failures.saturating_add(1), api_error(&error));
+                let exists = matches!(&error, kube::Error::Api(status) if status.code == 409)
+                    && matches!(job.write, RecordWrite::Create(_));
                 if failures == Unwritten::TOLD {
                     tracing::warn!(address = %job.address, "its record cannot be written: {why}");
                 }
-                self.record_backoff.insert(job.address, Unwritten { failures, until, why });
+                self.record_backoff.insert(job.address, Unwritten { failures, until, why, exists });
             }
         }
     }

@@ -60,6 +60,10 @@ pub struct Work {
     pub(super) written: Option<Wanted>,
     pub fights: u32,
     pub(super) pardoned: bool,
+    /// The status alone: whatever else is to be done is done.
+    pub(super) left_alone: Option<Instant>,
+    /// When a status that stands has stood for long enough.
+    pub(super) peace: Option<Instant>,
     /// Of the Service's own fields, as it was programmed last.
     pub(super) ensured: Option<u64>,
 }
@@ -70,6 +74,8 @@ pub(super) struct Unwritten {
     pub(super) failures: u32,
     pub(super) until: Instant,
     pub(super) why: String,
+    /// There is one of its name, which the index does not show: made by hand, and not readable.
+    pub(super) exists: bool,
 }
 
 impl Unwritten {

@@ -43,7 +43,7 @@ pub struct Progress {
     pub acknowledged: u64,
     pub programmed: Arc<HashMap<ServiceKey, Vec<IpAddr>>>,
     pub generation: u64,
-    /// What it was acknowledged of.
+    /// What it acknowledged; before that, what a former process left there.
     pub served: Arc<Desired>,
     /// Why the newest is not acknowledged, in words.
     pub trouble: Option<String>,
@@ -128,6 +128,7 @@ impl<D: Dataplane> Driver<D> {
         let names: BTreeSet<String> = draining.filter_map(|b| b.node.clone()).collect();
         self.progress.send_modify(|p| {
             p.recalled = Some(Arc::new(names));
+            p.served = Arc::new(left);
             p.trouble = None;
             p.absent_since = None;
         });

@@ -68,9 +68,7 @@ impl Controller {
             self.quarantine.services.remove(&key);
             if let Some(work) = self.work.get_mut(&key) {
                 work.allocate_after = None;
-                if work.failures > 0 {
-                    work.not_before = None;
-                }
+                work.not_before = None;
             }
         }
         // The last trace of ours may be gone, and with it the plan.

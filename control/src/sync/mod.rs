@@ -499,6 +499,9 @@ impl Loop {
     /// Those that walk tables.
     fn publish_slow_metrics(&self, now: Instant) {
         let (metrics, controller) = (&self.seams.metrics, &self.controller);
+        // Also those of pools that are no more.
+        metrics.addresses.clear();
+        metrics.in_use.clear();
         for (pool, usage) in controller.usage_of_pools() {
             let label = PoolLabel { pool: pool.name.to_string() };
             metrics.addresses.get_or_create(&label).set(usage.total);

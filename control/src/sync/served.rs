@@ -1,11 +1,11 @@
 //! The controller's part about the box: what it is to serve, what it does serve, and how well.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use penstock_configs::desired::{BackendState, Desired, Service};
+use penstock_configs::desired::{BackendState, Desired, Node, Service};
 
 use super::controller::{Controller, Turn};
 use super::driver::{Parcel, Progress};
@@ -121,8 +121,12 @@ impl Controller {
             for key in blamed(content, fault).filter(stands).filter_map(|s| service_of(&s.name)) {
                 found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
             }
-            let node = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i));
-            if let Some(node) = node.filter(|node| desired.nodes.contains(node)) {
+            for key in self.too_many(content.services.iter().filter(stands), &fault.path) {
+                found |= self.quarantine.services.insert(key, fault.problem.clone()).is_none();
+            }
+            let numbered = numbered(&fault.path, "node").and_then(|i| content.nodes.get(i));
+            let nodes = self.too_many_nodes(content, &fault.path).into_iter().chain(numbered);
+            for node in nodes.filter(|node| desired.nodes.contains(node)) {
                 found |= self.quarantine.nodes.insert(node.name.as_str().into(), fault.problem.clone()).is_none();
             }
         }
@@ -132,6 +136,27 @@ impl Controller {
             self.dirty = Dirty::All;
             self.translate_wanted = true;
         }
+    }
+
+    /// What is too much for the box is no Service's fault by name, and must not keep everybody waiting. For what it
+    /// serves it has room: who is new is left out; where nobody is, who grew most.
+    fn too_many<'a>(&self, wanted: impl Iterator<Item = &'a Service>, path: &str) -> Vec<ServiceKey> {
+        if self.progress.served.services.is_empty() || !matches!(path, "service" | "") {
+            return Vec::new();
+        }
+        let (before, now) = (entries(self.progress.served.services.iter()), entries(wanted));
+        let grown = |key: &ServiceKey| now[key].saturating_sub(before.get(key).copied().unwrap_or(0));
+        let new: Vec<ServiceKey> = now.keys().filter(|key| !before.contains_key(key)).cloned().collect();
+        if !new.is_empty() || path.is_empty() {
+            return new;
+        }
+        now.keys().max_by_key(|key| grown(key)).filter(|key| grown(key) > 0).cloned().into_iter().collect()
+    }
+
+    fn too_many_nodes<'a>(&self, content: &'a Desired, path: &str) -> Vec<&'a Node> {
+        let before: HashSet<&str> = self.progress.served.nodes.iter().map(|node| node.name.as_str()).collect();
+        let applies = !before.is_empty() && matches!(path, "node" | "");
+        content.nodes.iter().filter(|node| applies && !before.contains(node.name.as_str())).collect()
     }
 
     pub fn on_health(&mut self, view: Arc<HealthView>, now: Instant) {
@@ -203,6 +228,15 @@ fn programmed(plans: &BTreeMap<ServiceKey, Plan>) -> HashMap<ServiceKey, Vec<IpA
         .filter(|(_, plan)| plan.stage == Stage::Programmed)
         .map(|(key, plan)| (key.clone(), plan.vips.clone()))
         .collect()
+}
+
+/// How many each Service has.
+fn entries<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeMap<ServiceKey, usize> {
+    let mut entries = BTreeMap::new();
+    for key in services.filter_map(|service| service_of(&service.name)) {
+        *entries.entry(key).or_default() += 1;
+    }
+    entries
 }
 
 /// `service[3] "web".vip` is the 3 of `service`.

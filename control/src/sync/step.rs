@@ -10,11 +10,13 @@ use super::job::{Job, ServiceJob, Step};
 use crate::index::ServiceKey;
 use crate::index::extract::{FINALIZER, OWN_FINALIZER};
 use crate::index::kinds::{ServiceInfo, ServiceStatus};
-use crate::index::outcome::{self, DEGRADED, SERVING, Signals, Wanted};
+use crate::index::outcome::{self, DEGRADED, PROVISIONING, SERVING, Signals, Wanted};
 use crate::index::translate::{Plan, Stage};
 
 /// A state that lasts less than this is not worth a write.
 const PASSING: Duration = Duration::from_secs(1);
+/// A dataplane that starts with the box is there by then; of what is shown and served on, nothing else is news.
+const STARTING: Duration = Duration::from_secs(10);
 
 impl Controller {
     /// The one next step of a Service, if one is due.
@@ -44,7 +46,9 @@ impl Controller {
         match plan.stage {
             Stage::Leaving => self.leave(key, &plan, &info, turn, now),
             // Marked first: a finalizer without a sign that it is ours could strand the Service.
-            Stage::NeedsFinalizer if !info.status.conditions.is_empty() => {
+            Stage::NeedsFinalizer | Stage::NeedsAddress | Stage::Programmed
+                if !plan.has_finalizer(&info) && !info.status.conditions.is_empty() =>
+            {
                 let finalizer = if plan.exposed { OWN_FINALIZER } else { FINALIZER };
                 self.order_step(key, &info, Step::AddFinalizer(finalizer), Vec::new(), turn);
             }
@@ -98,9 +102,7 @@ impl Controller {
         }
         self.tell_updates(key, plan, info, acknowledged, turn);
         if outcome::is_said(&wanted, &info.status, shows_ours(plan, &info.status)) {
-            if let Some(work) = self.work.get_mut(key) {
-                work.pending_since = None;
-            }
+            self.stands(key, now);
             return;
         }
         if self.is_passing(key, &wanted, info, now) || self.is_fought_over(key, plan, &wanted, info, turn, now) {
@@ -114,17 +116,36 @@ impl Controller {
     fn is_passing(&mut self, key: &ServiceKey, wanted: &Wanted, info: &ServiceInfo, now: Instant) -> bool {
         let Some(work) = self.work.get_mut(key) else { return false };
         let waits = wanted.conditions.iter().any(|c| c.status && c.reason.starts_with("Awaiting"));
-        if !waits || info.status.conditions.is_empty() {
+        let is = |kind: &str| wanted.conditions.iter().any(|c| c.kind == kind && c.reason == "DataplaneFault");
+        let starts = is(PROVISIONING) && !is(SERVING);
+        if !waits && !starts || info.status.conditions.is_empty() {
             work.pending_since = None;
             return false;
         }
         let since = *work.pending_since.get_or_insert(now);
-        let until = since + PASSING;
+        let until = since + if starts { STARTING } else { PASSING };
         if until > now {
             self.remind(key, until);
             return true;
         }
         false
+    }
+
+    /// What has stood for as long as it was left alone is nobody else's any more.
+    fn stands(&mut self, key: &ServiceKey, now: Instant) {
+        let first = self.kubernetes.timing.fight_backoff;
+        let Some(work) = self.work.get_mut(key) else { return };
+        work.pending_since = None;
+        if work.fights == 0 {
+            return;
+        }
+        let peace = *work.peace.get_or_insert_with(|| now + pause_after(work.fights, first));
+        if peace > now {
+            self.remind(key, peace);
+        } else {
+            work.fights = 0;
+            work.peace = None;
+        }
     }
 
     /// A status that somebody else changes back is left alone for a while, longer each time.
@@ -139,9 +160,15 @@ impl Controller {
     ) -> bool {
         let first = self.kubernetes.timing.fight_backoff;
         let Some(work) = self.work.get_mut(key) else { return false };
+        work.peace = None;
         if work.written.as_ref() != Some(wanted) {
             work.fights = 0;
+            work.left_alone = None;
             return false;
+        }
+        if let Some(at) = work.left_alone.filter(|at| *at > now) {
+            self.remind(key, at);
+            return true;
         }
         // After a pause, and after a write that failed, the next try is no new fight.
         if std::mem::take(&mut work.pardoned) {
@@ -152,8 +179,8 @@ impl Controller {
         if work.fights < 2 {
             return false;
         }
-        let pause = super::backoff::after(work.fights - 2, first, first * 32.0);
-        work.not_before = Some(now + pause);
+        let pause = pause_after(work.fights, first);
+        work.left_alone = Some(now + pause);
         work.pardoned = true;
         self.remind(key, now + pause);
         let others: Vec<String> =
@@ -223,6 +250,11 @@ impl Controller {
             self.order_step(key, info, Step::Status(Wanted::default()), Vec::new(), turn);
         }
     }
+}
+
+/// Longer with each time that somebody else undid what was written.
+fn pause_after(fights: u32, first: f64) -> Duration {
+    super::backoff::after(fights.saturating_sub(2), first, first * 32.0)
 }
 
 fn shows_ours(plan: &Plan, seen: &ServiceStatus) -> bool {

@@ -530,6 +530,21 @@ async fn another_controller_on_the_same_status_is_not_fought() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_gone_has_no_gauges() {
+    let server = cluster();
+    let pool = json!({"apiVersion": OURS, "kind": "VipPool", "metadata": {"name": "passing"},
+        "spec": {"addresses": ["198.51.100.0/28"]}});
+    server.put(&pool).unwrap();
+    let control = Control::start(&server, "box-a").await;
+    let shown = || control.metrics.text().contains(r#"pool="passing""#);
+    until("its gauges", shown).await;
+    server.delete(OURS, "VipPool", "passing").unwrap();
+    until("they are gone", || !shown()).await;
+    assert!(control.metrics.text().contains("pool=\""), "those of others are not");
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn records_are_locked_by_their_name() {
     let server = cluster();
     // Another cluster's controller has the first address; its record is older than any watch of ours.

@@ -192,6 +192,23 @@ fn local_is_checked_by_its_health_check_node_port_and_cluster_by_the_nodes() {
     let targets = world.translate().targets;
     assert_eq!(targets.len(), 3, "one per node, not per Service");
     assert!(targets.iter().all(|t| matches!(t.check, Check::Http { port: 10256, .. }) && t.covers == [None]));
+    assert!(targets.iter().all(|t| t.unproven));
+}
+
+#[test]
+fn in_dsr_the_nodes_are_checked_whose_ports_nobody_uses() {
+    let mut world = World::with_nodes("probes = { each_node_port = true }", &["a", "b"]);
+    let dsr = annotated("penstock.dev/mode", "dsr");
+    world.service(&changed(dsr, |s| {
+        s["spec"]["externalTrafficPolicy"] = json!("Local");
+        s["spec"]["healthCheckNodePort"] = json!(31000);
+    }));
+    world.record("203.0.113.1", &[("web", "u1")]);
+    world.slice("web", json!([endpoint("a", json!(true), json!(true), json!(false))]));
+    let targets = world.translate().targets;
+    assert_eq!(targets.len(), 1, "{targets:?}");
+    assert_eq!((&*targets[0].id, &targets[0].covers[..]), ("node/a/10.0.0.1", &[None][..]));
+    assert!(!targets[0].unproven, "its endpoint is ready");
 }
 
 #[test]

@@ -23,9 +23,11 @@ fn an_exposed_node_port_service_gets_an_address_with_our_own_finalizer() {
         s["spec"]["type"] = json!("NodePort");
         s["spec"]["loadBalancerClass"] = Value::Null;
     });
-    let mut world = serving(&exposed);
+    let mut world = World::with_nodes("", &["a", "b", "c"]);
+    world.service(&exposed);
     assert_eq!(world.plan().stage, Stage::NeedsFinalizer, "the load balancer's finalizer is no substitute");
     world.service(&changed(exposed, |s| s["metadata"]["finalizers"] = json!(["penstock.dev/cleanup"])));
+    world.record("203.0.113.1", &[("web", "u1")]);
     let plan = world.plan();
     assert_eq!((plan.stage.clone(), plan.exposed), (Stage::Programmed, true));
     let said = outcome::wanted(&plan, &kinds::ServiceStatus::default(), &GOOD);
@@ -110,6 +112,14 @@ fn nothing_is_programmed_before_the_finalizer_and_the_record() {
     assert!(world.translate().desired.services.is_empty());
     world.record("203.0.113.1", &[("web", "u1")]);
     assert_eq!(world.plan().stage, Stage::Programmed);
+}
+
+#[test]
+fn what_is_recorded_is_served_also_without_the_finalizer() {
+    let mut world = serving(&web());
+    let (plan, desired) = (world.plan(), world.translate().desired);
+    world.service(&changed(web(), |s| s["metadata"]["finalizers"] = json!([])));
+    assert_eq!((world.plan(), world.translate().desired), (plan, desired));
 }
 
 #[test]

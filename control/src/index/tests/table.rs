@@ -140,3 +140,13 @@ fn an_updated_translation_is_the_whole_one() {
     }
     assert!(most > 1, "a history in which Services share an address");
 }
+
+#[test]
+fn the_names_of_nodes_that_are_gone_are_forgotten() {
+    let mut world = World::new("");
+    for node in 0..1000 {
+        // One slice whose endpoint moves from node to node.
+        world.slice("web", json!([{"addresses": ["10.1.0.1"], "nodeName": format!("node-{node}")}]));
+    }
+    assert!(world.index.names.len() < 100, "{}", world.index.names.len());
+}

@@ -112,6 +112,14 @@ pub struct Plan {
     pub sticky: bool,
 }
 
+impl Plan {
+    /// The one that keeps the Service until the box has let go of it.
+    #[must_use]
+    pub fn has_finalizer(&self, info: &ServiceInfo) -> bool {
+        if self.exposed { info.spec.own_finalizer } else { info.spec.finalizer }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Stage {
     /// Ours, but it asks for what cannot be.

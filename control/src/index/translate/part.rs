@@ -23,6 +23,7 @@ pub(super) struct Part {
 pub(super) struct Use {
     pub(super) name: Arc<str>,
     pub(super) family: Family,
+    pub(super) mode: Mode,
     /// Only nodes with endpoints of the Service.
     pub(super) local: bool,
     pub(super) weigh_by_endpoints: bool,
@@ -127,7 +128,8 @@ impl<'a> Maker<'a> {
     /// What comes before an address.
     fn waits(&self, plan: &Plan) -> Option<Stage> {
         let (spec, key) = (&self.info.spec, self.key);
-        if !(if plan.exposed { spec.own_finalizer } else { spec.finalizer }) {
+        // Where somebody's PUT took it off again, what is recorded is served all the same while it is put back.
+        if !plan.has_finalizer(self.info) && self.own_records().next().is_none() {
             return Some(Stage::NeedsFinalizer);
         }
         let former = |r: &RecordInfo| {
@@ -186,7 +188,8 @@ impl<'a> Maker<'a> {
             // The second family's entries need names of their own; the first keeps its own when one is added.
             let suffix = if position == 0 { String::new() } else { format!("/{family}") };
             part.services.extend(spec.ports.iter().map(|port| self.entry(ask, port, *vip, &name, &suffix)));
-            part.sets.push(Use { name, family, local: spec.local, weigh_by_endpoints: ask.weigh_by_endpoints });
+            let (mode, weigh_by_endpoints) = (ask.mode, ask.weigh_by_endpoints);
+            part.sets.push(Use { name, family, mode, local: spec.local, weigh_by_endpoints });
         }
         part
     }
@@ -237,7 +240,7 @@ impl<'a> Maker<'a> {
 fn answers(record: &RecordInfo, ask: &Ask) -> bool {
     let explicit = ask.addresses.iter().any(|a| Family::of(*a) == Family::of(record.address));
     let address = !explicit || ask.addresses.contains(&record.address);
-    // A record of no pool is an address taken over from a status: it stays wherever it is.
+    // One that was made by hand may name no pool: it stays wherever it is.
     let pool = ask.pool.as_ref().is_none_or(|pool| record.pool.is_empty() || **pool == *record.pool);
     let sharing = record.claims.len() < 2 || ask.share_key.as_deref().unwrap_or_default() == record.share_key;
     address && pool && sharing

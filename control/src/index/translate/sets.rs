@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use penstock_configs::desired::{Backend, BackendSet, BackendState, Node, Protocol};
+use penstock_configs::desired::{Backend, BackendSet, BackendState, Mode, Node, Protocol};
 
 use super::View;
 use super::part::{Part, Use, cluster_set};
@@ -50,6 +50,7 @@ impl Maker<'_> {
             self.cluster(wanted);
         }
         if self.view.kubernetes.probes.each_node_port
+            && wanted.mode != Mode::Dsr
             && let Some(info) = self.view.index.services.get(key)
         {
             self.probe_each_port(key, info, wanted);
@@ -79,9 +80,12 @@ impl Maker<'_> {
         }
         let members: Vec<(Arc<str>, Counts)> = nodes.into_iter().collect();
         self.add(wanted, &members, wanted.weigh_by_endpoints);
-        match info.spec.health_check_node_port.filter(|_| self.view.kubernetes.probes.local) {
+        // In dsr no packet goes to a node port, and the place it does go to, the Service's own port on the node, may be
+        // another Service's as well: what is said of a node port would be read by nobody, or by both.
+        let speaks = self.view.kubernetes.probes.local && wanted.mode != Mode::Dsr;
+        match info.spec.health_check_node_port.filter(|_| speaks) {
             Some(port) => self.probe_local(key, info, port, wanted),
-            // An exposed NodePort Service has none: the node's own check must do.
+            // An exposed NodePort Service has none, either: the node's own check must do.
             None => self.probe_nodes(wanted),
         }
     }
@@ -146,8 +150,12 @@ impl Maker<'_> {
             NodeCheck::None => return,
         };
         let group = cluster_set(wanted.family);
+        // The kubelet names a node before kube-proxy forwards anything there. A ready endpoint is somebody's word, and may
+        // be the only one there is.
+        let unproven = !wanted.local;
         for (node, address) in self.members(wanted) {
-            self.probe(&format!("node/{node}/{address}"), address, check.clone(), vec![None], &group);
+            let covers = vec![None];
+            self.probe(&format!("node/{node}/{address}"), address, check.clone(), covers, &group, unproven);
         }
     }
 
@@ -155,7 +163,7 @@ impl Maker<'_> {
         let covers: Vec<Option<u16>> = info.spec.ports.iter().map(|p| p.node_port).filter(Option::is_some).collect();
         for (node, address) in self.members(wanted) {
             let id = format!("local/{key}/{node}/{address}");
-            self.probe(&id, address, http(port), covers.clone(), &wanted.name);
+            self.probe(&id, address, http(port), covers.clone(), &wanted.name, false);
         }
     }
 
@@ -165,18 +173,27 @@ impl Maker<'_> {
             let tcp = info.spec.ports.iter().filter(|p| p.protocol == Protocol::Tcp).filter_map(|p| p.node_port);
             for port in tcp {
                 let id = format!("port/{key}/{node}/{address}:{port}");
-                self.probe(&id, address, Check::Tcp { port }, vec![Some(port)], &wanted.name);
+                self.probe(&id, address, Check::Tcp { port }, vec![Some(port)], &wanted.name, false);
             }
         }
     }
 
-    fn probe(&mut self, id: &str, address: IpAddr, check: Check, covers: Vec<Option<u16>>, group: &Arc<str>) {
+    fn probe(
+        &mut self,
+        id: &str,
+        address: IpAddr,
+        check: Check,
+        covers: Vec<Option<u16>>,
+        group: &Arc<str>,
+        unproven: bool,
+    ) {
         if self.probes.contains_key(id) {
             return;
         }
         let id: Arc<str> = id.into();
         let timing = self.view.config.health.timing();
-        self.probes.insert(id.clone(), ProbeTarget { id, address, check, timing, covers, group: group.clone() });
+        let group = group.clone();
+        self.probes.insert(id.clone(), ProbeTarget { id, address, check, timing, covers, group, unproven });
     }
 
     fn finish(self) -> Made {

@@ -18,6 +18,29 @@ fn statuses_seed_the_allocator_when_records_are_lost() {
 }
 
 #[test]
+fn of_two_families_the_one_that_is_shown_is_kept() {
+    let mut sim = Sim::with("[[kubernetes.pool]]\nname = 'p'\naddresses = ['203.0.113.1-203.0.113.4']");
+    for name in ["other", "web"] {
+        let mut value = service(name);
+        value["spec"]["ipFamilies"] = json!(["IPv4", "IPv6"]);
+        value["spec"]["ipFamilyPolicy"] = json!("PreferDualStack");
+        sim.put(&value);
+        sim.settle();
+    }
+    assert_eq!(
+        (sim.ingress("web"), sim.condition("web", "Degraded").1),
+        (vec!["203.0.113.2".into()], "MissingAddress".into())
+    );
+    sim.records.clear();
+    // The other's address is free now.
+    sim.services.remove(&ServiceKey::new("default", "other"));
+    sim.restart();
+    sim.settle();
+    assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
+    assert!(sim.records.contains_key(&"203.0.113.2".parse().unwrap()), "{:?}", sim.records.keys());
+}
+
+#[test]
 fn an_address_in_a_foreign_services_status_is_not_given() {
     let mut sim = Sim::new();
     let mut other = service("other");
@@ -280,4 +303,22 @@ fn an_address_whose_record_cannot_be_written_is_said_to_be_so() {
     sim.after(90);
     assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
     assert_eq!(sim.condition("web", "Serving").1, "Serving");
+}
+
+#[test]
+fn a_record_that_nobody_can_read_costs_its_address_and_nothing_else() {
+    let mut sim = Sim::new();
+    let unreadable = json!({"metadata": {"name": "203.0.113.1", "resourceVersion": "9"}, "spec":
+        {"address": "203.0.113.1/32", "pool": "", "owner": "", "claims": []}});
+    sim.records.insert("203.0.113.1".parse().unwrap(), unreadable);
+    sim.put(&service("web"));
+    sim.settle();
+    sim.after(1);
+    sim.after(2);
+    assert_eq!(sim.ingress("web"), ["203.0.113.2"]);
+    // Who asks for it by name hears why.
+    sim.put(&annotated("named", json!({"penstock.dev/addresses": "203.0.113.1"})));
+    sim.settle();
+    sim.after(3);
+    assert!(sim.why("named").contains("203.0.113.1 cannot be written"), "{}", sim.why("named"));
 }

@@ -66,6 +66,97 @@ fn what_was_mended_before_the_refusal_came_is_not_left_out() {
     }
 }
 
+/// What is on its way is refused by a fault that names nobody.
+fn refuse_all(sim: &mut Sim, path: &str) {
+    let content = sim.waiting.take().unwrap().desired;
+    let fault = Fault { path: path.into(), problem: "3 services, and limits.services is 2".into() };
+    let refused = Some((content, Arc::new(vec![fault])));
+    sim.controller.on_progress(Progress {
+        refused,
+        trouble: Some("refused".into()),
+        ..sim.controller.progress.clone()
+    });
+    sim.settle();
+}
+
+fn sent(sim: &Sim) -> Vec<&str> {
+    sim.waiting.iter().flat_map(|parcel| &parcel.desired.services).map(|service| service.name.as_str()).collect()
+}
+
+#[test]
+fn where_the_box_has_no_room_who_is_new_waits_and_nobody_else() {
+    let mut sim = Sim::new();
+    for name in ["one", "two"] {
+        sim.put(&service(name));
+    }
+    sim.settle();
+    sim.acks = false;
+    sim.put(&service("much"));
+    sim.settle();
+    sim.delete("one");
+    sim.settle();
+    refuse_all(&mut sim, "service");
+    assert_eq!(sent(&sim), ["default/two:80"]);
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.condition("much", "Serving").1, "RefusedByDataplane");
+    assert!(sim.why("much").contains("limits.services"), "{}", sim.why("much"));
+    assert_eq!(sim.services.len(), 2, "and who was deleted is gone");
+    sim.after(61);
+    assert_eq!(sim.ingress("much").len(), 1, "room was made");
+}
+
+#[test]
+fn where_nobody_is_new_who_grew_most_is_left_out() {
+    let mut sim = Sim::new();
+    for name in ["one", "two"] {
+        sim.put(&service(name));
+    }
+    sim.settle();
+    sim.acks = false;
+    let grow = |sim: &mut Sim, name: &str, ports: u16| {
+        let ports: Vec<Value> =
+            (0..ports).map(|n| json!({"name": format!("p{n}"), "port": 80 + n, "nodePort": 30_000 + n})).collect();
+        sim.edit(name, |s| s["spec"]["ports"] = json!(ports));
+    };
+    grow(&mut sim, "one", 2);
+    grow(&mut sim, "two", 5);
+    sim.settle();
+    refuse_all(&mut sim, "service");
+    assert_eq!(sent(&sim), ["default/one:p0", "default/one:p1"]);
+}
+
+#[test]
+fn a_box_that_holds_nothing_yet_is_no_measure_of_who_is_new() {
+    let mut sim = Sim::new();
+    sim.acks = false;
+    sim.put(&service("one"));
+    sim.settle();
+    for path in ["service", "node", ""] {
+        let parcel = sim.waiting.clone();
+        refuse_all(&mut sim, path);
+        assert_eq!(sim.controller.quarantine, Default::default());
+        sim.waiting = parcel;
+    }
+}
+
+#[test]
+fn nodes_that_the_box_has_no_room_for_are_left_out() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.acks = false;
+    let node = json!({"metadata": {"name": "c", "resourceVersion": "9"}, "status": {"addresses": [
+        {"type": "InternalIP", "address": "10.0.0.9"}]}});
+    let config = sim.controller.kubernetes.clone();
+    sim.feed(index::on_node(Event::Apply(serde_json::from_value(node).unwrap()), &config));
+    sim.settle();
+    assert_eq!(sim.waiting.as_ref().unwrap().desired.nodes.len(), 3);
+    refuse_all(&mut sim, "node");
+    assert_eq!(sim.waiting.as_ref().unwrap().desired.nodes.len(), 2);
+    assert_eq!(sent(&sim), ["default/web:80"]);
+}
+
 #[test]
 fn who_is_left_out_is_tried_again_whoever_else_is_refused_meanwhile() {
     let mut sim = Sim::new();

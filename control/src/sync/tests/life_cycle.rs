@@ -301,12 +301,6 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
     let mut sim = Sim::new();
     sim.put(&service("web"));
     sim.settle();
-    let overwrite = |sim: &mut Sim| {
-        sim.edit("web", |s| s["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]}));
-        sim.log.clear();
-        sim.settle();
-        sim.log.len()
-    };
     assert_eq!(overwrite(&mut sim), 1, "once may be an accident");
     assert_eq!(overwrite(&mut sim), 0);
     assert!(sim.notes.iter().any(|n| n.message.contains("another controller") && n.message.contains("198.51.100.9")));
@@ -317,6 +311,87 @@ fn a_status_somebody_else_writes_is_left_alone_longer_each_time() {
     sim.after(15);
     assert!(sim.log.is_empty());
     assert!(sim.why("web").contains("another controller"));
+}
+
+#[test]
+fn a_dataplane_that_is_not_there_yet_is_no_news_of_what_is_shown() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    // The box is started anew.
+    sim.restart();
+    sim.acks = false;
+    sim.put(&service("new"));
+    let away = Progress { trouble: Some("the dataplane is not there".into()), ..Progress::default() };
+    sim.controller.on_progress(away);
+    sim.settle();
+    sim.log.clear();
+    sim.after(5);
+    assert_eq!(sim.condition("new", "Provisioning").1, "DataplaneFault");
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+    sim.after(6);
+    assert_eq!(sim.condition("web", "Provisioning"), ("True".into(), "DataplaneFault".into()));
+    sim.controller.on_progress(Progress::default());
+    sim.acks = true;
+    sim.settle();
+    assert_eq!(sim.condition("web", "Provisioning").1, "Done");
+}
+
+/// Another controller's write, and how many of ours follow.
+fn overwrite(sim: &mut Sim) -> usize {
+    sim.edit("web", |s| s["status"]["loadBalancer"] = json!({"ingress": [{"ip": "198.51.100.9"}]}));
+    sim.log.clear();
+    sim.settle();
+    sim.log.len()
+}
+
+#[test]
+fn a_service_that_is_fought_over_goes_at_once() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.delete("web");
+    sim.settle();
+    assert!(sim.services.is_empty(), "{:?}", sim.log);
+}
+
+#[test]
+fn news_of_a_service_that_is_fought_over_is_told_at_once() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.edit("web", |s| s["metadata"]["annotations"]["penstock.dev/mode"] = json!("magic"));
+    sim.settle();
+    assert_eq!(sim.condition("web", "Serving").1, "NotSupported");
+}
+
+#[test]
+fn a_fight_ends_when_ours_has_stood_for_a_while() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.after(31);
+    assert!(sim.why("web").contains("another controller"), "it may be at it still");
+    sim.after(31);
+    assert!(!sim.why("web").contains("another controller"), "{}", sim.why("web"));
+    // And the next one begins anew.
+    assert_eq!((overwrite(&mut sim), overwrite(&mut sim)), (1, 0));
+    sim.after(31);
+    assert_eq!(sim.ingress("web"), ["203.0.113.1"]);
+}
+
+#[test]
+fn a_finalizer_that_somebodys_put_took_off_is_put_back_and_the_box_hears_nothing() {
+    let mut sim = Sim::new();
+    sim.put(&service("web"));
+    sim.settle();
+    sim.log.clear();
+    sim.edit("web", |s| s["metadata"]["finalizers"] = json!([]));
+    sim.settle();
+    assert_eq!(sim.log, ["web finalizer service.kubernetes.io/load-balancer-cleanup"]);
 }
 
 #[test]

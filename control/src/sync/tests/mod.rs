@@ -186,6 +186,7 @@ impl Sim {
         let progress = Progress {
             acknowledged: parcel.version,
             programmed: parcel.programmed,
+            served: parcel.desired,
             generation: parcel.version,
             ..Progress::default()
         };
