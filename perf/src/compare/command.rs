@@ -48,7 +48,7 @@ pub struct CompareArgs {
     list: bool,
 }
 
-const QUICK: [&str; 6] = ["direct", "bare", "penstock", "kernel", "nftables", "haproxy"];
+const QUICK: [&str; 7] = ["direct", "bare", "penstock", "kernel", "nftables", "nftables-rps", "haproxy"];
 const FLOWS: u32 = 4096;
 const MEMORY_FLOWS: u32 = 1_000_000;
 
@@ -60,7 +60,7 @@ pub fn command(args: &CompareArgs) -> Result<()> {
     if args.list {
         for peer in chosen {
             println!(
-                "{:<10} {}{}",
+                "{:<12} {}{}",
                 peer.name(),
                 peer.what(),
                 peer.missing().map_or(String::new(), |why| format!("  NOT HERE: {why}"))
@@ -133,7 +133,7 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
                     Err(error) => format!("FAILED: {error:#}"),
                 };
                 let elapsed = started.elapsed().as_secs();
-                eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<9} {said}", peer.name());
+                eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<12} {said}", peer.name());
                 report.add(round, peer.name(), outcome);
             }
         }

@@ -135,6 +135,13 @@ impl Report {
         let of = |peer, metric| self.samples.get(&(peer, round))?.get(&metric).copied();
         match column {
             Column::Of(metric) => of(peer, metric),
+            Column::Best(metric) => {
+                let is_twin = |name: &&str| *name == peer || name.strip_suffix("-rps") == Some(peer);
+                let twins = self.peers.iter().map(|peer| peer.name()).filter(is_twin);
+                // Of two that were to be measured one alone is not known to be the better.
+                let values: Option<Vec<f64>> = twins.map(|twin| of(twin, metric)).collect();
+                values?.into_iter().reduce(f64::max)
+            }
             Column::Added(metric) => Some(of(peer, metric)? - of("direct", metric)?),
         }
     }
@@ -291,6 +298,22 @@ mod tests {
         let added = peer(&summary, "penstock").box_ns_per_packet.as_ref().expect("a figure");
         assert_eq!(added.rounds, [350.0, 700.0, 400.0]);
         assert!(peer(&summary, "direct").box_ns_per_packet.is_none());
+    }
+
+    #[test]
+    fn nat_is_compared_by_the_better_of_its_twins() {
+        let one = [("direct", 4e6, 200.0), ("nftables", 4e5, 900.0), ("penstock", 6e5, 500.0)];
+        let mut report = report(&[one, one]);
+        let to_nftables = |report: &Report| {
+            report.summary().targets.into_iter().find(|t| t.what.starts_with("packets/s, Penstock to nftables")).unwrap()
+        };
+        assert!(to_nftables(&report).ratio.is_none(), "the other of the two was to be measured");
+        for (round, rate) in [(1, 8e5), (2, 3e5)] {
+            report.add(round, "nftables-rps", Ok(Sample::from([(Metric::Pps, rate)])));
+        }
+        assert_eq!(to_nftables(&report).ratio.expect("a ratio").rounds, [0.75, 1.5]);
+        report.peers.retain(|peer| peer.name() != "nftables-rps");
+        assert_eq!(to_nftables(&report).ratio.expect("a ratio").rounds, [1.5, 1.5]);
     }
 
     #[test]

@@ -20,11 +20,14 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
     }
     for case in cases {
         let columns = case.columns();
-        let _ = write!(text, "\n{:<11}", case.to_string());
+        let _ = write!(text, "\n{:<13}", case.to_string());
         for (heading, _) in &columns {
             let _ = write!(text, "{heading:>18}");
         }
         text.push('\n');
+        if matches!(case, Case::Pps | Case::Live) {
+            let _ = writeln!(text, "  (the kernel's peers work on their sender's core, with RPS on the box's; all others on both)");
+        }
         for peer in &summary.peers {
             line(&mut text, peer, *case, &columns);
         }
@@ -35,7 +38,7 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
     }
     let _ = writeln!(text, "\nwhat each is, and cannot do");
     for peer in &summary.peers {
-        let _ = writeln!(text, "  {:<10} {}\n  {:<10} cannot: {}", peer.name, peer.what, "", peer.cannot);
+        let _ = writeln!(text, "  {:<12} {}\n  {:<12} cannot: {}", peer.name, peer.what, "", peer.cannot);
     }
     for peer in &summary.peers {
         for failure in &peer.failures {
@@ -71,7 +74,7 @@ fn target_line(text: &mut String, target: &Target, rounds: usize) {
 }
 
 fn line(text: &mut String, peer: &PeerFigures, case: Case, columns: &[(&str, Cell)]) {
-    let _ = write!(text, "{:<11}", peer.name);
+    let _ = write!(text, "{:<13}", peer.name);
     if let Some(why) = &peer.missing {
         let _ = writeln!(text, "  not available: {why}");
         return;
