@@ -20,6 +20,14 @@ pub enum Column {
     Added(Metric),
 }
 
+impl Column {
+    pub fn metric(self) -> Metric {
+        match self {
+            Self::Of(metric) | Self::Best(metric) | Self::Added(metric) => metric,
+        }
+    }
+}
+
 pub const BOX_PACKET: Column = Column::Added(Metric::PpsLab);
 pub const BOX_CONN: Column = Column::Added(Metric::ConnLab);
 

@@ -26,14 +26,17 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
         }
         text.push('\n');
         if matches!(case, Case::Pps | Case::Live) {
-            let _ = writeln!(text, "  (the kernel's peers work on their sender's core, with RPS on the box's; all others on both)");
+            let _ = writeln!(
+                text,
+                "  (the kernel's peers work on their sender's core, with RPS on the box's; all others on both)"
+            );
         }
         for peer in &summary.peers {
             line(&mut text, peer, *case, &columns);
         }
     }
     let _ = writeln!(text, "\ntargets");
-    for target in &summary.targets {
+    for target in summary.targets.iter().filter(|target| cases.contains(&target.case)) {
         target_line(&mut text, target, *rounds);
     }
     let _ = writeln!(text, "\nwhat each is, and cannot do");
@@ -57,6 +60,12 @@ fn target_line(text: &mut String, target: &Target, rounds: usize) {
                 "NOT DECIDED: pauses of the generator touched more than {most:.0} % of the packets, or too many were lost"
             );
             let _ = writeln!(text, "  {:<58} {why}", target.what);
+        } else {
+            let why = match &target.without[..] {
+                [] => "no round has both figures above 0".to_owned(),
+                without => format!("no figure of {}", without.join(" and ")),
+            };
+            let _ = writeln!(text, "  {:<58} not measured: {why}", target.what);
         }
         return;
     };
@@ -155,6 +164,24 @@ impl Case {
 }
 
 impl Metric {
+    /// Where it is measured.
+    pub fn case(self) -> Case {
+        match self {
+            Self::Pps | Self::PpsLost | Self::PpsCpu | Self::PpsLab => Case::Pps,
+            Self::LivePps | Self::LiveLost => Case::Live,
+            Self::Conn
+            | Self::ConnP50
+            | Self::ConnP99
+            | Self::ConnFailed
+            | Self::ConnRepeated
+            | Self::ConnCpu
+            | Self::ConnLab => Case::Conn,
+            Self::BulkOne | Self::BulkMany | Self::BulkOneOffloads | Self::BulkManyOffloads => Case::Bulk,
+            Self::FlowBytes | Self::FlowAllTold | Self::FlowMegabytes | Self::IdleMegabytes => Case::Memory,
+            _ => Case::Latency,
+        }
+    }
+
     /// For progress lines.
     pub fn short(self) -> &'static str {
         match self {
