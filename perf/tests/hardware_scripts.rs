@@ -318,9 +318,13 @@ fn an_irq_is_put_on_the_core_of_the_queue_in_its_name() {
                 99 i40e-eth0-TxRx-0\n103 i40e-eth0-TxRx-4";
     let virtio = "98 virtio1-config\n99 virtio1-input.0\n100 virtio1-input.1\n101 virtio1-input.2\n\
                   102 virtio1-input.3\n103 virtio10-input.0";
-    for (device, interrupts) in
-        [("0000:01:00.0", mlx5), ("0000:00:05.0", ena), ("0000:02:00.0", igb), ("0000:02:00.0", i40e), ("virtio1", virtio)]
-    {
+    for (device, interrupts) in [
+        ("0000:01:00.0", mlx5),
+        ("0000:00:05.0", ena),
+        ("0000:02:00.0", igb),
+        ("0000:02:00.0", i40e),
+        ("virtio1", virtio),
+    ] {
         let nic = Nic::new(device, interrupts);
         let said = nic.run(&["tune", "eth0", "4", "2"]);
         let cores = [98, 99, 100, 101, 102, 103].map(|irq| nic.core_of(irq));
