@@ -19,6 +19,8 @@ const LATENCY_BUCKETS: u32 = 64 << LATENCY_BITS;
 const BOOKS: usize = 9;
 /// Numbers that have a bit each, at most: 32 MiB of them. Of [`NUMBERS`], one in sixteen.
 const SAMPLE: u64 = NUMBERS >> FAST_SHIFT;
+/// Words of 64 of them, at least: 8 MiB.
+const LEAST_WORDS: u64 = 1 << 20;
 /// Flat out, one number in 16 is looked at: all of them would cost a sink half its rate.
 const FAST_SHIFT: u32 = 4;
 
@@ -79,8 +81,8 @@ impl Sink {
 
     fn load(port: u16, side: NodeSide, flows: u32, packets: Option<u64>) -> Result<Self> {
         let sample_shift = packets.map_or(FAST_SHIFT, |packets| packets.div_ceil(SAMPLE).next_power_of_two().ilog2());
-        // A word more: several generators' numbers end a few beyond what their rate makes.
-        let words = (packets.unwrap_or(NUMBERS) >> sample_shift) / 64 + 2;
+        // Several generators' numbers end a few beyond what their rate makes, and a straggler of a run before may come.
+        let words = ((packets.unwrap_or(NUMBERS) >> sample_shift) / 64 + 2).max(LEAST_WORDS);
         let (port, answers) = (u32::from(port), u32::from(side == NodeSide::Answer));
         let mut loader = EbpfLoader::new();
         loader
@@ -213,10 +215,10 @@ mod tests {
         let last = u32::MAX - 31;
         let books = books_of(None, (last..=u32::MAX).map(|number| (number, 0)).chain([(last + 16, 0)])).expect("books");
         assert_eq!((books.sampled, books.duplicates), (3, 1), "{books:?}");
-        // Of a hundred that were to come, somewhat more fit.
+        // Where few are to come, all are looked at.
         let books = books_of(Some(100), [(1, 0), (100, 1), (100, 1)].into_iter()).expect("books");
         assert_eq!((books.one_in, books.close(2).duplicates, books.close(2).lost), (1, 1, 0), "{books:?}");
-        let error = books_of(Some(100), [(1, 0), (1_000, 0)].into_iter()).expect_err("nobody sent that");
+        let error = books_of(Some(100), [(1, 0), (1 << 28, 0)].into_iter()).expect_err("nobody sent that");
         assert!(error.to_string().starts_with("1 packets had numbers"), "{error}");
     }
 }
