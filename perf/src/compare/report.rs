@@ -360,6 +360,9 @@ mod tests {
             (target.met, peer(&summary, "penstock").box_us_per_connection.as_ref().unwrap().median),
             (None, -1.0)
         );
+        let text = report.text();
+        let line = text.lines().find(|line| line.contains("CPU per connection")).expect("a line");
+        assert!(line.ends_with("not measured: no round has both figures above 0"), "{line}");
     }
 
     #[test]

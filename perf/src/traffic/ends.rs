@@ -238,10 +238,13 @@ impl Ends {
         let rate = rate.map(|rate| rate / f64::from(of));
         let barrier = std::sync::Barrier::new(of as usize);
         let one = |index: u32| -> Result<Sent> {
-            self.sender.enter()?;
-            pin(index as usize)?;
             let share = Share { index, of };
-            let opened = Live::open(&self.sender_interface, maker, spec.flows, spec.popularity, share, spec.seed);
+            let open = || -> Result<Live> {
+                self.sender.enter()?;
+                pin(index as usize)?;
+                Live::open(&self.sender_interface, maker, spec.flows, spec.popularity, share, spec.seed)
+            };
+            let opened = open();
             // Also before a failure is told: the others wait.
             barrier.wait();
             opened?.run(rate, duration, Some(NUMBERS / u64::from(of)))
