@@ -37,7 +37,7 @@ bench: build ## the packet path over memory: nanoseconds, instructions and ratio
 	$(RELEASE)/penstock-perf pipeline --flows 1000,1000000 --case 'hit nat,new nat4,worker' --instructions perf/baseline.json
 
 compare: build ## the same traffic through Penstock, the kernel, nftables, HAProxy and others; ARGS=--quick: two minutes
-	@.ci/packages iptables haproxy wrk nginx libnginx-mod-stream:/usr/lib/nginx/modules/ngx_stream_module.so dpdk-dev:dpdk-testpmd
+	@.ci/packages iptables ipvsadm haproxy wrk nginx libnginx-mod-stream:/usr/lib/nginx/modules/ngx_stream_module.so dpdk-dev:dpdk-testpmd
 	@$(AS_ROOT) $(RELEASE)/penstock-perf compare $(ARGS)
 
 # Where the peer of make compare looks. One of its dependencies (gxhash) does not compile without AES instructions.

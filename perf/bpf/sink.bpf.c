@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /* A load's other end in the kernel: counts what arrives, and drops it or sends it back. Of one number in
- * 2^sample_shift it keeps the books: whether it came before, whether it was overtaken, how long it took. What is no
- * packet of the load (ARP, neighbour discovery) goes to the kernel. */
+ * 2^sample_shift it keeps the books: whether it came before, how long it took; of one flow in 2^sample_shift, whether a
+ * packet of it was overtaken (of a flow's numbers alone neighbours would hardly ever be in a sample). What is no packet of the
+ * load (ARP, neighbour discovery) goes to the kernel. */
 #include "traffic.h"
 
 #define LATENCY_BITS 5
@@ -22,6 +23,8 @@ struct books {
 	__u64 beyond;
 	/* Of packets no pause of the sender's touched, and of those one did. */
 	__u64 latency_max[2];
+	/* Packets of flows whose order is looked at. */
+	__u64 followed;
 };
 
 struct {
@@ -87,6 +90,23 @@ INLINE void note_latency(struct books *book, __u64 nanos, __u32 touched)
 		++*count;
 }
 
+/* The newest packet once more, as far as it is not seen to be a duplicate, overtook nothing. */
+INLINE void note_order(struct books *book, __u32 number, __u32 flow)
+{
+	__u32 *last;
+
+	if (flow & ((1 << sample_shift) - 1))
+		return;
+	book->followed++;
+	last = bpf_map_lookup_elem(&newest, &flow);
+	if (!last)
+		return;
+	if (number + 1 < *last)
+		book->reordered++;
+	else
+		*last = number + 1;
+}
+
 INLINE void note(struct books *book, const __u8 *stamp)
 {
 	__u32 number = be32(*(__be32 *)(stamp + STAMP_NUMBER));
@@ -94,10 +114,11 @@ INLINE void note(struct books *book, const __u8 *stamp)
 	__u64 now, intended, bit;
 	__u32 sample = number >> sample_shift, word = sample / 64, touched;
 	__u64 *bits;
-	__u32 *last;
 
-	if (number & ((1 << sample_shift) - 1))
+	if (number & ((1 << sample_shift) - 1)) {
+		note_order(book, number, flow);
 		return;
+	}
 	book->sampled++;
 	bits = bpf_map_lookup_elem(&seen, &word);
 	if (!bits) {
@@ -111,13 +132,7 @@ INLINE void note(struct books *book, const __u8 *stamp)
 		return;
 	}
 	__sync_fetch_and_add(bits, bit);
-	last = bpf_map_lookup_elem(&newest, &flow);
-	if (last) {
-		if (number < *last)
-			book->reordered++;
-		else
-			*last = number + 1;
-	}
+	note_order(book, number, flow);
 	now = bpf_ktime_get_boot_ns();
 	intended = be64(*(__be64 *)(stamp + STAMP_INTENDED));
 	touched = intended >> 63;

@@ -116,9 +116,12 @@ undo() {
     echo "put back as found"
 }
 
+# Else what can't be written would be passed over, and said to be for `apply` to set.
+as_root() { [ "$(id -u)" = 0 ] || { echo "$1 wants root" >&2; exit 1; }; }
+
 case ${1:-} in
     check) check ;;
-    apply) apply "${2:-}" ;;
-    undo) undo ;;
+    apply) as_root apply; apply "${2:-}" ;;
+    undo) as_root undo; undo ;;
     *) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

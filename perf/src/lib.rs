@@ -10,6 +10,7 @@ pub mod config;
 mod counters;
 pub mod dataplane;
 pub mod demo;
+mod figures;
 pub mod kube_scale;
 pub mod kubelab;
 pub mod lab;

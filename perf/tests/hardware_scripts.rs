@@ -1,5 +1,5 @@
-//! What the scripts of `perf/hardware` would say to the kernel's pktgen and to testpmd: neither is here as a lab has it, so a
-//! directory stands for pktgen's files, and a script for testpmd.
+//! What the scripts of `perf/hardware` would say to the kernel's pktgen, to testpmd and to a NIC: none is here as a lab has it,
+//! so directories stand for pktgen's, the card's and its interrupts' files, and scripts for testpmd and ethtool.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -180,38 +180,200 @@ fn pktgen_interrupted_leaves_nobody_who_stops_the_next_run() {
     soon("nobody waits to stop it", || shells(group) == 0);
 }
 
-/// A testpmd that says what it was told and ends at a line of input.
-fn testpmd(bin: &Path, arguments: &[&str]) -> Vec<String> {
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    let told = bin.join("told");
+/// testpmd.sh with a program in testpmd's place.
+fn testpmd_script(bin: &Path, arguments: &[&str]) -> Command {
     let mut command = script("testpmd.sh");
-    let status = command.args(arguments).env("PATH", path).env("TOLD", &told).stdout(Stdio::null()).status();
-    assert!(status.expect("bash").success());
-    fs::read_to_string(told).expect("what it was told").lines().map(String::from).collect()
+    command.args(arguments).env("PATH", path_with(bin)).env("TOLD", bin.join("told")).env("NET", bin);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+fn path_with(bin: &Path) -> String {
+    format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default())
+}
+
+/// A testpmd that says what it was told and ends at a line of input.
+fn testpmd(bin: &Path, queues: Option<&str>, arguments: &[&str]) -> Vec<String> {
+    let mut command = testpmd_script(bin, arguments);
+    command.envs(queues.map(|queues| ("QUEUES", queues)));
+    assert!(command.status().expect("bash").success());
+    fs::read_to_string(bin.join("told")).expect("what it was told").lines().map(String::from).collect()
+}
+
+fn program(bin: &Path, name: &str, text: &str) {
+    let program = bin.join(name);
+    fs::write(&program, text).expect("a file");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
 }
 
 fn stand_in() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a directory");
-    let program = dir.path().join("dpdk-testpmd");
     let text = "#!/bin/sh\nprintf '%s\\n' \"$@\" >\"$TOLD\"\necho 'txonly packet forwarding - ports=1'\nread line\n";
-    fs::write(&program, text).expect("a file");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+    program(dir.path(), "dpdk-testpmd", text);
     let bin = dir.path().to_owned();
     (dir, bin)
+}
+
+/// The word behind another.
+fn after(told: &[String], name: &str) -> Option<String> {
+    told.iter().skip_while(|word| *word != name).nth(1).cloned()
 }
 
 #[test]
 fn two_testpmds_run_side_by_side_each_on_its_cores() {
     let (_dir, bin) = stand_in();
-    let reflect = testpmd(&bin, &["reflect", "0000:01:00.1", "5,4", "0"]);
-    let generate = testpmd(&bin, &["generate", "0000:01:00.0", "02:00:00:00:00:01", "1,2", "0"]);
+    let reflect = testpmd(&bin, None, &["reflect", "0000:01:00.1", "5,4", "0"]);
+    let generate = testpmd(&bin, None, &["generate", "0000:01:00.0", "02:00:00:00:00:01", "1,2", "0"]);
     let prefix = |told: &[String]| told.iter().find(|word| word.starts_with("--file-prefix=")).cloned();
     assert!(prefix(&reflect).is_some() && prefix(&reflect) != prefix(&generate), "{reflect:?}\n{generate:?}");
-    let after = |told: &[String], name: &str| told.iter().skip_while(|word| *word != name).nth(1).cloned();
     assert_eq!((after(&reflect, "-l"), after(&reflect, "--main-lcore")), (Some("5,4".into()), Some("5".into())));
     assert!(!reflect.iter().any(|word| word == "--no-pci" || word == "--no-huge"), "{reflect:?}");
     // One port a NIC's, the other virtual.
-    let forward = testpmd(&bin, &["forward", "0000:01:00.0", "lf9", "1,2", "0"]);
-    assert!(forward.iter().any(|word| word == "--vdev=net_af_xdp1,iface=lf9"), "{forward:?}");
+    let forward = testpmd(&bin, None, &["forward", "0000:01:00.0", "lf9", "1,2", "0"]);
+    assert!(forward.iter().any(|word| word == "--vdev=net_af_xdp1,iface=lf9,queue_count=1"), "{forward:?}");
     assert!(!forward.iter().any(|word| word == "--no-pci"), "{forward:?}");
+}
+
+/// Else the forwarder that a box is divided by would be one core with a queue of four.
+#[test]
+fn the_forwarder_takes_all_queues_or_none() {
+    let (_dir, bin) = stand_in();
+    for queue in 0..4 {
+        fs::create_dir_all(bin.join("lf8/queues").join(format!("rx-{queue}"))).expect("a directory");
+    }
+    let arguments = ["forward", "lf8", "lf9", "1,2,3,4,5", "0"];
+    let told = testpmd(&bin, Some("4"), &arguments);
+    assert!(told.iter().any(|word| word == "--vdev=net_af_xdp0,iface=lf8,queue_count=4"), "{told:?}");
+    assert!(["--rxq=4", "--txq=4", "--nb-cores=4"].iter().all(|word| told.iter().any(|t| t == word)), "{told:?}");
+    assert_eq!(testpmd_script(&bin, &arguments).status().expect("bash").code(), Some(2), "it would take one of four");
+}
+
+#[test]
+fn a_testpmd_that_ends_early_is_said_at_once() {
+    let (_dir, bin) = stand_in();
+    let forwards = "echo 'mac packet forwarding - ports=2'\n";
+    for begins in ["", forwards] {
+        program(&bin, "dpdk-testpmd", &format!("#!/bin/sh\n{begins}echo 'EAL: No free hugepages' >&2\nexit 1\n"));
+        let began = Instant::now();
+        let output = testpmd_script(&bin, &["reflect", "0000:01:00.1", "1,2", "3600"]).stderr(Stdio::piped()).output();
+        let output = output.expect("bash");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("EAL: No free hugepages") && began.elapsed() < Duration::from_secs(20), "{said}");
+    }
+}
+
+/// A NIC as nic.sh sees it: `eth0`, its interrupts as `/proc/interrupts` lists them, an ethtool that adds rules.
+struct Nic {
+    dir: tempfile::TempDir,
+}
+
+impl Nic {
+    fn new(device: &str, interrupts: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |path: &str| dir.path().join(path);
+        for path in ["devices", "net/eth0", "irqs", "run"] {
+            fs::create_dir_all(at(path)).expect("a directory");
+        }
+        fs::create_dir(at("devices").join(device)).expect("a directory");
+        std::os::unix::fs::symlink(at("devices").join(device), at("net/eth0/device")).expect("a link");
+        let lines = interrupts.lines().map(|line| {
+            let (irq, name) = line.split_once(' ').expect("a number and a name");
+            fs::create_dir(at("irqs").join(irq)).expect("a directory");
+            format!(" {irq}:          0       4711  IR-PCI-MSIX-{device}    0-edge      {name}\n")
+        });
+        let text = format!("            CPU0       CPU1\n{}", lines.collect::<String>());
+        fs::write(at("interrupts"), text).expect("a file");
+        let ethtool = "#!/bin/sh\necho \"$@\" >>\"$TOLD\"\ncase \"$*\" in *flow-type*)\n  echo \"Added rule with ID $((1000 + $(grep -c flow-type \"$TOLD\")))\" ;;\nesac\n";
+        program(dir.path(), "ethtool", ethtool);
+        Self { dir }
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let at = |path: &str| self.dir.path().join(path);
+        let mut command = script("nic.sh");
+        command.args(arguments).env("PATH", path_with(self.dir.path())).env("TOLD", at("told"));
+        command.env("NET", at("net")).env("INTERRUPTS", at("interrupts")).env("IRQS", at("irqs")).env("RUN", at("run"));
+        String::from_utf8(command.output().expect("bash").stdout).expect("text")
+    }
+
+    fn read(&self, file: &str) -> Option<String> {
+        Some(fs::read_to_string(self.dir.path().join(file)).ok()?.trim().to_owned())
+    }
+
+    fn core_of(&self, irq: u32) -> Option<String> {
+        self.read(&format!("irqs/{irq}/smp_affinity_list"))
+    }
+}
+
+/// As machines list them: the card's own interrupt is before those of its queues, and of no queue.
+#[test]
+fn an_irq_is_put_on_the_core_of_the_queue_in_its_name() {
+    let mlx5 = "98 mlx5_async0@pci:0000:01:00.0\n99 mlx5_comp0@pci:0000:01:00.0\n100 mlx5_comp1@pci:0000:01:00.0\n\
+                101 mlx5_comp2@pci:0000:01:00.0\n102 mlx5_comp3@pci:0000:01:00.0\n103 mlx5_comp0@pci:0000:01:00.1";
+    let ena = "98 ena-mgmnt@pci:0000:00:05.0\n99 eth0-Tx-Rx-0\n100 eth0-Tx-Rx-1\n101 eth0-Tx-Rx-2\n\
+               102 eth0-Tx-Rx-3\n103 eth01-Tx-Rx-0";
+    let igb = "98 eth0\n99 eth0-TxRx-0\n100 eth0-TxRx-1\n101 eth0-TxRx-2\n102 eth0-TxRx-3\n103 eth1-TxRx-0";
+    let i40e = "98 i40e-0000:02:00.0:misc\n102 i40e-eth0-TxRx-3\n101 i40e-eth0-TxRx-2\n100 i40e-eth0-TxRx-1\n\
+                99 i40e-eth0-TxRx-0\n103 i40e-eth0-TxRx-4";
+    let virtio = "98 virtio1-config\n99 virtio1-input.0\n100 virtio1-input.1\n101 virtio1-input.2\n\
+                  102 virtio1-input.3\n103 virtio10-input.0";
+    for (device, interrupts) in [
+        ("0000:01:00.0", mlx5),
+        ("0000:00:05.0", ena),
+        ("0000:02:00.0", igb),
+        ("0000:02:00.0", i40e),
+        ("virtio1", virtio),
+    ] {
+        let nic = Nic::new(device, interrupts);
+        let said = nic.run(&["tune", "eth0", "4", "2"]);
+        let cores = [98, 99, 100, 101, 102, 103].map(|irq| nic.core_of(irq));
+        let wanted = [None, Some("2"), Some("3"), Some("4"), Some("5"), None];
+        assert_eq!(cores, wanted.map(|core| core.map(String::from)), "{interrupts}\n{said}");
+        let name = interrupts.lines().find_map(|line| line.strip_prefix("101 ")).expect("a name");
+        assert!(said.contains(&format!("queue 2: IRQ 101 {name} on core 4")), "{said}");
+        let shown = nic.run(&["show", "eth0"]);
+        assert!(shown.contains(&format!("queue 2: IRQ 101 {name} on core 4\n")), "{shown}");
+        assert!(!shown.contains("IRQ 98"), "{shown}");
+    }
+}
+
+#[test]
+fn queues_without_an_irq_are_said() {
+    let nic = Nic::new("0000:01:00.0", "99 eth0-TxRx-0");
+    assert!(nic.run(&["tune", "eth0", "2", "2"]).contains("no    IRQs: 1 placed for 2 queues"));
+}
+
+/// Without busy polling, interrupts that stand back are packets that lie there.
+#[test]
+fn interrupts_are_put_off_for_busy_polling_alone() {
+    let nic = Nic::new("0000:01:00.0", "99 eth0-TxRx-0");
+    let settings = || ["napi_defer_hard_irqs", "gro_flush_timeout"].map(|name| nic.read(&format!("net/eth0/{name}")));
+    for (arguments, wanted) in [
+        (["tune", "eth0", "1", "2", "busy-poll"], ["2", "200000"]),
+        (["tune", "eth0", "1", "2", ""], ["0", "0"]),
+        (["tune", "eth0", "1", "", ""], ["0", "0"]),
+    ] {
+        nic.run(&arguments);
+        assert_eq!(settings(), wanted.map(|value| Some(value.to_owned())), "{arguments:?}");
+    }
+}
+
+#[test]
+fn only_its_own_rules_are_taken_away() {
+    let nic = Nic::new("0000:01:00.0", "99 eth0-TxRx-0");
+    nic.run(&["unsnat", "eth0"]);
+    assert_eq!(nic.read("told"), None, "there are none of its own");
+    let deleted = || {
+        let told = nic.read("told").expect("what ethtool was told");
+        told.lines().filter_map(|line| line.strip_prefix("-N eth0 delete ")?.parse().ok()).collect::<Vec<u32>>()
+    };
+    nic.run(&["snat", "eth0", "2", "10.0.0.200"]);
+    assert_eq!(deleted(), []);
+    // Again: those before go first.
+    nic.run(&["snat", "eth0", "2", "10.0.0.200"]);
+    assert_eq!(deleted(), [1001, 1002, 1003, 1004]);
+    nic.run(&["unsnat", "eth0"]);
+    nic.run(&["unsnat", "eth0"]);
+    assert_eq!(deleted()[4..], [1005, 1006, 1007, 1008]);
 }

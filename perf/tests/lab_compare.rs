@@ -66,7 +66,7 @@ fn privileged_packets_pass_through_the_kernel_and_nftables() {
         return;
     }
     let _alone = alone();
-    ["kernel", "nftables"].into_iter().for_each(packets_pass);
+    ["kernel", "nftables", "nftables-rps"].into_iter().for_each(packets_pass);
 }
 
 /// A box that does nothing at all.

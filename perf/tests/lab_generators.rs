@@ -7,6 +7,7 @@ use penstock_configs::file::PollMode;
 use penstock_perf::churn::bench::{Churn, ChurnBench, Setup};
 use penstock_perf::churn::client::Habits;
 use penstock_perf::churn::drive::Until;
+use penstock_perf::config;
 use penstock_perf::privilege;
 use penstock_perf::traffic::bench::{Bench, Spec};
 use penstock_perf::traffic::ends::{Generator, How, SinkBy};
@@ -60,8 +61,12 @@ fn privileged_live_frames_are_accounted_for() {
         assert_eq!((measured.outcome.received, measured.outcome.lost), (measured.sent.packets, 0), "{measured:?}");
         assert!(measured.sent.packets > 20, "{measured:?}");
     }
-    // Flat out far more is sent than any box takes: what did not arrive is named, to the packet.
+    // One generator that can't begin keeps no other waiting.
+    let more_than_there_are = How { cores: config::cores() + 1, ..live(Transport::Udp) };
     let spec = spec(false, NodeSide::Count, Mix::fixed(64));
+    let error = bench.measure_as(more_than_there_are, &spec, None, SECOND / 2).expect_err("no such core");
+    assert!(format!("{error:#}").contains("can't be pinned to core"), "{error:#}");
+    // Flat out far more is sent than any box takes: what did not arrive is named, to the packet.
     let measured = bench.measure_as(live(Transport::Udp), &spec, None, SECOND / 2).expect("a measurement");
     let named: u64 = measured.lost_at.iter().map(|(_, count)| count).sum();
     assert!(measured.outcome.received > 0 && measured.outcome.lost > 0, "{measured:?}");

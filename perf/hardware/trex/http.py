@@ -5,6 +5,7 @@
 
 `-m 1000` opens 1,000 connections a second. The servers are the nodes: 10.0.0.11 to 10.0.0.13, NodePort 30000; they see the
 SNAT address, so TRex must not expect the client's (no `--learn` mode; clients and servers on separate ports).
+TRex refuses address pools smaller than its threads, and the VIP is one address: should it do so, start it with `-c 1`.
 """
 
 import argparse

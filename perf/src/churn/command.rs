@@ -1,5 +1,6 @@
 //! `penstock-perf churn`: new connections per second, and whether any fails.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -11,7 +12,9 @@ use super::bench::{Churn, ChurnBench, Measured, Setup};
 use super::client::{Clients, Habits};
 use super::drive::Until;
 use super::tally::NodeTally;
+use crate::plot::{self, Labels};
 use crate::privilege;
+use crate::traffic::charts::curve;
 use crate::traffic::track::Percentiles;
 
 #[derive(Debug, Clone, Args)]
@@ -58,6 +61,9 @@ pub struct ChurnArgs {
     adaptive: bool,
     #[arg(long)]
     json: bool,
+    /// Also draw a chart (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +104,9 @@ pub fn command(args: &ChurnArgs) -> Result<()> {
     ensure!(args.concurrency > 0 && args.addresses > 0, "at least one connection and one client address");
     ensure!((12..=1400).contains(&args.bytes), "12 to 1400 bytes: a request says whose it is, and is one segment");
     ensure!(args.rate.is_none_or(|rate| rate > 0.0), "a rate above 0");
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let poll = if args.adaptive { PollMode::Adaptive } else { PollMode::Busy };
     let setup = Setup { nodes: args.nodes, queues: args.queues, snat_ports: args.wrap, poll };
     let bench = ChurnBench::start(setup, |_| {})?;
@@ -119,6 +128,9 @@ pub fn command(args: &ChurnArgs) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         print(args, &report);
+    }
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &[("churn-latency", chart(args, &report))])?;
     }
     ensure!(report.failed == 0, "{} of {} connections failed", report.failed, report.attempted);
     Ok(())
@@ -165,12 +177,29 @@ fn report(args: &ChurnArgs, bench: &ChurnBench, measured: &Measured) -> Report {
     }
 }
 
-fn print(args: &ChurnArgs, report: &Report) {
+/// What was asked for, in a line.
+fn what(args: &ChurnArgs, report: &Report) -> String {
     let pace = args.rate.map_or("flat out".into(), |rate| format!("{rate}/s"));
-    println!(
+    format!(
         "TCP over IPv{}, {pace}, {} bytes each way, at most {} open, {} nodes, {} worker(s)",
         report.family, args.bytes, args.concurrency, report.nodes, report.workers
-    );
+    )
+}
+
+/// How long handshakes and whole connections took, by percentile.
+fn chart(args: &ChurnArgs, report: &Report) -> String {
+    let labels = Labels {
+        title: format!("Connections through the box, {:.0}/s", report.completed_per_second),
+        subtitle: what(args, report),
+        values: "microseconds, from when the SYN was due".into(),
+        along: String::new(),
+    };
+    let curves = [("handshake", &report.handshake_us), ("whole", &report.whole_us)];
+    plot::latency(&labels, &curves.map(|(name, times)| curve(name.into(), times)), &[])
+}
+
+fn print(args: &ChurnArgs, report: &Report) {
+    println!("{}", what(args, report));
     println!("  attempted   {:>10}   {:>10.0} /s", report.attempted, report.attempted_per_second);
     println!("  completed   {:>10}   {:>10.0} /s", report.completed, report.completed_per_second);
     println!("  failed      {:>10}", report.failed);

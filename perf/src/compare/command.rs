@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use super::cases::{Case, Effort};
@@ -12,6 +12,7 @@ use super::cpu::foreign_load;
 use super::peers::{self, Peer};
 use super::report::Report;
 use super::table::in_brief;
+use crate::figures::FiguresFile;
 use crate::plot;
 use crate::privilege;
 use crate::traffic::precedence::Precedence;
@@ -37,7 +38,7 @@ pub struct CompareArgs {
     /// About two minutes: packets and connections of the peers that matter most
     #[arg(long, conflicts_with_all = ["peers", "cases", "rounds", "seconds"])]
     quick: bool,
-    /// Also write the figures here, every round's
+    /// Also write the figures here, every round's; after each round to FILE.partial
     #[arg(long)]
     json: Option<PathBuf>,
     /// Also draw charts (SVG) into this directory
@@ -48,7 +49,7 @@ pub struct CompareArgs {
     list: bool,
 }
 
-const QUICK: [&str; 6] = ["direct", "bare", "penstock", "kernel", "nftables", "haproxy"];
+const QUICK: [&str; 7] = ["direct", "bare", "penstock", "kernel", "nftables", "nftables-rps", "haproxy"];
 const FLOWS: u32 = 4096;
 const MEMORY_FLOWS: u32 = 1_000_000;
 
@@ -60,7 +61,7 @@ pub fn command(args: &CompareArgs) -> Result<()> {
     if args.list {
         for peer in chosen {
             println!(
-                "{:<10} {}{}",
+                "{:<12} {}{}",
                 peer.name(),
                 peer.what(),
                 peer.missing().map_or(String::new(), |why| format!("  NOT HERE: {why}"))
@@ -78,16 +79,24 @@ pub fn command(args: &CompareArgs) -> Result<()> {
         flows: args.flows.unwrap_or(FLOWS),
         memory_flows: args.flows.unwrap_or(MEMORY_FLOWS),
     };
+    let file = args.json.as_deref().map(FiguresFile::prepare).transpose()?;
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let _precedence = Precedence::take();
     let mut report = Report::new(&chosen, &args.cases, &effort, args.rounds, foreign_load()?);
-    measure_all(&mut report, &chosen, &args.cases, &effort, args.rounds);
+    measure_all(&mut report, &chosen, &args.cases, &effort, args.rounds, |report| {
+        // A full disk is no reason to end a run of an hour.
+        if let Some(Err(error)) = file.as_ref().map(|file| file.keep(&report.summary())) {
+            eprintln!("{error:#}");
+        }
+    });
     println!("{}", report.text());
+    if let Some(file) = file {
+        file.finish(&report.summary())?;
+    }
     if let Some(directory) = &args.plot {
         plot::write(directory, &charts::of(&report.summary()))?;
-    }
-    if let Some(path) = &args.json {
-        let file = std::fs::File::create(path).with_context(|| format!("{}", path.display()))?;
-        serde_json::to_writer_pretty(file, &report.summary())?;
     }
     ensure!(report.has_figures(), "not one measurement succeeded");
     Ok(())
@@ -116,7 +125,14 @@ fn choose(names: &[String]) -> Result<Vec<&'static dyn Peer>> {
 }
 
 /// Round after round, peer after peer, in an order of the round's own. A failure costs its own figure, and is said.
-fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case], effort: &Effort, rounds: usize) {
+fn measure_all(
+    report: &mut Report,
+    chosen: &[&'static dyn Peer],
+    cases: &[Case],
+    effort: &Effort,
+    rounds: usize,
+    after_round: impl Fn(&Report),
+) {
     let started = Instant::now();
     let here: Vec<_> = chosen.iter().filter(|peer| peer.missing().is_none()).collect();
     let fit = |case: Case| here.iter().filter(move |peer| peer.unfit(case).is_none());
@@ -133,10 +149,11 @@ fn measure_all(report: &mut Report, chosen: &[&'static dyn Peer], cases: &[Case]
                     Err(error) => format!("FAILED: {error:#}"),
                 };
                 let elapsed = started.elapsed().as_secs();
-                eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<9} {said}", peer.name());
+                eprintln!("{elapsed:>5}s  {done}/{total}  round {round}, {case}, {:<12} {said}", peer.name());
                 report.add(round, peer.name(), outcome);
             }
         }
+        after_round(report);
     }
 }
 

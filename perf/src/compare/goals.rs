@@ -15,7 +15,17 @@ pub struct Goal {
 #[derive(Debug, Clone, Copy)]
 pub enum Column {
     Of(Metric),
+    /// The higher of a peer's and of its twin's with RPS.
+    Best(Metric),
     Added(Metric),
+}
+
+impl Column {
+    pub fn metric(self) -> Metric {
+        match self {
+            Self::Of(metric) | Self::Best(metric) | Self::Added(metric) => metric,
+        }
+    }
 }
 
 pub const BOX_PACKET: Column = Column::Added(Metric::PpsLab);
@@ -29,8 +39,8 @@ pub const GOALS: [Goal; 17] = [
     Goal { what: "packets/s, bare forwarder to testpmd (or the sender's limit)", of: ("bare", Column::Of(Metric::Pps)), to: ("testpmd", Column::Of(Metric::Pps)), wanted: 0.95, at_least: true },
     Goal { what: "packets/s, Penstock to kernel forwarding without NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("kernel", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
     Goal { what: "packets/s, Penstock to the same on the box's core (RPS)", of: ("penstock", Column::Of(Metric::Pps)), to: ("kernel-rps", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "packets/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("nftables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
-    Goal { what: "packets/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Pps)), to: ("iptables", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "packets/s, Penstock to nftables NAT, with RPS or without", of: ("penstock", Column::Of(Metric::Pps)), to: ("nftables", Column::Best(Metric::Pps)), wanted: 1.0, at_least: true },
+    Goal { what: "packets/s, Penstock to iptables NAT, with RPS or without", of: ("penstock", Column::Of(Metric::Pps)), to: ("iptables", Column::Best(Metric::Pps)), wanted: 1.0, at_least: true },
     Goal { what: "packets/s, Penstock to quilkin", of: ("penstock", Column::Of(Metric::Pps)), to: ("quilkin", Column::Of(Metric::Pps)), wanted: 1.0, at_least: true },
     Goal { what: "connections/s, Penstock to nftables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("nftables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },
     Goal { what: "connections/s, Penstock to iptables NAT", of: ("penstock", Column::Of(Metric::Conn)), to: ("iptables", Column::Of(Metric::Conn)), wanted: 1.0, at_least: true },

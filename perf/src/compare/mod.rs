@@ -7,8 +7,10 @@
 //!
 //! Cores. In packet cases the generator has core 0 and the box core 1; what a kernel does in its softirq on a
 //! packet's way (a kernel peer's forwarding, an AF_XDP peer's copy into its socket) it does on the sender's core, as it
-//! does for every veth. The box's pinned threads and the generator
-//! go before all else on their cores: on real hardware they would have them for themselves. In TCP cases nobody is pinned.
+//! does for every veth. So kernel peers have one core, their sender's, where AF_XDP peers have it and the box's; their twins
+//! with receive packet steering (`-rps`) have both, and targets are held against the better of the two. The box's pinned
+//! threads and the generator go before all else on their cores: on real hardware they would have them for themselves. In
+//! TCP cases nobody is pinned.
 //! Processor time is the whole machine's, less that of the same traffic without a box ([`cpu`]).
 //!
 //! | module | what |

@@ -84,6 +84,9 @@ pub struct Target {
     pub met: Option<bool>,
     /// Measured, but too much was left out of every round to say.
     pub undecided: bool,
+    pub case: Case,
+    /// Those of the two that have no figure.
+    pub without: Vec<&'static str>,
 }
 
 /// Collects measurements.
@@ -135,6 +138,13 @@ impl Report {
         let of = |peer, metric| self.samples.get(&(peer, round))?.get(&metric).copied();
         match column {
             Column::Of(metric) => of(peer, metric),
+            Column::Best(metric) => {
+                let is_twin = |name: &&str| *name == peer || name.strip_suffix("-rps") == Some(peer);
+                let twins = self.peers.iter().map(|peer| peer.name()).filter(is_twin);
+                // Of two that were to be measured one alone is not known to be the better.
+                let values: Option<Vec<f64>> = twins.map(|twin| of(twin, metric)).collect();
+                values?.into_iter().reduce(f64::max)
+            }
             Column::Added(metric) => Some(of(peer, metric)? - of("direct", metric)?),
         }
     }
@@ -160,7 +170,9 @@ impl Report {
             _ => false,
         };
         let undecided = ratio.is_none() && disturbed(goal.of) && disturbed(goal.to);
-        Target { what: goal.what, wanted: goal.wanted, at_least: goal.at_least, ratio, met, undecided }
+        let without = [goal.of, goal.to].into_iter().filter(|(peer, column)| self.figure(peer, *column).is_none());
+        let (without, case) = (without.map(|(peer, _)| peer).collect(), goal.of.1.metric().case());
+        Target { what: goal.what, wanted: goal.wanted, at_least: goal.at_least, ratio, met, undecided, case, without }
     }
 
     fn peer_figures(&self, peer: &'static dyn Peer) -> PeerFigures {
@@ -294,9 +306,31 @@ mod tests {
     }
 
     #[test]
+    fn nat_is_compared_by_the_better_of_its_twins() {
+        let one = [("direct", 4e6, 200.0), ("nftables", 4e5, 900.0), ("penstock", 6e5, 500.0)];
+        let mut report = report(&[one, one]);
+        let to_nftables = |report: &Report| {
+            report
+                .summary()
+                .targets
+                .into_iter()
+                .find(|t| t.what.starts_with("packets/s, Penstock to nftables"))
+                .unwrap()
+        };
+        assert!(to_nftables(&report).ratio.is_none(), "the other of the two was to be measured");
+        for (round, rate) in [(1, 8e5), (2, 3e5)] {
+            report.add(round, "nftables-rps", Ok(Sample::from([(Metric::Pps, rate)])));
+        }
+        assert_eq!(to_nftables(&report).ratio.expect("a ratio").rounds, [0.75, 1.5]);
+        report.peers.retain(|peer| peer.name() != "nftables-rps");
+        assert_eq!(to_nftables(&report).ratio.expect("a ratio").rounds, [1.5, 1.5]);
+    }
+
+    #[test]
     fn what_was_left_out_of_every_round_is_not_decided() {
         let mut report = report(&[]);
         report.rounds = 2;
+        report.cases.push(Case::Latency);
         for (round, peer, p99) in [(1, "bare", Some(10.0)), (1, "penstock", None), (2, "bare", None)] {
             let p99 = p99.map(|p99| (Metric::HalfP99, p99));
             report.add(round, peer, Ok(p99.into_iter().chain([(Metric::HalfLeftOut, 0.3)]).collect()));
@@ -326,6 +360,9 @@ mod tests {
             (target.met, peer(&summary, "penstock").box_us_per_connection.as_ref().unwrap().median),
             (None, -1.0)
         );
+        let text = report.text();
+        let line = text.lines().find(|line| line.contains("CPU per connection")).expect("a line");
+        assert!(line.ends_with("not measured: no round has both figures above 0"), "{line}");
     }
 
     #[test]
@@ -337,6 +374,12 @@ mod tests {
         assert_eq!(summary.targets.iter().filter(|target| target.met.is_some()).count(), 0);
         let text = report.text();
         assert!(text.contains("FAILED: penstock round 1: it does not start"), "{text}");
+        // Each target of the two cases has its line.
+        let lines: Vec<_> = text.lines().filter(|line| line.contains("not measured: ")).collect();
+        let asked = GOALS.iter().filter(|goal| [Case::Pps, Case::Conn].contains(&goal.of.1.metric().case()));
+        assert_eq!(lines.len(), asked.count(), "{text}");
+        let kernel = lines.iter().find(|line| line.contains("kernel forwarding")).expect("a line");
+        assert!(kernel.ends_with("not measured: no figure of penstock"), "{kernel}");
         serde_json::to_string(&summary).expect("figures by name");
     }
 

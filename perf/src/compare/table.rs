@@ -20,22 +20,28 @@ pub fn text(summary: &Summary, cases: &[Case]) -> String {
     }
     for case in cases {
         let columns = case.columns();
-        let _ = write!(text, "\n{:<11}", case.to_string());
+        let _ = write!(text, "\n{:<13}", case.to_string());
         for (heading, _) in &columns {
             let _ = write!(text, "{heading:>18}");
         }
         text.push('\n');
+        if matches!(case, Case::Pps | Case::Live) {
+            let _ = writeln!(
+                text,
+                "  (the kernel's peers work on their sender's core, with RPS on the box's; all others on both)"
+            );
+        }
         for peer in &summary.peers {
             line(&mut text, peer, *case, &columns);
         }
     }
     let _ = writeln!(text, "\ntargets");
-    for target in &summary.targets {
+    for target in summary.targets.iter().filter(|target| cases.contains(&target.case)) {
         target_line(&mut text, target, *rounds);
     }
     let _ = writeln!(text, "\nwhat each is, and cannot do");
     for peer in &summary.peers {
-        let _ = writeln!(text, "  {:<10} {}\n  {:<10} cannot: {}", peer.name, peer.what, "", peer.cannot);
+        let _ = writeln!(text, "  {:<12} {}\n  {:<12} cannot: {}", peer.name, peer.what, "", peer.cannot);
     }
     for peer in &summary.peers {
         for failure in &peer.failures {
@@ -54,6 +60,12 @@ fn target_line(text: &mut String, target: &Target, rounds: usize) {
                 "NOT DECIDED: pauses of the generator touched more than {most:.0} % of the packets, or too many were lost"
             );
             let _ = writeln!(text, "  {:<58} {why}", target.what);
+        } else {
+            let why = match &target.without[..] {
+                [] => "no round has both figures above 0".to_owned(),
+                without => format!("no figure of {}", without.join(" and ")),
+            };
+            let _ = writeln!(text, "  {:<58} not measured: {why}", target.what);
         }
         return;
     };
@@ -71,7 +83,7 @@ fn target_line(text: &mut String, target: &Target, rounds: usize) {
 }
 
 fn line(text: &mut String, peer: &PeerFigures, case: Case, columns: &[(&str, Cell)]) {
-    let _ = write!(text, "{:<11}", peer.name);
+    let _ = write!(text, "{:<13}", peer.name);
     if let Some(why) = &peer.missing {
         let _ = writeln!(text, "  not available: {why}");
         return;
@@ -152,6 +164,24 @@ impl Case {
 }
 
 impl Metric {
+    /// Where it is measured.
+    pub fn case(self) -> Case {
+        match self {
+            Self::Pps | Self::PpsLost | Self::PpsCpu | Self::PpsLab => Case::Pps,
+            Self::LivePps | Self::LiveLost => Case::Live,
+            Self::Conn
+            | Self::ConnP50
+            | Self::ConnP99
+            | Self::ConnFailed
+            | Self::ConnRepeated
+            | Self::ConnCpu
+            | Self::ConnLab => Case::Conn,
+            Self::BulkOne | Self::BulkMany | Self::BulkOneOffloads | Self::BulkManyOffloads => Case::Bulk,
+            Self::FlowBytes | Self::FlowAllTold | Self::FlowMegabytes | Self::IdleMegabytes => Case::Memory,
+            _ => Case::Latency,
+        }
+    }
+
     /// For progress lines.
     pub fn short(self) -> &'static str {
         match self {

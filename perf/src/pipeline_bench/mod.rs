@@ -15,6 +15,7 @@
 mod bare;
 mod cases;
 mod churn;
+mod goals;
 mod guard;
 mod hits;
 mod instructions;
@@ -31,6 +32,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 
+use crate::figures::FiguresFile;
 use crate::plot;
 use guard::Baseline;
 
@@ -89,6 +91,10 @@ pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
         }
         None => None,
     };
+    let file = args.json.as_deref().map(FiguresFile::prepare).transpose()?;
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let core = measure::pin(args.core)?;
     let clock = measure::Clock::calibrate();
     let mut report = report::Report::new(core, &clock, args);
@@ -100,9 +106,15 @@ pub fn command(args: &PipelineArgs) -> anyhow::Result<()> {
         let row = cases::run(&case, args, &clock).with_context(|| case.name())?;
         println!("{}", row.line());
         report.rows.push(row);
+        if let Some(file) = &file {
+            file.keep(&report)?;
+        }
     }
-    if let Some(path) = &args.json {
-        report.write(path)?;
+    report.judge();
+    println!("\nthe speed that is asked for");
+    report.targets.iter().for_each(|target| println!("{target}"));
+    if let Some(file) = file {
+        file.finish(&report)?;
     }
     if let Some(directory) = &args.plot {
         plot::write(directory, &report.charts())?;

@@ -1,12 +1,9 @@
 //! The table, and the same figures as JSON.
 
-use std::fs::File;
-use std::path::Path;
-
-use anyhow::Context;
 use serde::Serialize;
 
 use super::PipelineArgs;
+use super::goals::{Target, targets};
 use super::measure::{Clock, Spread};
 use crate::counters::{Processor, Work};
 use crate::plot::{self, Bar, Group, Labels};
@@ -21,6 +18,7 @@ pub struct Report {
     runs: usize,
     packets_per_run: usize,
     pub rows: Vec<Row>,
+    pub targets: Vec<Target>,
 }
 
 #[derive(Debug, Serialize)]
@@ -63,7 +61,13 @@ impl Report {
             runs: args.runs,
             packets_per_run: args.packets,
             rows: Vec::new(),
+            targets: Vec::new(),
         }
+    }
+
+    /// Holds what was measured against what is asked for.
+    pub fn judge(&mut self) {
+        self.targets = targets(&self.rows);
     }
 
     pub fn heading(&self) -> String {
@@ -109,12 +113,6 @@ impl Report {
                 plot::bars(&labels("The pipeline against the bare limit", times_the_limit), &["ratio"], &ratios),
             ),
         ]
-    }
-
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let fail = || format!("{}: can't be written; is its directory there?", path.display());
-        let file = File::create(path).with_context(fail)?;
-        serde_json::to_writer_pretty(file, self).with_context(fail)
     }
 }
 

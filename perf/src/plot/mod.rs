@@ -29,12 +29,20 @@ pub struct Labels {
     pub along: String,
 }
 
+/// Makes the directory of charts: that it can't be is found out before anything is measured.
+///
+/// # Errors
+/// It can't be made.
+pub fn prepare(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("{}: can't be made", directory.display()))
+}
+
 /// Writes charts into a directory, each `NAME.svg`; the directory is made where it is not there.
 ///
 /// # Errors
 /// A file can't be written.
 pub fn write(directory: &Path, charts: &[(&str, String)]) -> anyhow::Result<()> {
-    std::fs::create_dir_all(directory).with_context(|| format!("{}: can't be made", directory.display()))?;
+    prepare(directory)?;
     for (name, svg) in charts {
         let path = directory.join(format!("{name}.svg"));
         std::fs::write(&path, svg).with_context(|| format!("{}: can't be written", path.display()))?;

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 
+use crate::figures::FiguresFile;
 use crate::plot;
 use report::{Report, Section};
 
@@ -103,6 +104,10 @@ pub fn command(args: &ScaleArgs) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&section)?);
         return Ok(());
     }
+    let file = args.json.as_deref().map(FiguresFile::prepare).transpose()?;
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let mut report = Report::new(args.quick);
     println!("{}", report.heading());
     for experiment in Experiment::value_variants() {
@@ -114,18 +119,21 @@ pub fn command(args: &ScaleArgs) -> anyhow::Result<()> {
             section.judge_nothing();
         }
         println!("{section}");
+        let charts = report.add(section);
+        if let Some(file) = &file {
+            file.keep(&report)?;
+        }
         if let Some(directory) = &args.plot {
-            let charts: Vec<_> = section.charts.iter().map(|(name, svg)| (name.as_str(), svg.clone())).collect();
+            let charts: Vec<_> = charts.iter().map(|(name, svg)| (name.as_str(), svg.clone())).collect();
             plot::write(directory, &charts)?;
         }
-        report.sections.push(section);
     }
     if report.sections.is_empty() {
         bail!("no experiment was chosen");
     }
     println!("{}", report.verdict());
-    if let Some(path) = &args.json {
-        report.write(path)?;
+    if let Some(file) = file {
+        file.finish(&report)?;
     }
     Ok(())
 }

@@ -1,10 +1,7 @@
 //! Figures against their targets, as tables and JSON.
 
 use std::fmt;
-use std::fs::File;
-use std::path::Path;
 
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::pipeline_bench::measure::Spread;
@@ -138,6 +135,13 @@ impl Report {
         figures.filter_map(|figure| Some((figure, figure.met()?)))
     }
 
+    /// Takes a section in, and gives its pictures back, which have files of their own.
+    pub fn add(&mut self, mut section: Section) -> Vec<(String, String)> {
+        let charts = std::mem::take(&mut section.charts);
+        self.sections.push(section);
+        charts
+    }
+
     pub fn verdict(&self) -> String {
         let missed: Vec<&str> = self.asked().filter(|(_, met)| !met).map(|(figure, _)| figure.what.as_str()).collect();
         let all = self.asked().count();
@@ -150,14 +154,5 @@ impl Report {
         } else {
             format!("{met} of {all} targets met; missed: {}", missed.join("; "))
         }
-    }
-
-    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let fail = || format!("{}: can't be written; is its directory there?", path.display());
-        // Pictures are written by --plot.
-        let sections = self.sections.iter().map(|s| Section { charts: Vec::new(), ..s.clone() }).collect();
-        let Self { version, cpu, cores, quick, .. } = self;
-        let report = Self { version, cpu: cpu.clone(), cores: *cores, quick: *quick, sections };
-        serde_json::to_writer_pretty(File::create(path).with_context(fail)?, &report).with_context(fail)
     }
 }

@@ -11,18 +11,21 @@ use serde::Serialize;
 use super::bench::{Bench, Measured, Spec};
 use super::charts;
 use super::ends::{self, Generator, How, SinkBy};
-use super::load::NodeSide;
+use super::load::{NUMBERS, NodeSide};
 use super::mix::Mix;
 use super::packet::Transport;
 use super::popularity::Popularity;
 use super::precedence::Precedence;
 use super::search::{Found, Goal, Range, Tried, search};
 use super::track::Percentiles;
+use crate::config;
 use crate::plot;
 use crate::privilege;
 
 /// The lowest rate a search tries.
 const LOWEST: f64 = 1_000.0;
+/// The highest, by what the ends do by themselves.
+const HIGHEST: f64 = 1.5;
 /// How long the ends are tried by themselves.
 const ALONE: Duration = Duration::from_millis(500);
 /// Above this share of what the ends do by themselves, a figure is as much theirs as the box's.
@@ -101,6 +104,9 @@ struct Report<'a> {
     generator: Generator,
     /// Packets per second of the ends with nothing between them.
     ends_alone: f64,
+    /// What its figures are not, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
     /// Of `--search` and `--at`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     found: Vec<&'a Found>,
@@ -115,25 +121,35 @@ pub fn command(args: &LoadArgs) -> Result<()> {
     if let Some(reason) = privilege::missing() {
         bail!("{reason}");
     }
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
+    args.numbers_last(args.rate.unwrap_or(0.0))?;
+    if let Some(note) = args.shared_cores(config::cores()) {
+        eprintln!("{note}");
+    }
     let _precedence = Precedence::take();
     let spec = args.spec();
     eprintln!("the ends by themselves, {} s", ALONE.as_secs_f64());
     let alone = ends::by_themselves(args.how(), &spec, args.queues, ALONE)?.rate();
+    let searched = args.search || args.at.is_some();
+    args.numbers_last(args.rate.unwrap_or(if searched { HIGHEST * alone } else { alone }))?;
     let bench = Bench::start(args.queues, args.queues, args.flows, |_| {})?;
     eprintln!("opening {} flows", args.flows);
     bench.open_flows(args.transport, &spec)?;
     let duration = Duration::from_secs_f64(args.seconds);
     let look = |goal, carried: f64| {
-        let range = Range { low: carried.max(LOWEST), high: 1.5 * alone, low_is_carried: carried > 0.0 };
+        let range = Range { low: carried.max(LOWEST), high: HIGHEST * alone, low_is_carried: carried > 0.0 };
         search(goal, range, |rate| trial(args, &bench, &spec, rate, duration))
     };
     if args.search {
         let no_drop = look(Goal::no_drop(), 0.0)?;
         let partial = look(Goal::partial_drop(), no_drop.rate)?;
+        args.report_search(alone, &no_drop, &partial)?;
         if let Some(directory) = &args.plot {
             plot::write(directory, &charts::of_search(&args.what(), &no_drop, &partial))?;
         }
-        return args.report_search(alone, &no_drop, &partial);
+        return Ok(());
     }
     let found = args.at.map(|_| look(Goal::partial_drop(), 0.0)).transpose()?;
     if let Some(found) = &found {
@@ -152,10 +168,11 @@ pub fn command(args: &LoadArgs) -> Result<()> {
         runs.push(bench.measure_as(args.how(), &spec, rate, duration)?);
     }
     runs.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
+    args.report(alone, found.as_ref(), &runs)?;
     if let Some(directory) = &args.plot {
         plot::write(directory, &charts::of_runs(&args.what(), &runs))?;
     }
-    args.report(alone, found.as_ref(), &runs)
+    Ok(())
 }
 
 fn trial(args: &LoadArgs, bench: &Bench, spec: &Spec, rate: f64, duration: Duration) -> Result<Tried> {
@@ -195,6 +212,23 @@ impl LoadArgs {
         }
     }
 
+    /// A packet's number must not come round: it would be a duplicate of another's.
+    fn numbers_last(&self, rate: f64) -> Result<()> {
+        let most = NUMBERS as f64 / rate;
+        ensure!(self.seconds < most, "at {rate:.0} packets/s their numbers (32 bits) last for {most:.0} s: --seconds");
+        Ok(())
+    }
+
+    /// Said where senders and workers are not on cores of their own.
+    fn shared_cores(&self, cores: u16) -> Option<String> {
+        let senders = if self.generator == Generator::Live { self.generator_cores.max(1) } else { 1 };
+        let (workers, most) = (self.queues, u32::from(cores));
+        let shared = u32::from(senders) + u32::from(workers) > most;
+        shared.then(|| {
+            format!("NOTE: {senders} sender(s) and {workers} worker(s) share {cores} cores: these are no figures of the box alone")
+        })
+    }
+
     fn how(&self) -> How {
         How { generator: self.generator, transport: self.transport, sink: self.sink, cores: self.generator_cores }
     }
@@ -219,7 +253,8 @@ impl LoadArgs {
     }
 
     fn json(&self, alone: f64, found: Vec<&Found>, runs: &[Measured]) -> Result<()> {
-        let report = Report { load: self.what(), generator: self.generator, ends_alone: alone, found, runs };
+        let note = self.shared_cores(config::cores());
+        let report = Report { load: self.what(), generator: self.generator, ends_alone: alone, note, found, runs };
         println!("{}", serde_json::to_string_pretty(&report)?);
         Ok(())
     }
@@ -232,6 +267,9 @@ impl LoadArgs {
         let (lowest, highest) = (&runs[0], &runs[runs.len() - 1]);
         let Measured { sent, outcome, lost_at, .. } = median;
         println!("{}", self.what());
+        if let Some(note) = self.shared_cores(config::cores()) {
+            println!("  {note}");
+        }
         if let (Some(found), Some(Percent(percent))) = (found, self.at) {
             let limit = limit(found);
             println!("  at {percent} % of {:.0} packets/s, the most with at most 0.5 % dropped{limit}", found.rate);
@@ -247,9 +285,11 @@ impl LoadArgs {
         if median.unexplained() > 0 {
             println!("    {:<32} {:>12}", "nobody knows where", median.unexplained());
         }
-        println!("  duplicates  {:>12}", outcome.duplicates);
-        println!("  reordered   {:>12}", outcome.reordered);
-        println!("  latency us  {}, from when a packet was due", percentiles(&outcome.latency_us));
+        let of =
+            |what| if outcome.one_in > 1 { format!("   (of 1 {what} in {})", outcome.one_in) } else { String::new() };
+        println!("  duplicates  {:>12}{}", outcome.duplicates, of("packet"));
+        println!("  reordered   {:>12}{}", outcome.reordered, of("flow"));
+        println!("  latency us  {}, from when a packet was due{}", percentiles(&outcome.latency_us), of("packet"));
         if sent.pauses > 0 {
             println!(
                 "  undisturbed {}, without {:.2} % that {} pause(s) of the generator touched ({:.1} ms)",
@@ -294,6 +334,7 @@ impl LoadArgs {
 
     fn of_search(&self, alone: f64, no_drop: &Found, partial: &Found) -> Vec<String> {
         let mut lines = vec![self.what()];
+        lines.extend(self.shared_cores(config::cores()));
         for (name, found) in [("no drop", no_drop), ("at most 0.5 % dropped", partial)] {
             let (trials, limit) = (found.trials.len(), limit(found));
             lines.push(format!("  {name:<22} {:>10.0} packets/s, {trials} trials{limit}", found.rate));
@@ -332,6 +373,23 @@ mod tests {
         }
         // 82 bytes and 20 of the wire's own.
         assert!((args("-6").on_wire().wire_bits(1e6) - 816e6).abs() < 1.0);
+    }
+
+    #[test]
+    fn a_run_ends_before_its_numbers_do() {
+        let lasts = |line: &str, rate| args(line).numbers_last(rate).is_ok();
+        assert!(lasts("--seconds 4294", 1e6) && !lasts("--seconds 4295", 1e6));
+        assert!(!lasts("--seconds 600", 9e6) && lasts("--seconds 600", 0.0));
+    }
+
+    #[test]
+    fn cores_that_are_shared_are_said() {
+        assert_eq!(args("").shared_cores(2), None);
+        assert_eq!(args("--queues 2 --generator-cores 2").shared_cores(4), None);
+        // By sockets one sender sends, whatever is said of live ones.
+        assert_eq!(args("--generator af-xdp --generator-cores 2").shared_cores(2), None);
+        let note = args("--queues 2").shared_cores(2).expect("three on two");
+        assert!(note.contains("1 sender(s) and 2 worker(s) share 2 cores"), "{note}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use penstock_dataplane::clock::Now;
 use super::bench::{Measured, Spec, mac};
 use super::endpoint::Endpoint;
 use super::live::{Live, Share};
-use super::load::{self, Drain, Load, NodeSide, STILL_SENDING, Sent};
+use super::load::{self, Drain, Load, NUMBERS, NodeSide, STILL_SENDING, Sent};
 use super::packet::{Maker, Route, Transport};
 use super::popularity::Draw;
 use super::sink::Sink;
@@ -23,6 +23,8 @@ use crate::rig::VIP_PORT;
 
 /// Clients of a load, RFC 2544's own network.
 const CLIENTS_V4: [u8; 4] = [198, 18, 0, 1];
+/// Of what sends by sockets, as of the first live generator.
+const SENDER_CORE: usize = 0;
 /// What makes and takes the packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -173,6 +175,7 @@ impl Ends {
             if is_ready.recv().is_err() {
                 return Ok(None);
             }
+            pin(SENDER_CORE)?;
             let mut end = Endpoint::open(&interface, queues)?;
             Ok(Some(load::run(&mut end, &mut load)))
         });
@@ -191,6 +194,7 @@ impl Ends {
         let nodes = self.kernel_sink(spec, expected(rate, duration))?;
         let (interface, queues) = (self.sender_interface.clone(), self.queues);
         let (sent, returned) = self.sender.run(move || -> Result<_> {
+            pin(SENDER_CORE)?;
             let mut end = Endpoint::open(&interface, queues)?;
             Ok(load::run(&mut end, &mut load))
         })?;
@@ -234,15 +238,16 @@ impl Ends {
         let rate = rate.map(|rate| rate / f64::from(of));
         let barrier = std::sync::Barrier::new(of as usize);
         let one = |index: u32| -> Result<Sent> {
-            self.sender.enter()?;
-            if let Some(core) = core_affinity::get_core_ids().and_then(|cores| cores.get(index as usize).copied()) {
-                core_affinity::set_for_current(core);
-            }
             let share = Share { index, of };
-            let opened = Live::open(&self.sender_interface, maker, spec.flows, spec.popularity, share, spec.seed);
+            let open = || -> Result<Live> {
+                self.sender.enter()?;
+                pin(index as usize)?;
+                Live::open(&self.sender_interface, maker, spec.flows, spec.popularity, share, spec.seed)
+            };
+            let opened = open();
             // Also before a failure is told: the others wait.
             barrier.wait();
-            opened?.run(rate, duration, None)
+            opened?.run(rate, duration, Some(NUMBERS / u64::from(of)))
         };
         let all: Vec<Result<Sent>> = std::thread::scope(|scope| {
             let one = &one;
@@ -252,6 +257,13 @@ impl Ends {
         let all: Vec<Sent> = all.into_iter().collect::<Result<_>>()?;
         Ok(together(&all))
     }
+}
+
+/// The calling thread on a core of its own, as far as workers are on others.
+fn pin(core: usize) -> Result<()> {
+    let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: core });
+    ensure!(pinned, "a generator can't be pinned to core {core}: is there one?");
+    Ok(())
 }
 
 /// A sink's books once all are there, or no more come.

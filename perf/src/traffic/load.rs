@@ -15,6 +15,8 @@ use super::popularity::Draw;
 use super::precedence::insist;
 use super::track::{Outcome, Track};
 
+/// Packets that have a number of their own, and a next one: a stamp's has 32 bits. A run ends before they come round.
+pub const NUMBERS: u64 = u32::MAX as u64;
 /// How long the next packet may take to come in once all were sent: a worker may wait for its core, on a busy machine.
 const SILENCE: Duration = Duration::from_secs(1);
 /// The same where none ever came: nobody answers.
@@ -83,7 +85,7 @@ pub fn run(end: &mut Endpoint, load: &mut Load) -> (Sent, Outcome) {
     let mut bursts: Vec<Burst> = (0..end.queues()).map(|_| Burst::new()).collect();
     let mut packets = 0;
     let mut now = start;
-    while now < until {
+    while now < until && pace.sent() < NUMBERS {
         let room = bursts.iter().map(arrayvec::ArrayVec::remaining_capacity).min().unwrap_or(0);
         let due = pace.due(now, room);
         for _ in 0..due {

@@ -67,6 +67,9 @@ pub struct Outcome {
     pub lost: u64,
     pub duplicates: u64,
     pub reordered: u64,
+    /// One packet in so many was looked at for duplicates and latency, one flow in so many for order: the figures are estimates
+    /// if it is more than 1.
+    pub one_in: u64,
     /// Flows of which nothing arrived, in order; where sockets take the packets.
     #[serde(skip)]
     pub silent: Vec<u32>,
@@ -215,6 +218,7 @@ impl Track {
             lost: sent.saturating_sub(self.received),
             duplicates: self.duplicates,
             reordered: self.reordered,
+            one_in: 1,
             silent: (0..).zip(&self.flows).filter(|(_, last)| **last == 0).map(|(flow, _)| flow).collect(),
             steady_p99_us: self.steady.p99_us(),
             ..Outcome::of(&self.calm, &self.touched)

@@ -7,14 +7,19 @@
 
 use anyhow::{Result, ensure};
 
+use super::memory::ConntrackLimit;
 use super::{Effort, Metric, Sample, Stage, wrk};
 use crate::compare::cpu::{LabClock, busy_seconds};
 
 const CLIENTS: usize = 64;
 /// Of those that did not, so many may fail.
 const FAILED: f64 = 0.001;
+/// Connections the kernel may track: one rests for two minutes when it is over, and a full table drops SYNs. Any NAT box has
+/// its limit raised.
+const TRACKED: u64 = 4 << 20;
 
 pub fn measure(stage: &Stage, effort: &Effort) -> Result<Sample> {
+    let _limit = ConntrackLimit::raise(TRACKED)?;
     let url = format!("http://{}/", stage.running.target);
     let client = &stage.lab.clients[0].ns;
     let clock = LabClock::new(&stage.lab)?;

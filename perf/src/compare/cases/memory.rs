@@ -112,12 +112,12 @@ impl Occupied {
 }
 
 /// The machine's limit of tracked connections, raised until this is dropped or this process ends.
-struct ConntrackLimit {
+pub(super) struct ConntrackLimit {
     _restorer: Option<Restorer>,
 }
 
 impl ConntrackLimit {
-    fn raise(wanted: u64) -> Result<Self> {
+    pub(super) fn raise(wanted: u64) -> Result<Self> {
         // A kernel without connection tracking has no limit.
         let Ok(text) = fs::read_to_string(CONNTRACK_MAX) else { return Ok(Self { _restorer: None }) };
         let old: u64 = text.trim().parse().with_context(|| CONNTRACK_MAX.to_owned())?;

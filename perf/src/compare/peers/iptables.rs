@@ -15,7 +15,11 @@ pub static IPTABLES: KubeProxy = KubeProxy {
     arguments: &[],
     package: "iptables",
     rules,
+    steered: false,
 };
+
+pub static IPTABLES_RPS: KubeProxy =
+    KubeProxy { name: "iptables-rps", what: "the same, steered to the box's core (RPS)", steered: true, ..IPTABLES };
 
 fn rules(vip: SocketAddrV4, nodes: &[SocketAddrV4], setup: &Setup) -> String {
     let (mut chains, mut services, mut rest) = (String::new(), String::new(), String::new());

@@ -1,4 +1,7 @@
-//! IPVS, masquerading with source NAT, as kube-proxy's ipvs mode sets it up.
+//! IPVS, masquerading with source NAT, as kube-proxy's ipvs mode sets it up, but for the scheduler: `mh`, which is Maglev's hash
+//! as Penstock's is, where kube-proxy has `rr` unless told.
+
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 
@@ -6,6 +9,7 @@ use super::{Peer, Running, Setup, nodes, own_vip, vip};
 use crate::compare::cases::Case;
 use crate::compare::process::need;
 use crate::lab::{Lab, LabBuilder};
+use crate::privilege;
 
 pub struct Ipvs;
 
@@ -15,7 +19,7 @@ impl Peer for Ipvs {
     }
 
     fn what(&self) -> &'static str {
-        "IPVS, scheduler mh, masquerading"
+        "IPVS, scheduler mh (kube-proxy's own is rr), masquerading"
     }
 
     fn cannot(&self) -> &'static str {
@@ -23,12 +27,17 @@ impl Peer for Ipvs {
     }
 
     fn unfit(&self, case: Case) -> Option<&'static str> {
-        (case == Case::Memory).then_some("its table and conntrack's are counted apart nowhere")
+        (case == Case::Memory).then_some("set up with one address to translate to, which has 64,000 ports")
     }
 
     fn missing(&self) -> Option<String> {
-        if !std::path::Path::new("/proc/net/ip_vs").exists() {
-            return Some("this kernel has no IPVS (CONFIG_IP_VS; or modprobe ip_vs)".to_owned());
+        let loaded = || std::path::Path::new("/proc/net/ip_vs").exists();
+        if !loaded() && privilege::missing().is_none() {
+            // A distribution's kernel has it as a module, which stays loaded. Where there is none, nothing comes of it.
+            let _ = Command::new("modprobe").args(["--quiet", "ip_vs"]).status();
+        }
+        if !loaded() {
+            return Some("this kernel has no IPVS (CONFIG_IP_VS)".to_owned());
         }
         need("ipvsadm", "ipvsadm").err().map(|error| error.to_string())
     }

@@ -1,11 +1,9 @@
 //! The kernel's forwarding, no NAT: clients know the node. Once as it is, where a veth's packets are forwarded on the
 //! core of their sender; and once with receive packet steering (RPS) to the box's core, as AF_XDP peers have both.
 
-use std::process::Command;
+use anyhow::Result;
 
-use anyhow::{Result, ensure};
-
-use super::{BOX_CORE, Peer, Running, Setup};
+use super::{Peer, Running, Setup, steer_to_box};
 use crate::compare::cases::Case;
 use crate::lab::{Lab, LabBuilder};
 
@@ -72,15 +70,7 @@ impl Peer for SteeredKernel {
     }
 
     fn start(&self, lab: &Lab, _: &Setup) -> Result<Running> {
-        let mask = format!("{:x}", 1_u64 << BOX_CORE);
-        let script = format!(
-            "for interface in clients0 nodes0; do echo {mask} > /sys/class/net/$interface/queues/rx-0/rps_cpus || exit 1; done"
-        );
-        // `ip netns exec`, because it mounts the namespace's own /sys.
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", lab.the_box.name(), "sh", "-c", &script]);
-        let output = lab.the_box.output(&mut command)?;
-        ensure!(output.status.success(), "setting rps_cpus: {}", String::from_utf8_lossy(&output.stderr));
+        steer_to_box(lab)?;
         Ok(Running::at_node(lab))
     }
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use super::{Peer, Running, Setup, nodes, own_snat, own_vip, vip};
+use super::{Peer, Running, Setup, nodes, own_snat, own_vip, steer_to_box, vip};
 use crate::compare::cases::Case;
 use crate::compare::process::{need, write};
 use crate::lab::{Lab, LabBuilder};
@@ -21,6 +21,8 @@ pub struct KubeProxy {
     pub package: &'static str,
     /// For the VIP and the nodes behind it.
     pub rules: fn(SocketAddrV4, &[SocketAddrV4], &Setup) -> String,
+    /// On the box's core, not on its sender's; only where these differ and the box is the limit.
+    pub steered: bool,
 }
 
 impl Peer for KubeProxy {
@@ -36,8 +38,8 @@ impl Peer for KubeProxy {
         self.cannot
     }
 
-    fn unfit(&self, _: Case) -> Option<&'static str> {
-        None
+    fn unfit(&self, case: Case) -> Option<&'static str> {
+        (self.steered && !matches!(case, Case::Pps | Case::Live)).then_some("as without RPS, or near it")
     }
 
     fn missing(&self) -> Option<String> {
@@ -59,6 +61,9 @@ impl Peer for KubeProxy {
         let mut load = Command::new(need(self.loader, self.package)?);
         let output = lab.the_box.output(load.args(self.arguments).arg(&file))?;
         ensure!(output.status.success(), "{} refused: {}", self.loader, String::from_utf8_lossy(&output.stderr));
+        if self.steered {
+            steer_to_box(lab)?;
+        }
         Ok(Running::at_vip(lab))
     }
 }

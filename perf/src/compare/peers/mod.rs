@@ -15,8 +15,9 @@ mod quilkin;
 mod testpmd;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::cases::Case;
 use super::forwarder::mac_in;
@@ -147,7 +148,9 @@ pub fn all() -> Vec<&'static dyn Peer> {
         &kernel::Kernel,
         &kernel::SteeredKernel,
         &nftables::NFTABLES,
+        &nftables::NFTABLES_RPS,
         &iptables::IPTABLES,
+        &iptables::IPTABLES_RPS,
         &ipvs::Ipvs,
         &haproxy::Haproxy,
         &nginx::Nginx,
@@ -187,6 +190,20 @@ fn mac_text(mac: [u8; 6]) -> String {
 /// The VIP as an address of the box's own: its kernel answers ARP for it.
 fn own_vip(lab: &Lab) -> Result<()> {
     lab.the_box.sh(&format!("ip address add {}/32 dev lo", plan::vip(0).v4))?;
+    Ok(())
+}
+
+/// What the box's kernel does for a packet it does on the box's core, not on its sender's (receive packet steering).
+fn steer_to_box(lab: &Lab) -> Result<()> {
+    let mask = format!("{:x}", 1_u64 << BOX_CORE);
+    let script = format!(
+        "for interface in clients0 nodes0; do echo {mask} > /sys/class/net/$interface/queues/rx-0/rps_cpus || exit 1; done"
+    );
+    // `ip netns exec`, because it mounts the namespace's own /sys.
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", lab.the_box.name(), "sh", "-c", &script]);
+    let output = lab.the_box.output(&mut command)?;
+    ensure!(output.status.success(), "setting rps_cpus: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

@@ -14,7 +14,11 @@ pub static NFTABLES: KubeProxy = KubeProxy {
     arguments: &["-f"],
     package: "nftables",
     rules,
+    steered: false,
 };
+
+pub static NFTABLES_RPS: KubeProxy =
+    KubeProxy { name: "nftables-rps", what: "the same, steered to the box's core (RPS)", steered: true, ..NFTABLES };
 
 fn rules(vip: SocketAddrV4, nodes: &[SocketAddrV4], setup: &Setup) -> String {
     let mut chains = String::new();
