@@ -20,6 +20,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use crate::demo::narrator::Narrator;
+use crate::plot;
 use crate::privilege;
 
 /// A cluster of this size, and what it costs control.
@@ -41,6 +42,9 @@ pub struct ScaleArgs {
     /// Also write the figures here
     #[arg(long)]
     pub json: Option<PathBuf>,
+    /// Also draw a chart (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
 }
 
 /// Runs the benchmark and prints its table.
@@ -53,11 +57,17 @@ pub fn command(args: &ScaleArgs) -> Result<()> {
     }
     ensure!(args.local <= args.services, "--local {} of {} Services", args.local, args.services);
     ensure!(args.nodes >= 4 && args.edits > 0, "at least 4 nodes and one edit");
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let narrator = Narrator::default();
     let report = run::run(args, &narrator)?;
     print!("{}", report.table());
     if let Some(path) = &args.json {
         report.write(path)?;
+    }
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &[("kubernetes", report.chart())])?;
     }
     let missed = report.missed();
     ensure!(missed.is_empty(), "missed: {}", missed.join(", "));

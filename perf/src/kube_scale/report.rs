@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::plot::{self, Bar, Group, Labels};
+
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     version: &'static str,
@@ -58,6 +60,25 @@ impl Report {
         text
     }
 
+    /// Each target's figure, as a share of what it may be: their units differ.
+    pub(super) fn chart(&self) -> String {
+        let Self { services, nodes, local, .. } = self;
+        let labels = Labels {
+            title: "Control over a large cluster".into(),
+            subtitle: format!("{services} Services ({local} of policy Local) over {nodes} nodes"),
+            values: "per cent of the target".into(),
+            along: String::new(),
+        };
+        let group = |figure: &Figure| {
+            // Of none at all there is no share.
+            let target = figure.target.filter(|target| *target > 0.0)?;
+            let share = Bar::exact(figure.value / target * 100.0);
+            Some(Group { name: figure.name.into(), bars: vec![Some(share)] })
+        };
+        let groups: Vec<Group> = self.figures.iter().filter_map(group).collect();
+        plot::bars(&labels, &["figure"], &groups)
+    }
+
     pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let fail = || format!("{}: can't be written; is its directory there?", path.display());
         let file = File::create(path).with_context(fail)?;
@@ -85,5 +106,7 @@ mod tests {
         let table = report.table();
         assert!(table.lines().any(|line| line.starts_with("memory") && line.ends_with("NO")), "{table}");
         assert!(table.lines().any(|line| line.contains("99.50 ms") && line.ends_with("yes")), "{table}");
+        let chart = report.chart();
+        assert!(chart.contains("an edit") && !chart.contains("snapshots"), "{chart}");
     }
 }

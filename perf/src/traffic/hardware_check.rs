@@ -1,6 +1,7 @@
 //! `penstock-perf hardware-check`: the tools of `perf/hardware` that run on virtual interfaces, run on a lab's, beside
 //! our own. Who takes the lab to real NICs knows then what each tool's figure is worth.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -17,6 +18,7 @@ use super::sink::Sink;
 use super::testpmd::{self, Job, Testpmd};
 use crate::config::NODE_PORT;
 use crate::lab::Lab;
+use crate::plot::{self, Bar, Group, Labels};
 use crate::privilege;
 use crate::rig::VIP_PORT;
 
@@ -26,6 +28,9 @@ pub struct HardwareCheckArgs {
     seconds: f64,
     #[arg(long)]
     json: bool,
+    /// Also draw a chart (SVG) into this directory
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
 }
 
 /// One line of the table, in packets per second.
@@ -42,6 +47,9 @@ pub fn command(args: &HardwareCheckArgs) -> Result<()> {
     if let Some(reason) = privilege::missing() {
         bail!("{reason}");
     }
+    if let Some(directory) = &args.plot {
+        plot::prepare(directory)?;
+    }
     let duration = Duration::from_secs_f64(args.seconds);
     let mut rows = ours(duration)?;
     match testpmd::require() {
@@ -50,13 +58,28 @@ pub fn command(args: &HardwareCheckArgs) -> Result<()> {
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+    } else {
+        println!("{:<58} {:>12} {:>12}", "60-byte UDP, one way, packets/s", "sent", "arrived");
+        for Row { what, sent, arrived } in &rows {
+            println!("{what:<58} {sent:>12.0} {arrived:>12.0}");
+        }
     }
-    println!("{:<58} {:>12} {:>12}", "60-byte UDP, one way, packets/s", "sent", "arrived");
-    for Row { what, sent, arrived } in &rows {
-        println!("{what:<58} {sent:>12.0} {arrived:>12.0}");
+    if let Some(directory) = &args.plot {
+        plot::write(directory, &[("hardware-check", chart(&rows, args.seconds))])?;
     }
     Ok(())
+}
+
+fn chart(rows: &[Row], seconds: f64) -> String {
+    let labels = Labels {
+        title: "Tools for real hardware, on virtual interfaces".into(),
+        subtitle: format!("60-byte UDP, one way, {seconds} s each"),
+        values: "packets per second".into(),
+        along: String::new(),
+    };
+    let bars = |row: &Row| [row.sent, row.arrived].map(|rate| Some(Bar::exact(rate))).to_vec();
+    let groups: Vec<Group> = rows.iter().map(|row| Group { name: row.what.clone(), bars: bars(row) }).collect();
+    plot::bars(&labels, &["sent", "arrived"], &groups)
 }
 
 fn spec() -> Spec {
