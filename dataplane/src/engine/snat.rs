@@ -186,14 +186,9 @@ impl Occupancy {
         let is_full = |(pair, level): &&(Pair, Level)| {
             room::is_worth_telling(level.fullest, WARN_AT, &subject(*pair), &self.warnings)
         };
-        let full: Vec<&(Pair, Level)> = backends.iter().filter(is_full).collect();
-        let warnings: Vec<String> = full.iter().map(|(pair, level)| self.warning(*pair, level, tables)).collect();
-        let newly = warnings
-            .iter()
-            .zip(&full)
-            .filter(|(_, (pair, _))| !self.warnings.iter().any(|known| known.starts_with(&subject(*pair))))
-            .map(|(warning, _)| warning.clone())
-            .collect();
+        let full = backends.iter().filter(is_full);
+        let warnings: Vec<String> = full.map(|(pair, level)| self.warning(*pair, level, tables)).collect();
+        let newly = room::newly(&self.warnings, &warnings);
         self.warnings = warnings;
         newly
     }

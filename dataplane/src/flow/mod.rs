@@ -82,12 +82,6 @@ impl Capacity {
     pub fn records(self) -> u32 {
         self.established + self.embryonic
     }
-
-    /// How many of the established flows may be such that prove nothing, however many others there are.
-    #[must_use]
-    fn unproved(self) -> u32 {
-        self.established - self.established / 4
-    }
 }
 
 /// Counts a record towards the limits its service has now.
@@ -259,16 +253,6 @@ impl<F: Family> FlowTable<F> {
             self.counts.established -= 1;
             self.counts.unproved -= u32::from(word.proves_nothing());
         }
-    }
-
-    /// Whether one more flow may become this.
-    fn has_room(&self, to: Word) -> bool {
-        self.counts.established < self.capacity.established && !self.fills_its_share(to)
-    }
-
-    /// Whether no other than a flow that proves nothing can make room for this one.
-    fn fills_its_share(&self, to: Word) -> bool {
-        to.proves_nothing() && self.counts.unproved >= self.capacity.unproved()
     }
 
     fn insert_keys(&mut self, at: u32, hashes: [u64; 2]) -> bool {

@@ -1,7 +1,7 @@
 //! Room for flows that begin where there is none left: closed ones rest shorter then. nf_conntrack does the same
 //! (`early_drop`); else short connections at a high rate would fill the table with what is over.
 
-use super::{FlowTable, Record, State, Word};
+use super::{Capacity, FlowTable, Record, State, Word};
 use crate::clock::{Tick, ticks};
 use crate::wire::Family;
 
@@ -11,7 +11,25 @@ const LOOKED_AT: usize = 32;
 /// Seconds without a packet. In `dsr` a client that said its last word may still acknowledge what it is sent.
 const SILENT: u32 = 10;
 
+impl Capacity {
+    /// How many of the established flows may be such that prove nothing, however many others there are.
+    #[must_use]
+    fn unproved(self) -> u32 {
+        self.established - self.established / 4
+    }
+}
+
 impl<F: Family> FlowTable<F> {
+    /// Whether one more flow may become this.
+    pub(super) fn has_room(&self, to: Word) -> bool {
+        self.counts.established < self.capacity.established && !self.fills_its_share(to)
+    }
+
+    /// Whether no other than a flow that proves nothing can make room for this one.
+    fn fills_its_share(&self, to: Word) -> bool {
+        to.proves_nothing() && self.counts.unproved >= self.capacity.unproved()
+    }
+
     /// Forgets a closed flow, for one to become what `to` says: of the next records the one that rests longest. `last`
     /// is shown it before. False: none of them is closed, or none whose place this flow could have.
     #[cold]

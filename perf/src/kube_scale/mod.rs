@@ -20,6 +20,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 
 use crate::demo::narrator::Narrator;
+use crate::figures::FiguresFile;
 use crate::plot;
 use crate::privilege;
 
@@ -57,14 +58,15 @@ pub fn command(args: &ScaleArgs) -> Result<()> {
     }
     ensure!(args.local <= args.services, "--local {} of {} Services", args.local, args.services);
     ensure!(args.nodes >= 4 && args.edits > 0, "at least 4 nodes and one edit");
+    let file = args.json.as_deref().map(FiguresFile::prepare).transpose()?;
     if let Some(directory) = &args.plot {
         plot::prepare(directory)?;
     }
     let narrator = Narrator::default();
     let report = run::run(args, &narrator)?;
     print!("{}", report.table());
-    if let Some(path) = &args.json {
-        report.write(path)?;
+    if let Some(file) = file {
+        file.finish(&report)?;
     }
     if let Some(directory) = &args.plot {
         plot::write(directory, &[("kubernetes", report.chart())])?;

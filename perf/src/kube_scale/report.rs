@@ -1,11 +1,8 @@
 //! The table, and the same figures as JSON.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use crate::plot::{self, Bar, Group, Labels};
@@ -77,12 +74,6 @@ impl Report {
         };
         let groups: Vec<Group> = self.figures.iter().filter_map(group).collect();
         plot::bars(&labels, &["figure"], &groups)
-    }
-
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let fail = || format!("{}: can't be written; is its directory there?", path.display());
-        let file = File::create(path).with_context(fail)?;
-        serde_json::to_writer_pretty(file, self).with_context(fail)
     }
 }
 
