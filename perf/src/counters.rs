@@ -1,15 +1,16 @@
 //! What the kernel counts for whoever asks (perf_event_open): interrupts of a core, and, where the machine has such
 //! counters, what the processor does.
 
+use std::fs::File;
 use std::io;
 use std::ops::{Add, Mul, Sub};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use perf_event::events::{Event, Hardware, Tracepoint};
 use perf_event::{Builder, Counter, Group};
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-/// Where the kernel lists its trace points.
-const TRACE_POINTS: &str = "/sys/kernel/tracing/events";
 /// The timer's, and devices'. Not those one core sends another: they may be a consequence of what is measured.
 const INTERRUPTS: [&str; 2] = ["irq_vectors/local_timer_entry", "irq/irq_handler_entry"];
 
@@ -21,16 +22,17 @@ impl Interrupts {
     /// Not root, or a kernel without trace points.
     pub fn of_core(core: usize) -> io::Result<Self> {
         let mut counters = Vec::new();
+        let list = trace_points()?;
         for name in INTERRUPTS {
             // Each architecture has its own, and kernels are built without some.
-            let Ok(id) = trace_point(name) else { continue };
+            let Ok(id) = trace_point(&list, name) else { continue };
             // Not in a group: a core's trace points stand still in one (seen on Linux 6.18).
             let mut counter = Builder::new(Tracepoint::with_id(id)).any_pid().one_cpu(core).include_kernel().build()?;
             counter.enable()?;
             counters.push(counter);
         }
         if counters.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no interrupts among {TRACE_POINTS}")));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no trace points of interrupts"));
         }
         Ok(Self(counters))
     }
@@ -42,9 +44,16 @@ impl Interrupts {
     }
 }
 
-fn trace_point(name: &str) -> io::Result<u64> {
-    let text = std::fs::read_to_string(Path::new(TRACE_POINTS).join(name).join("id"))?;
-    text.trim().parse().map_err(io::Error::other)
+/// The kernel's list of trace points, mounted for this process alone: not every machine has it at its place.
+fn trace_points() -> io::Result<OwnedFd> {
+    let list = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(list.as_fd())?;
+    Ok(fsmount(list.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+}
+
+fn trace_point(list: &OwnedFd, name: &str) -> io::Result<u64> {
+    let file = openat(list, format!("events/{name}/id"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    io::read_to_string(File::from(file))?.trim().parse().map_err(io::Error::other)
 }
 
 /// What this thread makes the processor do.
@@ -156,8 +165,9 @@ mod tests {
         if !privilege::require(NAME) {
             return;
         }
-        if !Path::new(TRACE_POINTS).is_dir() {
-            println!("SKIPPED: {NAME}: no trace points in {TRACE_POINTS}");
+        // A container's root may not, nor has each kernel any.
+        if let Err(error) = trace_points() {
+            println!("SKIPPED: {NAME}: no trace points: {error}");
             return;
         }
         let core = measure::pin(None).unwrap();

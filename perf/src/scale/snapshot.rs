@@ -238,10 +238,18 @@ pub fn add_pauses(section: &mut Section, events: &str, quiet: &[Gaps], with: &[G
     let ticked: u64 = with.iter().chain(quiet).map(|gaps| gaps.ticked).sum();
     let slept: u64 = with.iter().chain(quiet).map(|gaps| gaps.slept).sum();
     let turns: u64 = with.iter().chain(quiet).map(|gaps| gaps.wall.len()).sum();
+    let ticks = match ticked {
+        0 => "Interrupts were not counted here (that takes root, and a kernel with trace points): their time is among the \
+              worker's own."
+            .to_owned(),
+        _ => format!(
+            "So are {ticked} in or just before which the core was interrupted (by the timer mostly), and which kept it \
+             otherwise."
+        ),
+    };
     section.note(format!(
         "Of {turns} turns {interrupted} lost their core to another process: those, and the few after each that found cold \
-         caches, are in the wall clock's figures only. So are {ticked} in or just before which the core was interrupted \
-         (by the timer mostly), and which kept it otherwise. The thread slept {slept} times by itself."
+         caches, are in the wall clock's figures only. {ticks} The thread slept {slept} times by itself."
     ));
     let at = |gaps: &[Gaps], quantile: f64| {
         let values: Vec<f64> = gaps.iter().map(|g| g.own.value_at_quantile(quantile) as f64 / 1e3).collect();

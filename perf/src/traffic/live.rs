@@ -381,10 +381,11 @@ mod tests {
         }
         let maker = Maker::new(route(false), Mix::fixed(64));
         let mut live = Live::open("lo", &maker, 10, Popularity::Uniform, Share::WHOLE, 1).expect("a generator");
-        const HOUR: u64 = 3600 * 1_000_000_000;
-        let mut run = ready(HOUR * 1024);
-        // Its first packet was due an hour ago, the second is due now.
-        run[Word::Start as usize] = Now::read().ns - HOUR;
+        // Long for a pause of this thread, short for a machine just started: the clock counts from there.
+        const STEP: u64 = 10 * 1_000_000_000;
+        let mut run = ready(STEP * 1024);
+        // Its first packet was due a step ago, the second is due now.
+        run[Word::Start as usize] = Now::read().ns - STEP;
         live.set(run).expect("a map");
         let stamp = |live: &mut Live| stamp_of(&one(live).1, 80).expect("a stamp");
         let first = stamp(&mut live);
@@ -393,12 +394,12 @@ mod tests {
         assert_eq!(one(&mut live).0, NOT_DUE);
         let calm = live.get().expect("a map");
         assert_eq!((calm[Word::Pauses as usize], calm[Word::LateSince as usize]), (1, 0));
-        assert!(calm[Word::CalmSince as usize] >= calm[Word::Start as usize] + 2 * HOUR);
-        // The next ones, each an hour later and in time; the box needs until shortly after the third.
+        assert!(calm[Word::CalmSince as usize] >= calm[Word::Start as usize] + 2 * STEP);
+        // The next ones, each a step later and in time; the box needs until shortly after the third.
         let mut touched = |number: u64| {
             let mut run = calm;
-            run[Word::Start as usize] = Now::read().ns - number * HOUR;
-            run[Word::CalmSince as usize] = run[Word::Start as usize] + 2 * HOUR + 1;
+            run[Word::Start as usize] = Now::read().ns - number * STEP;
+            run[Word::CalmSince as usize] = run[Word::Start as usize] + 2 * STEP + 1;
             run[Word::Packets as usize] = number;
             live.set(run).expect("a map");
             stamp(&mut live).touched
