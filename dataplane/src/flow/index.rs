@@ -16,8 +16,7 @@ const EMPTY: u32 = 0;
 const TOP: u32 = 1 << 31;
 /// What eight bits can count. A bucket that got so far is not counted down any more.
 const MOST_STRAYS: u32 = (1 << SLOTS) - 1;
-/// Entries moved for one insertion. Two, no more: both buckets of the second one's way are full then, so that
-/// neither move can undo the other.
+/// Entries moved for one insertion.
 const MOST_MOVES: u32 = 2;
 /// What a slot's other bits can count.
 const MAX_RECORDS: usize = (1 << 30) - 1;
@@ -206,64 +205,49 @@ impl Index {
     }
 
     /// Adds an entry. `rehash` tells the hash of an entry already in the index (from its record), to
-    /// move it when both buckets are full. False: no room, and no entry is lost.
+    /// move it when both buckets are full. False: no room, nothing changed.
     pub fn insert(&mut self, hash: u64, entry: Entry, rehash: impl Fn(Entry) -> u64) -> bool {
-        let (tag, slot) = (hash as u32, entry.pack());
-        let [first, second] = [self.first(hash), self.second(hash)];
-        if !self.place(first, tag, slot) {
-            let is_second = self.place(second, tag, slot) || {
-                let Some(bucket) = self.make_room([first, second], &rehash) else { return false };
-                self.place(bucket, tag, slot);
-                bucket == second
-            };
-            if is_second {
-                self.buckets[first].gain_stray();
-            }
+        let choices = [self.first(hash), self.second(hash)];
+        let empty = choices.into_iter().find_map(|bucket| Some((bucket, self.buckets[bucket].slot_of(EMPTY)?)));
+        let Some((bucket, at)) = empty.or_else(|| self.make_room(choices, &rehash)) else { return false };
+        self.buckets[bucket].put(at, hash as u32, entry.pack());
+        if bucket != choices[0] {
+            self.buckets[choices[0]].gain_stray();
         }
         self.used += 1;
         true
     }
 
-    /// Moves entries so that one of two full buckets has room: which.
+    /// A bucket of two full ones, and its slot whose entry was moved away.
     #[cold]
-    fn make_room(&mut self, full: [usize; 2], rehash: &impl Fn(Entry) -> u64) -> Option<usize> {
+    fn make_room(&mut self, full: [usize; 2], rehash: &impl Fn(Entry) -> u64) -> Option<(usize, usize)> {
         // One move is enough but for one insertion in ten million, where the index is 4/5 full.
-        let moves = (1..=MOST_MOVES).flat_map(|moves| full.map(|bucket| (moves, bucket)));
-        for (moves, bucket) in moves {
-            if self.move_one(bucket, moves, rehash) {
-                return Some(bucket);
-            }
-        }
-        None
+        let mut ways = (1..=MOST_MOVES).flat_map(|moves| full.map(|bucket| (bucket, moves)));
+        ways.find_map(|(bucket, moves)| Some((bucket, self.free_slot(bucket, moves, rehash)?)))
     }
 
-    /// Moves an entry of a full bucket to its other one, which may be made room in by all `moves` but one.
-    fn move_one(&mut self, bucket: usize, moves: u32, rehash: &impl Fn(Entry) -> u64) -> bool {
+    /// A slot of this bucket that is empty, or whose entry has its place elsewhere by now, after so many moves at
+    /// most. The caller writes to it at once: until then the bucket is full, and no other move ends there.
+    fn free_slot(&mut self, bucket: usize, moves: u32, rehash: &impl Fn(Entry) -> u64) -> Option<usize> {
+        let empty = self.buckets[bucket].slot_of(EMPTY);
+        if empty.is_some() || moves == 0 {
+            return empty;
+        }
         for at in 0..SLOTS {
             let slot = self.buckets[bucket].slot(at);
             let hash = rehash(Entry::unpack(slot));
             let [first, second] = [self.first(hash), self.second(hash)];
             let other = if bucket == first { second } else { first };
-            if self.place(other, hash as u32, slot)
-                || (moves > 1 && self.move_one(other, moves - 1, rehash) && self.place(other, hash as u32, slot))
-            {
-                self.buckets[bucket].put(at, 0, EMPTY);
-                if bucket == first {
-                    self.buckets[first].gain_stray();
-                } else {
-                    self.buckets[first].lose_stray();
-                }
-                return true;
+            let Some(to) = self.free_slot(other, moves - 1, rehash) else { continue };
+            self.buckets[other].put(to, hash as u32, slot);
+            if bucket == first {
+                self.buckets[first].gain_stray();
+            } else {
+                self.buckets[first].lose_stray();
             }
+            return Some(at);
         }
-        false
-    }
-
-    fn place(&mut self, bucket: usize, tag: u32, slot: u32) -> bool {
-        let bucket = &mut self.buckets[bucket];
-        let Some(at) = bucket.slot_of(EMPTY) else { return false };
-        bucket.put(at, tag, slot);
-        true
+        None
     }
 
     /// Removes the entry. False: it was not there.
